@@ -30,8 +30,8 @@ import sysconfig
 import time
 import tokenize
 
-PACKAGES = ('multiprocessing', 'mproc_ext')
-NOT_INDEXED = {'site-packages', 'dist-packages', 'test', 'tests', 'idlelib', 'lib2to3'}
+PACKAGES = ("multiprocessing", "mproc_ext")
+NOT_INDEXED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
 
 # In a Pool's workers: the Lock and the two Values that it guards, set by `start_worker`.
 progress = None
@@ -39,10 +39,10 @@ progress = None
 
 def source_files(limit=None):
     """The paths of the standard library's source files, without its tests."""
-    root = pathlib.Path(sysconfig.get_path('stdlib'))
+    root = pathlib.Path(sysconfig.get_path("stdlib"))
     found = sorted(
         str(path)
-        for path in root.rglob('*.py')
+        for path in root.rglob("*.py")
         if NOT_INDEXED.isdisjoint(path.relative_to(root).parts)
     )
     return found[:limit]
@@ -103,21 +103,21 @@ def index_with_progress(path):
 
 def index_with_pool(mp, paths, workers, show):
     lock = mp.Lock()
-    files_done = mp.Value('i', 0, lock=False)
-    lines_done = mp.Value('i', 0, lock=False)
+    files_done = mp.Value("i", 0, lock=False)
+    lines_done = mp.Value("i", 0, lock=False)
     index = Index()
     with mp.Pool(workers, start_worker, (lock, files_done, lines_done)) as pool:
         result = pool.map_async(index_with_progress, paths)
         while not result.ready():
             result.wait(0.2)
             with lock:
-                show(f'{files_done.value} of {len(paths)} files, {lines_done.value:,} lines')
+                show(f"{files_done.value} of {len(paths)} files, {lines_done.value:,} lines")
         for lines, names in result.get():
             index.add(lines, names)
         pool.close()
         pool.join()
     if (files_done.value, lines_done.value) != (index.files, index.lines):
-        raise RuntimeError('the shared progress is not what the workers did')
+        raise RuntimeError("the shared progress is not what the workers did")
     return index
 
 
@@ -143,9 +143,11 @@ def collector(found, to_parent):
 def index_with_pipeline(mp, paths, workers, show):
     ours, theirs = mp.Pipe()
     to_index, found = mp.Queue(), mp.Queue()
-    children = [mp.Process(target=collector, args=(found, theirs), name='collector')]
+    children = [mp.Process(target=collector, args=(found, theirs), name="collector")]
     for number in range(workers):
-        children.append(mp.Process(target=indexer, args=(to_index, found), name=f'indexer-{number}'))
+        children.append(
+            mp.Process(target=indexer, args=(to_index, found), name=f"indexer-{number}")
+        )
     try:
         for child in children:
             child.start()
@@ -153,9 +155,9 @@ def index_with_pipeline(mp, paths, workers, show):
         ours.send(len(paths))
         for path in paths:
             to_index.put(path)
-        for child in children[1:]:
+        for _ in range(workers):
             to_index.put(None)
-        show('waiting for the collector')
+        show("waiting for the collector")
         index = receive(mp, ours, children)
         for child in children:
             child.join()
@@ -180,7 +182,7 @@ def receive(mp, connection, children):
             child.join()
             running.remove(child)
             if child.exitcode:
-                raise RuntimeError(f'{child.name} ended with exit status {child.exitcode}')
+                raise RuntimeError(f"{child.name} ended with exit status {child.exitcode}")
         if connection in ready:
             return connection.recv()
 
@@ -199,7 +201,7 @@ def start_processes(mp, count):
         child.start()
         child.join()
         if child.exitcode:
-            raise RuntimeError(f'{child.name} ended with exit status {child.exitcode}')
+            raise RuntimeError(f"{child.name} ended with exit status {child.exitcode}")
         child.close()
 
 
@@ -213,14 +215,14 @@ def steps(args, paths, show):
     def pipeline(mp):
         return index_with_pipeline(mp, paths, workers, show)
 
-    yield 'Pool.map of the files', 1, pool, args.method
-    yield 'pipeline of Processes', 1, pipeline, args.method
-    for method, count in (('fork', 20), ('forkserver', 20), ('spawn', 5)):
+    yield "Pool.map of the files", 1, pool, args.method
+    yield "pipeline of Processes", 1, pipeline, args.method
+    for method, count in (("fork", 20), ("forkserver", 20), ("spawn", 5)):
 
         def start(mp, count=count):
             start_processes(mp, count)
 
-        yield f'a process, {method}', count, start, method
+        yield f"a process, {method}", count, start, method
 
 
 def run(packages, args, paths, show):
@@ -228,12 +230,12 @@ def run(packages, args, paths, show):
     indexes, times = [], {}
     for title, count, step, method in steps(args, paths, show):
         contexts = {name: Package(package, method) for name, package in packages.items()}
-        if method == 'forkserver':  # the server's own start is not what is measured
+        if method == "forkserver":  # the server's own start is not what is measured
             for mp in contexts.values():
                 start_processes(mp, 1)
         for number in range(args.rounds):
             for name, mp in contexts.items():
-                show(f'{title}, {name}, round {number + 1}')
+                show(f"{title}, {name}, round {number + 1}")
                 began = time.perf_counter()
                 index = step(mp)
                 took = (time.perf_counter() - began) / count
@@ -249,7 +251,7 @@ class Package:
 
     def __init__(self, package, method):
         self._context = package.get_context(method)
-        self.connection = importlib.import_module(f'{package.__name__}.connection')
+        self.connection = importlib.import_module(f"{package.__name__}.connection")
 
     def __getattr__(self, name):
         return getattr(self._context, name)
@@ -257,72 +259,72 @@ class Package:
 
 def print_table(times):
     first, second = PACKAGES
-    print(f'{"best time, ms":24}{first:>16}{second:>12}{"ratio":>9}')
+    print(f"{'best time, ms':24}{first:>16}{second:>12}{'ratio':>9}")
     for title, row in times.items():
         a, b = row[first], row[second]
-        print(f'{title:24}{a * 1e3:16.2f}{b * 1e3:12.2f}{a / b:8.2f}x')
+        print(f"{title:24}{a * 1e3:16.2f}{b * 1e3:12.2f}{a / b:8.2f}x")
 
 
 def progress_line(text):
     """Show one line that the next one replaces, where somebody looks."""
     if sys.stderr.isatty():
-        print(f'\r\033[K{text}', end='', file=sys.stderr, flush=True)
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--files', type=int, metavar='N', help='index only the first N files')
+    parser.add_argument("--files", type=int, metavar="N", help="index only the first N files")
     parser.add_argument(
-        '--method',
-        choices=('fork', 'spawn', 'forkserver'),
+        "--method",
+        choices=("fork", "spawn", "forkserver"),
         help="start method of the Pool and the pipeline (default: this Python's)",
     )
-    parser.add_argument('--workers', type=int, default=os.cpu_count(), metavar='N')
-    parser.add_argument('--rounds', type=int, default=2, metavar='N', help='the best one counts')
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N")
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="the best one counts")
     args = parser.parse_args()
     if min(args.workers, args.rounds) < 1 or (args.files is not None and args.files < 1):
-        parser.error('--files, --workers and --rounds are at least 1')
+        parser.error("--files, --workers and --rounds are at least 1")
 
     try:
         packages = {name: importlib.import_module(name) for name in PACKAGES}
     except ImportError as error:
-        print(f'{error}; install it first: make demo does', file=sys.stderr)
+        print(f"{error}; install it first: make demo does", file=sys.stderr)
         return 2
     stdlib, ours = packages.values()
     if stdlib is ours:
-        print('`import multiprocessing` means mproc_ext here: nothing to compare', file=sys.stderr)
+        print("`import multiprocessing` means mproc_ext here: nothing to compare", file=sys.stderr)
         return 2
 
     paths = source_files(args.files)
     if not paths:
-        print(f'no source files in {sysconfig.get_path("stdlib")}', file=sys.stderr)
+        print(f"no source files in {sysconfig.get_path('stdlib')}", file=sys.stderr)
         return 2
     with contextlib.ExitStack() as at_end:
-        at_end.callback(progress_line, '')
+        at_end.callback(progress_line, "")
         indexes, times = run(packages, args, paths, progress_line)
 
     index = indexes[0]
     method = args.method or stdlib.get_start_method()
     print(
-        f'Python {platform.python_version()}, mproc_ext {ours.__version__}'
-        f' ({"accelerated" if ours.ACCELERATED else "not accelerated: the stdlib itself"}),'
-        f' {platform.system()} {platform.release()}, {os.cpu_count()} CPUs'
+        f"Python {platform.python_version()}, mproc_ext {ours.__version__}"
+        f" ({'accelerated' if ours.ACCELERATED else 'not accelerated: the stdlib itself'}),"
+        f" {platform.system()} {platform.release()}, {os.cpu_count()} CPUs"
     )
     print(
-        f'{index.files} files, {index.lines:,} lines, {len(index.names):,} names;'
-        f' {args.workers} workers, start method {method}, best of {args.rounds}'
+        f"{index.files} files, {index.lines:,} lines, {len(index.names):,} names;"
+        f" {args.workers} workers, start method {method}, best of {args.rounds}"
     )
     common = sorted(index.names, key=lambda name: (-index.names[name][1], name))[:5]
-    print('most lines:', ', '.join(f'{name} {index.names[name][1]:,}' for name in common))
+    print("most lines:", ", ".join(f"{name} {index.names[name][1]:,}" for name in common))
     print()
     print_table(times)
     print()
     if any(other != index for other in indexes):
-        print('The indexes DIFFER.')
+        print("The indexes DIFFER.")
         return 1
-    print(f'All {len(indexes)} indexes are equal.')
+    print(f"All {len(indexes)} indexes are equal.")
     return 0
 
 
-if __name__ == '__main__':
+if __name__ == "__main__":
     sys.exit(main())
