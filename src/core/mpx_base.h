@@ -1,0 +1,48 @@
+/* mpx_base.h - what every file of the core may rely on: status convention, alignment, asserts.
+ *
+ * Layer: L0
+ *
+ * Status convention. A function that can fail returns 0 or a non-negative value on success and
+ * a negative errno on failure (-EAGAIN, -ENOMEM ...). errno itself is not part of any interface:
+ * it may hold anything after a call. Nothing in the core prints, aborts or raises.
+ *
+ * Layers. Each file says its layer; a file includes only files of the same or a lower layer.
+ *   L0  mpx_base.h, mpx_atomic.h, mpx_fault.h   the language: types, atomics, test hooks
+ *   L1  mpx_os.h, mpx_os_linux.c                the operating system
+ *   L2  mpx_segment.{h,c}, mpx_process.{h,c}    shared memory, processes
+ */
+#ifndef MPX_BASE_H
+#define MPX_BASE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#if !defined(__STDC_VERSION__) || __STDC_VERSION__ < 201112L
+#    error "the core needs C11"
+#endif
+
+/* The unit in which processors own memory. Fields written by different processors are kept a
+ * line apart. It is part of every shared layout, hence a constant and not a question to the
+ * machine: two processes that disagree about it could not share a structure. */
+#define MPX_CACHE_LINE 64
+
+/* For a member of a structure: starts at a multiple of n bytes. */
+#define MPX_ALIGNED(n) _Alignas(n)
+
+#define MPX_STATIC_ASSERT(condition, message) _Static_assert(condition, message)
+
+/* A result that must not be dropped: a status, or a descriptor that would leak. */
+#define MPX_NODISCARD __attribute__((warn_unused_result))
+
+#define MPX_LIKELY(condition)   __builtin_expect(!!(condition), 1)
+#define MPX_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+
+#define MPX_ARRAY_LENGTH(array) (sizeof(array) / sizeof((array)[0]))
+
+/* Shared memory is read by 64-bit little-endian programs only (x86-64, arm64); offsets and
+ * sizes are 64 bits wide in every layout and fit a pointer of this process. */
+MPX_STATIC_ASSERT(sizeof(void *) == 8 && sizeof(size_t) == 8, "the core is for 64-bit machines");
+MPX_STATIC_ASSERT(sizeof(int) == 4, "errno values, pids and descriptors are 32 bits wide");
+
+#endif

@@ -1,0 +1,181 @@
+/* mpx_os.h - the operating system as the core sees it: clock, futex, anonymous files, processes.
+ *
+ * Layer: L1
+ *
+ * The only interface through which the layers above reach the kernel for these things. What is
+ * newer than Linux 4.18 is probed at run time, has a fallback, and can be switched off by name
+ * (mpx_os_without) so that every fallback is tested on every machine.
+ *
+ * "Async-signal-safe" below means: no allocation, no lock, no stdio; may run in a signal handler
+ * and between vfork and exec. Everything here is safe to call from several threads.
+ */
+#ifndef MPX_OS_H
+#define MPX_OS_H
+
+#include "mpx_atomic.h"
+#include "mpx_base.h"
+
+#include <sys/types.h>
+
+/* ---- Features that a kernel may lack --------------------------------------------------------- */
+
+enum mpx_feature {
+    MPX_HAS_PIDFD,         /* "pidfd": pidfd_open and pidfd_send_signal (5.3) */
+    MPX_HAS_MADV_POPULATE, /* "madv_populate": MADV_POPULATE_WRITE (5.14) */
+    MPX_HAS_MEMFD_SEAL,    /* "memfd_seal": memfd_create with F_ADD_SEALS */
+    MPX_HAS_ROBUST_LIST,   /* "robust_list": the kernel marks futexes of a dead thread */
+    MPX_HAS_CLOSE_RANGE,   /* "close_range": close_range (5.9) */
+    MPX_FEATURE_COUNT
+};
+
+/* Whether the kernel (and libc) offer the feature and it is not switched off. The first call for
+ * a feature probes, later ones read the result; a probe may open descriptors and (robust list
+ * only) start and join a thread, so it is not async-signal-safe. Probes leave nothing behind. */
+bool mpx_os_has(enum mpx_feature feature);
+
+/* Switches features off by name ("pidfd,close_range"), and all others on again. NULL or "" is
+ * none. Blanks around a name are ignored. An unknown name gives -EINVAL and changes nothing. */
+MPX_NODISCARD int mpx_os_without(const char *comma_list);
+
+/* The name of a feature as mpx_os_without takes it. */
+const char *mpx_os_feature_name(enum mpx_feature feature);
+
+/* ---- Time ------------------------------------------------------------------------------------ */
+
+/* Points in time are nanoseconds of CLOCK_MONOTONIC in an int64_t, the same for all processes of
+ * the machine. */
+#define MPX_NEVER           INT64_MAX
+#define MPX_NANOS_PER_SEC   INT64_C(1000000000)
+#define MPX_NANOS_PER_MILLI INT64_C(1000000)
+
+/* The present. Async-signal-safe. */
+int64_t mpx_os_now(void);
+
+/* The point in time `nanos` from now; zero or less means now, and what lies beyond the end of
+ * the clock is MPX_NEVER. Async-signal-safe. */
+int64_t mpx_os_deadline(int64_t nanos);
+
+/* ---- Futex ----------------------------------------------------------------------------------- */
+
+/* Sleeps while *word == expected, until woken or until the deadline. Works across processes.
+ *   0           woken, or for no reason at all: look at the word again
+ *   -EAGAIN     *word was not `expected`
+ *   -ETIMEDOUT  the deadline has passed
+ *   -EINTR      a signal handler ran; not retried here, so that the caller may act on it
+ * Async-signal-safe. */
+MPX_NODISCARD int mpx_os_futex_wait(mpx_atomic_u32 *word, uint32_t expected, int64_t deadline);
+
+/* Wakes at most `count` sleepers of the word; returns how many. Async-signal-safe. */
+int mpx_os_futex_wake(mpx_atomic_u32 *word, int count);
+
+/* ---- Anonymous files and memory -------------------------------------------------------------- */
+
+/* What makes a file itself, whatever descriptor number leads to it. */
+typedef struct {
+    uint64_t device;
+    uint64_t inode;
+} mpx_file_id_t;
+
+typedef struct {
+    mpx_file_id_t id;
+    uint64_t size;      /* bytes */
+    uint64_t allocated; /* bytes that have storage behind them */
+    bool regular;       /* a regular file (a memfd is one) */
+    bool linked;        /* has a name in some directory */
+} mpx_file_info_t;
+
+/* A new empty file without a name, close-on-exec; returns the descriptor. A memfd that can be
+ * sealed; without that feature, an unlinked file in /dev/shm, $TMPDIR, /tmp or /var/tmp. `label`
+ * is what /proc/<pid>/maps shows of a memfd. */
+MPX_NODISCARD int mpx_os_anonymous_file(const char *label);
+
+/* Describes the file behind a descriptor. -EBADF: not open. */
+MPX_NODISCARD int mpx_os_file_info(int fd, mpx_file_info_t *info);
+
+/* Makes the file unable to shrink, for good and for everyone. -EOPNOTSUPP where such a file
+ * cannot be sealed, -EPERM where its seals are closed. */
+MPX_NODISCARD int mpx_os_seal_shrink(int fd);
+
+/* 1 where the file is sealed against shrinking, 0 where not. */
+MPX_NODISCARD int mpx_os_is_shrink_sealed(int fd);
+
+/* Gives every byte of [offset, offset + length) storage, and extends the file to its end; what
+ * the file held stays. So a full file system is an error here (-ENOSPC) and no SIGBUS later. A
+ * file-size limit in the way is -EFBIG, never SIGXFSZ. Signals are held back for short pieces
+ * of the work only. On failure a part of the range may have been allocated. */
+MPX_NODISCARD int mpx_os_allocate(int fd, uint64_t offset, uint64_t length);
+
+/* Maps [0, length) of the file, shared, readable and writable. The end of the mapping may lie
+ * behind the end of the file: those bytes become usable when the file grows. */
+MPX_NODISCARD int mpx_os_map(int fd, size_t length, void **address);
+void mpx_os_unmap(void *address, size_t length);
+
+/* Enters the pages of a mapping into this process's page table at once instead of at first use.
+ * They must have storage (mpx_os_allocate). Contents do not change, also while others write. */
+MPX_NODISCARD int mpx_os_populate(void *address, size_t length);
+
+size_t mpx_os_page_size(void);
+
+/* ---- Processes ------------------------------------------------------------------------------- */
+
+/* A pid is reused, a pid with its start time is not. `start` is in the kernel's clock ticks since
+ * boot, never 0; 0 stands for "not known". */
+typedef struct {
+    pid_t pid;
+    uint64_t start;
+} mpx_process_id_t;
+
+/* A descriptor of the process, close-on-exec, readable once all its threads have ended.
+ * -ENOSYS without MPX_HAS_PIDFD, -ESRCH where there is no such process. */
+MPX_NODISCARD int mpx_os_pidfd_open(pid_t pid);
+
+/* Sends a signal through a pidfd: cannot hit another process that got the number. */
+MPX_NODISCARD int mpx_os_pidfd_send_signal(int pidfd, int signal_number);
+
+/* When the process started. -ESRCH: no such process; -ENOENT: there is no /proc to ask.
+ * Async-signal-safe. */
+MPX_NODISCARD int mpx_os_process_start(pid_t pid, uint64_t *start);
+
+/* 1 while the process runs, 0 once it is dead: gone, or all its threads have ended and it waits
+ * to be reaped, or its number belongs to another process. id.start may be 0 (not known); then
+ * the number alone counts. Only ever says 0 when sure. Async-signal-safe. */
+MPX_NODISCARD int mpx_os_process_alive(mpx_process_id_t id);
+
+/* The number of threads of this process; -ENOENT where there is no /proc. Async-signal-safe. */
+MPX_NODISCARD int mpx_os_thread_count(void);
+
+/* The kernel's number of the calling thread. Async-signal-safe. */
+pid_t mpx_os_thread_id(void);
+
+/* ---- Descriptors ----------------------------------------------------------------------------- */
+
+/* Closes every open descriptor in [first, last]; ~0U is "to the end". Async-signal-safe. Where
+ * neither close_range nor /proc is there, descriptors from 1,048,576 on (the kernel's default
+ * ceiling) are not found. */
+void mpx_os_close_range(unsigned first, unsigned last);
+
+/* Closes every open descriptor from `first` on, except those in `keep`, which is in ascending
+ * order and without duplicates. Async-signal-safe. */
+void mpx_os_close_except(unsigned first, const int *keep, size_t keep_count);
+
+/* ---- Robust list ----------------------------------------------------------------------------- */
+
+/* The kernel's per-thread list of futexes to mark when the thread dies, as libc registered it.
+ * The core uses `pending` alone: while it is set, the futex word at pending + futex_offset gets
+ * OWNER_DIED on the thread's death if it holds the thread's id. The list itself is libc's. */
+typedef struct {
+    void *list;
+    long futex_offset;
+    void *volatile pending;
+} mpx_robust_head_t;
+
+/* Bits of a robust futex word beside the owner's thread id. */
+#define MPX_FUTEX_WAITERS    UINT32_C(0x80000000)
+#define MPX_FUTEX_OWNER_DIED UINT32_C(0x40000000)
+#define MPX_FUTEX_TID_MASK   UINT32_C(0x3fffffff)
+
+/* The calling thread's head, NULL where there is none or it makes no sense. It must be asked
+ * for again in every thread, and after fork in the child. Not async-signal-safe. */
+mpx_robust_head_t *mpx_os_robust_head(void);
+
+#endif
