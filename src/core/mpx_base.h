@@ -14,6 +14,12 @@
 #ifndef MPX_BASE_H
 #define MPX_BASE_H
 
+/* What Linux has beyond C11. It counts only before the first header of libc, so every file of the
+ * core includes a header of the core before any other. */
+#ifndef _GNU_SOURCE
+#    define _GNU_SOURCE 1
+#endif
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

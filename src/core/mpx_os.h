@@ -78,10 +78,8 @@ typedef struct {
 
 typedef struct {
     mpx_file_id_t id;
-    uint64_t size;      /* bytes */
-    uint64_t allocated; /* bytes that have storage behind them */
-    bool regular;       /* a regular file (a memfd is one) */
-    bool linked;        /* has a name in some directory */
+    uint64_t size; /* bytes */
+    bool regular;  /* a regular file (a memfd is one) */
 } mpx_file_info_t;
 
 /* A new empty file without a name, close-on-exec; returns the descriptor. A memfd that can be
@@ -99,11 +97,17 @@ MPX_NODISCARD int mpx_os_seal_shrink(int fd);
 /* 1 where the file is sealed against shrinking, 0 where not. */
 MPX_NODISCARD int mpx_os_is_shrink_sealed(int fd);
 
-/* Gives every byte of [offset, offset + length) storage, and extends the file to its end; what
- * the file held stays. So a full file system is an error here (-ENOSPC) and no SIGBUS later. A
- * file-size limit in the way is -EFBIG, never SIGXFSZ. Signals are held back for short pieces
- * of the work only. On failure a part of the range may have been allocated. */
+/* Gives every byte of [offset, offset + length) storage, and extends the file to the end of the
+ * range if it is shorter; what the file held stays. So a full file system is an error here
+ * (-ENOSPC) and no SIGBUS later. A file-size limit in the way is -EFBIG, never SIGXFSZ. Signal
+ * handlers wait for one piece of the work at most. On failure a part of the range may have been
+ * allocated. (A file system without fallocate gets zeros written behind the end of the file;
+ * holes before it stay.) */
 MPX_NODISCARD int mpx_os_allocate(int fd, uint64_t offset, uint64_t length);
+
+/* Gives the storage of whole pages in the range back; they read as zeros and the file keeps its
+ * size. -EOPNOTSUPP where the file system cannot. */
+MPX_NODISCARD int mpx_os_deallocate(int fd, uint64_t offset, uint64_t length);
 
 /* Maps [0, length) of the file, shared, readable and writable. The end of the mapping may lie
  * behind the end of the file: those bytes become usable when the file grows. */
@@ -118,8 +122,8 @@ size_t mpx_os_page_size(void);
 
 /* ---- Processes ------------------------------------------------------------------------------- */
 
-/* A pid is reused, a pid with its start time is not. `start` is in the kernel's clock ticks since
- * boot, never 0; 0 stands for "not known". */
+/* A pid is reused, a pid with its start time is not. `start` is the kernel's clock tick since boot
+ * plus one, so that 0 can stand for "not known" (the first process starts in tick 0). */
 typedef struct {
     pid_t pid;
     uint64_t start;
@@ -174,8 +178,8 @@ typedef struct {
 #define MPX_FUTEX_OWNER_DIED UINT32_C(0x40000000)
 #define MPX_FUTEX_TID_MASK   UINT32_C(0x3fffffff)
 
-/* The calling thread's head, NULL where there is none or it makes no sense. It must be asked
- * for again in every thread, and after fork in the child. Not async-signal-safe. */
+/* The calling thread's head; NULL without MPX_HAS_ROBUST_LIST or where the thread has none. Ask
+ * again in every thread, and after fork in the child. Not async-signal-safe. */
 mpx_robust_head_t *mpx_os_robust_head(void);
 
 #endif

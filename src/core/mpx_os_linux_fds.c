@@ -1,0 +1,122 @@
+/* mpx_os_linux_fds.c - Linux: closing many descriptors, also between vfork and exec.
+ *
+ * Layer: L1
+ *
+ * Runs on the parent's memory while the parent is suspended: no allocation, no lock, no opendir.
+ * Three ways, each where the one before is missing: close_range, /proc/self/fd, trying them all.
+ */
+#include "mpx_os_linux_pvt.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/* As the kernel writes them; libc's struct dirent is another layout on some systems. */
+struct kernel_dirent {
+    uint64_t inode;
+    int64_t next;
+    unsigned short record_length;
+    unsigned char type;
+    char name[];
+};
+
+/* The kernel's default for fs.nr_open: without close_range or /proc nobody says how far to go. */
+#define HIGHEST_TRIED ((rlim_t)1 << 20)
+
+static int close_range_by_kernel(unsigned first, unsigned last)
+{
+    return MPX_SYS(close_range, (int)syscall(MPX_SYS_CLOSE_RANGE, first, last, 0)) < 0 ? -errno : 0;
+}
+
+bool mpx_os_probe_close_range(void)
+{
+    return close_range_by_kernel(~0U, ~0U) == 0; /* no descriptor has this number */
+}
+
+/* The number in a name of /proc/self/fd, -1 for "." and "..". */
+static int descriptor_of(const char *name)
+{
+    int number = 0;
+    for (; *name != '\0'; name++) {
+        if (*name < '0' || *name > '9') {
+            return -1;
+        }
+        number = number * 10 + (*name - '0');
+    }
+    return number;
+}
+
+static void close_listed(const char *entries, long length, unsigned first, unsigned last,
+                         int directory)
+{
+    for (long at = 0; at < length;) {
+        const struct kernel_dirent *entry = (const void *)(entries + at);
+        int fd = descriptor_of(entry->name);
+        if (fd >= 0 && fd != directory && (unsigned)fd >= first && (unsigned)fd <= last) {
+            close(fd);
+        }
+        at += entry->record_length;
+    }
+}
+
+/* The kernel lists descriptors by number from where it stopped, so closing some on the way hides
+ * none of the rest. */
+static int close_range_by_proc(unsigned first, unsigned last)
+{
+    MPX_ALIGNED(8) char entries[2048];
+    int directory = MPX_SYS(open_fds, open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (directory < 0) {
+        return -errno;
+    }
+    long length;
+    do {
+        length = MPX_SYS(getdents, syscall(SYS_getdents64, directory, entries, sizeof(entries)));
+        close_listed(entries, length, first, last, directory);
+    } while (length > 0);
+    int status = length < 0 ? -errno : 0;
+    close(directory);
+    return status;
+}
+
+/* The hard limit, since descriptors stay open when a program lowers its soft one. */
+static void close_range_one_by_one(unsigned first, unsigned last)
+{
+    struct rlimit limit;
+    rlim_t end = HIGHEST_TRIED;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_max < end) {
+        end = limit.rlim_max;
+    }
+    for (rlim_t fd = first; fd < end && fd <= last; fd++) {
+        close((int)fd);
+    }
+}
+
+void mpx_os_close_range(unsigned first, unsigned last)
+{
+    if (first > last) {
+        return;
+    }
+    if (mpx_os_enabled(MPX_HAS_CLOSE_RANGE) && close_range_by_kernel(first, last) == 0) {
+        return;
+    }
+    if (close_range_by_proc(first, last) == 0) {
+        return;
+    }
+    close_range_one_by_one(first, last);
+}
+
+void mpx_os_close_except(unsigned first, const int *keep, size_t keep_count)
+{
+    for (size_t i = 0; i < keep_count; i++) {
+        if (keep[i] < 0 || (unsigned)keep[i] < first) {
+            continue;
+        }
+        if ((unsigned)keep[i] > first) {
+            mpx_os_close_range(first, (unsigned)keep[i] - 1);
+        }
+        first = (unsigned)keep[i] + 1;
+    }
+    mpx_os_close_range(first, ~0U);
+}
