@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+TESTS ?= .
 DEMO_ARGS ?=
 CONFORMANCE_ARGS ?=
 SWITCHES = MPROC_EXT_DEBUG MPROC_EXT_SANITIZE MPROC_EXT_COVERAGE MPROC_EXT_WERROR MPROC_EXT_PURE
@@ -19,10 +20,12 @@ DEMO := $(VENVS)/$(TAG)-demo
 TEST := $(VENVS)/$(TAG)-test
 LINT := $(VENVS)/$(TAG)-lint
 
+C_SOURCES := $(wildcard src/*/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
 SOURCES := pyproject.toml setup.py $(wildcard src/core/*.[ch] src/py/*.[ch] \
 	mproc_ext/*.py mproc_ext/*.pyi mproc_ext/*/*.py mproc_ext/*/*.pyi mproc_ext/py.typed)
 
-.PHONY: help demo test c-tests conformance lint format sdist wheel clean
+.NOTPARALLEL:
+.PHONY: help demo test c-tests pytest test-venv conformance lint format sdist wheel clean
 .DELETE_ON_ERROR:
 
 help: ## what there is to make
@@ -31,27 +34,30 @@ help: ## what there is to make
 demo: $(DEMO)/.installed ## run a real job on the stdlib and on mproc_ext, and compare
 	$(DEMO)/bin/python examples/index_stdlib.py $(DEMO_ARGS)
 
-# From tests/, so that a test's child never imports the unbuilt package from its current folder.
-test: $(TEST)/.installed c-tests ## the whole suite: the core's C tests, then pytest
-	cd tests && $(TEST)/bin/pytest $(PYTEST_ARGS) .
+test: c-tests pytest ## the whole suite: the core's C tests, then pytest
 
 c-tests: ## the core's C tests alone
 	$(MAKE) -C tests/c check
 
+# From tests/, so that a test's child never imports the unbuilt package from its current folder.
+pytest: $(TEST)/.installed ## the Python tests alone; TESTS='unit contract' for some folders
+	cd tests && $(TEST)/bin/pytest $(PYTEST_ARGS) $(TESTS)
+
+test-venv: $(TEST)/.installed # what `pytest` runs in
+
 conformance: $(TEST)/.installed ## CPython's own multiprocessing tests against the package
 	$(TEST)/bin/python tests/conformance/run.py $(CONFORMANCE_ARGS)
 
-lint: $(LINT)/.installed ## ruff, clang-format, mypy and stubtest
+lint: $(LINT)/.installed ## ruff, clang-format and mypy
 	$(LINT)/bin/ruff check .
 	$(LINT)/bin/ruff format --check .
-	clang-format --dry-run -Werror $$(git ls-files 'src/*.[ch]' 'tests/*.[ch]')
+	clang-format --dry-run -Werror $(C_SOURCES)
 	$(LINT)/bin/mypy
-	cd tests && $(LINT)/bin/python typing/run_stubtest.py
 
 format: $(LINT)/.installed ## let ruff and clang-format rewrite the sources
 	$(LINT)/bin/ruff check --fix .
 	$(LINT)/bin/ruff format .
-	clang-format -i $$(git ls-files 'src/*.[ch]' 'tests/*.[ch]')
+	clang-format -i $(C_SOURCES)
 
 sdist: $(LINT)/.installed ## the source distribution, in dist/
 	$(LINT)/bin/python -m build --sdist
