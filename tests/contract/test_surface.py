@@ -1,0 +1,197 @@
+"""Names, kinds, signatures and class hierarchy are those of the running Python's stdlib."""
+
+import sys
+
+import pytest
+
+WINDOWS_ONLY = {"popen_spawn_win32"}
+
+
+def test_every_submodule_is_known(contract):
+    """The list is read from the disk: if that found nothing, the tests below would say nothing."""
+    found = set(contract.stdlib_submodules())
+    assert {"connection", "context", "dummy", "dummy.connection", "managers", "pool"} <= found
+    assert len(found) >= 23
+
+
+def test_submodule_is_importable(contract, submodule):
+    outcome = {package: contract.facts(package)[submodule]["import"] for package in PACKAGES}
+    assert len(set(outcome.values())) == 1, outcome
+    if submodule in WINDOWS_ONLY and sys.platform != "win32":
+        assert outcome["mproc_ext"] == "ModuleNotFoundError"  # it imports msvcrt
+    else:
+        assert outcome["mproc_ext"] == "works"
+
+
+PACKAGES = ("multiprocessing", "mproc_ext", "alias")
+
+
+def test_same_surface(contract, group):
+    theirs = contract.facts("multiprocessing")[group]
+    assert theirs, "nothing was compared"
+    real = contract.differences(group)
+    unexcused = {name: pair for name, pair in real.items() if name not in contract.DIFFERENCES}
+    report = [f"{name}: stdlib {a!r}, mproc_ext {b!r}" for name, (a, b) in unexcused.items()]
+    assert not report, "\n".join(report)
+
+
+def test_same_surface_under_the_alias(contract, group):
+    ours, alias = contract.facts("mproc_ext")[group], contract.facts("alias")[group]
+    report = [
+        f"{fact}: mproc_ext {ours.get(fact)!r}, multiprocessing {alias.get(fact)!r}"
+        for fact in dict.fromkeys([*ours, *alias])
+        if ours.get(fact) != alias.get(fact)
+    ]
+    assert not report, "\n".join(report)
+
+
+def test_every_excused_difference_is_real(contract):
+    assert contract.unused_differences() == []
+    assert all(reason.strip() for reason in contract.DIFFERENCES.values())
+
+
+def test_factories_work(contract, group):
+    """A factory that fails in the same way in both packages would make its group mean nothing."""
+    theirs = contract.facts("multiprocessing")[group]
+    assert "make" not in theirs, theirs
+
+
+# Names with an underscore of which some Pythons' stdlib has none.
+PRIVATE_SINCE = {
+    "context/_concrete_contexts": (3, 4),
+    "queues/Queue._terminate_broken": (3, 12),
+    "resource_tracker/ResourceTracker._check_alive": (3, 7),
+}
+
+
+def test_private_names_that_others_use(contract, group):
+    """Those of them that this Python's stdlib does not have are known: no name is misspelt."""
+    theirs = contract.facts("multiprocessing")[group]
+    missing = {f"{group}/{fact}" for fact, value in theirs.items() if value == "missing"}
+    expected = {
+        name
+        for name, since in PRIVATE_SINCE.items()
+        if sys.version_info < since and name.partition("/")[0] == group
+    }
+    assert missing == expected
+    ours = contract.facts("mproc_ext")[group]
+    still = {f"{group}/{fact}" for fact, value in ours.items() if value == "missing"}
+    assert still <= missing
+
+
+# Names that have to be the stdlib's own objects, and classes that may be subclasses of it: what one
+# package makes is recognised by code that knows the other, and there is one of each table.
+SAME = """
+    ProcessError BufferTooShort TimeoutError AuthenticationError
+    context.ProcessError context.BufferTooShort context.TimeoutError context.AuthenticationError
+    process.BaseProcess process.AuthenticationString process.ORIGINAL_DIR
+    process._current_process process._children process._dangling process.current_process
+    process.active_children process.parent_process
+    queues.Empty queues.Full queues._ForkingPickler connection._ForkingPickler
+    reduction.ForkingPickler reduction.register reduction.AbstractReducer
+    util.Finalize util._finalizer_registry util._finalizer_counter util._afterfork_registry
+    util._afterfork_counter util.ForkAwareLocal util.register_after_fork util._exit_function
+    pool.MaybeEncodingError pool.RemoteTraceback pool.ExceptionWithTraceback
+    context._tls context.set_spawning_popen context.get_spawning_popen context.assert_spawning
+    resource_sharer.DupFd resource_tracker._resource_tracker heap.Arena
+    shared_memory.SharedMemory shared_memory.ShareableList
+    managers.RemoteError managers.Token dummy.Process dummy.connection.Connection
+    connection.Connection connection.wait
+"""
+
+SUBCLASS = """
+    Process context.Process context.ForkProcess context.SpawnProcess context.ForkServerProcess
+    context.BaseContext context.DefaultContext context.ForkContext context.SpawnContext
+    context.ForkServerContext
+    queues.Queue queues.JoinableQueue queues.SimpleQueue pool.Pool pool.ThreadPool
+    pool.AsyncResult pool.ApplyResult pool.MapResult pool.IMapIterator
+    synchronize.Lock synchronize.RLock synchronize.Semaphore synchronize.BoundedSemaphore
+    synchronize.Condition synchronize.Event synchronize.Barrier synchronize.SemLock
+    sharedctypes.SynchronizedBase sharedctypes.Synchronized sharedctypes.SynchronizedArray
+    sharedctypes.SynchronizedString
+    managers.BaseManager managers.SyncManager managers.SharedMemoryManager managers.BaseProxy
+    managers.Namespace popen_fork.Popen popen_spawn_posix.Popen popen_forkserver.Popen
+    forkserver.ForkServer resource_tracker.ResourceTracker
+"""
+
+ONE_WORLD = """
+import importlib, json, sys
+def find(package, path):
+    *modules, name = path.split('.')
+    module = importlib.import_module('.'.join([package, *modules]))
+    return getattr(module, name)
+result = {}
+for path in sys.argv[1:]:
+    theirs, ours = find('multiprocessing', path), find('mproc_ext', path)
+    if theirs is ours:
+        result[path] = 'same'
+    else:
+        subclass = isinstance(ours, type) and issubclass(ours, theirs)
+        result[path] = 'subclass' if subclass else f'{ours!r} is unrelated to {theirs!r}'
+print(json.dumps(result))
+"""
+
+
+@pytest.mark.parametrize("first", ["multiprocessing", "mproc_ext"])
+def test_one_world_with_the_stdlib(contract, first):
+    """Whichever package is imported first."""
+    code = f"import {first}\n" + ONE_WORLD
+    found = contract.json_of("-c", code, *SAME, *SUBCLASS)
+    wrong = {path: found[path] for path in SAME if found[path] != "same"}
+    wrong.update(
+        {path: found[path] for path in SUBCLASS if found[path] not in ("same", "subclass")}
+    )
+    assert wrong == {}
+
+
+def test_one_default_start_method(contract):
+    """Whoever sets it sets it for both."""
+    code = """
+import json, multiprocessing as theirs, mproc_ext as ours
+seen = [theirs.get_start_method(allow_none=True), ours.get_start_method(allow_none=True)]
+ours.set_start_method('spawn')
+seen += [theirs.get_start_method(), ours.get_start_method()]
+theirs.set_start_method('fork', force=True)
+seen += [theirs.get_start_method(), ours.get_start_method()]
+ours.set_start_method(None, force=True)
+seen += [theirs.get_start_method(allow_none=True), ours.get_start_method(allow_none=True)]
+print(json.dumps(seen))
+"""
+    seen = contract.json_of("-c", code)
+    assert seen == [None, None, "spawn", "spawn", "fork", "fork", None, None]
+
+
+SHARED_STATE = """
+import json, sys
+import multiprocessing as theirs, mproc_ext as ours
+
+def child(queue):
+    queue.put([theirs.current_process() is ours.current_process(),
+               theirs.parent_process() is ours.parent_process(),
+               theirs.current_process().name,
+               ours.parent_process().pid,
+               bytes(theirs.current_process().authkey) == b'key'])
+
+if __name__ == '__main__':
+    ours.current_process().authkey = b'key'
+    import os
+    result = []
+    for maker, other in ((ours, theirs), (theirs, ours)):
+        queue = other.get_context(sys.argv[1]).SimpleQueue()
+        process = maker.get_context(sys.argv[1]).Process(target=child, args=(queue,), name='who')
+        process.start()
+        result.append(process in other.active_children())
+        same_world, same_parent, name, parent, key = queue.get()
+        process.join()
+        result += [same_world, same_parent, name == 'who', parent == os.getpid(), key]
+        result += [isinstance(process, theirs.process.BaseProcess), process.exitcode == 0]
+    print(json.dumps(result))
+"""
+
+
+def test_processes_of_one_package_with_objects_of_the_other(contract, method, tmp_path):
+    script = tmp_path / "shared_state.py"
+    script.write_text(SHARED_STATE)
+    result = contract.json_of(script, method)
+    assert len(result) == 16
+    assert all(result), result
