@@ -35,4 +35,5 @@ NEWER = [
     ((3, 14), r"managers", r"(Base)?DictProxy\.(fromkeys|__reversed__|__ior__|__r?or__).*"),
     ((3, 14), r"Manager\(\)\.dict\(\)", r"(fromkeys|__reversed__|__ior__|__r?or__).*"),
     ((3, 15), r".*", r"(\w+\.)?set_forkserver_preload signature"),
+    ((3, 15), r"forkserver", r"main signature"),
 ]

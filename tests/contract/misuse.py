@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import sys
 import threading
 import warnings
@@ -339,6 +340,28 @@ def terminate_it(child):
 def terminate_in_another_process(mp):
     if mp.method == "fork":
         in_child(mp, terminate_it, finished(mp))
+
+
+@case
+def child_that_another_reaped(mp):
+    child = started(mp)
+    if mp.method != "forkserver":
+        os.waitpid(child.pid, 0)
+    child.join()
+    return child.exitcode, child.is_alive(), child in mp.module.active_children()
+
+
+@case
+def children_that_nobody_reaps(mp):
+    if mp.method == "forkserver":  # they are the server's
+        return None
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        child = started(mp)
+        child.join()
+        return child.exitcode, child.is_alive(), child in mp.module.active_children()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def start_one_that_was_made_elsewhere(child):
