@@ -1,0 +1,5 @@
+"""``python -m mproc_ext program.py args…``: see :mod:`mproc_ext._run`."""
+
+from mproc_ext._run import main
+
+main()

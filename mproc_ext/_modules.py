@@ -1,0 +1,152 @@
+"""Which module a name means: the stdlib's, ours, or ours under the stdlib's name.
+
+Three families of names meet here, and one meta path finder answers for all of them:
+
+``mproc_ext._stdlib.X``
+    The stdlib's own ``multiprocessing.X``, always, also while ``multiprocessing`` means us.
+    It is the very module the rest of the program sees, so that there is one set of children,
+    one authkey, one registry of finalizers.
+``multiprocessing`` and ``multiprocessing.X``
+    After :func:`alias`, ``mproc_ext`` and ``mproc_ext.X``.
+``mproc_ext.X`` without the C core
+    The stdlib's ``multiprocessing.X``.
+
+Most of our submodules replace only a few names of the stdlib's.  Such a module is an
+:class:`Overlay`: what it defines itself is its own, everything else is read from, and written
+to, the stdlib's module, live.  Whoever assigns to an internal (``mproc_ext.util._logger``) or
+patches one reaches the code that uses it.
+"""
+
+import importlib
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+import multiprocessing as _package
+
+__all__ = ()
+
+STDLIB = "multiprocessing"
+OURS = "mproc_ext"
+TRUE = "mproc_ext._stdlib"
+
+aliased = False
+accelerated = True
+
+
+def stdlib(name):
+    """The stdlib's submodule *name*, loaded if need be, whatever ``multiprocessing`` means."""
+    return importlib.import_module(f"{TRUE}.{name}")
+
+
+def is_submodule(name):
+    """Whether the running Python's multiprocessing has a submodule of this (dotted) name."""
+    return _find_stdlib(name) is not None
+
+
+def _find_stdlib(name):
+    parent = name.rpartition(".")[0]
+    path = stdlib(parent).__path__ if parent else _package.__path__
+    return PathFinder.find_spec(f"{STDLIB}.{name}", path)
+
+
+def _load_stdlib(name):
+    """Import the stdlib's submodule *name* under its own name, past the alias."""
+    full = f"{STDLIB}.{name}"
+    if not aliased:
+        return importlib.import_module(full)
+    from importlib.util import module_from_spec
+
+    spec = _find_stdlib(name)
+    if spec is None:
+        raise ModuleNotFoundError(f"No module named {full!r}", name=full)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Loader:
+    """Makes a name in sys.modules mean a module that exists, or is made, elsewhere."""
+
+    def __init__(self, obtain):
+        self._obtain = obtain
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        # The import system takes what stands in sys.modules after this call for the result.
+        sys.modules[module.__spec__.name] = self._obtain()
+
+
+class _Finder:
+    """The meta path finder of this package; one instance, first on sys.meta_path."""
+
+    @staticmethod
+    def find_spec(fullname, path=None, target=None):
+        top, _, name = fullname.partition(".")
+        if top == OURS and name:
+            if name.startswith("_stdlib."):
+                name = name.removeprefix("_stdlib.")
+                return _spec(fullname, lambda: _load_stdlib(name))
+            # A submodule of a module that is the stdlib's itself (dummy) is the stdlib's too.
+            if ("." in name or not accelerated) and is_submodule(name):
+                return _spec(fullname, lambda: stdlib(name))
+        elif aliased and top == STDLIB:
+            if not name:
+                return _spec(fullname, lambda: sys.modules[OURS])
+            if not is_submodule(name):
+                return None
+            return _spec(fullname, lambda: importlib.import_module(f"{OURS}.{name}"))
+        return None
+
+
+def _spec(fullname, obtain):
+    spec = ModuleSpec(fullname, _Loader(obtain))
+    spec.submodule_search_locations = []  # a submodule of the result may be imported through it
+    return spec
+
+
+class Overlay(ModuleType):
+    """A module that is the stdlib's module of the same name but for what it defines itself."""
+
+    def __getattr__(self, name):
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        try:
+            return getattr(self.__dict__["_stdlib"], name)
+        except AttributeError:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from None
+
+    def __setattr__(self, name, value):
+        own = self.__dict__
+        if name in own or name.startswith("__"):
+            own[name] = value
+        else:
+            setattr(own["_stdlib"], name, value)
+
+    def __delattr__(self, name):
+        if name in self.__dict__:
+            del self.__dict__[name]
+        else:
+            delattr(self.__dict__["_stdlib"], name)
+
+    def __dir__(self):
+        return sorted(set(self.__dict__) | set(dir(self.__dict__["_stdlib"])))
+
+
+def overlay(module_name):
+    """Turn the calling module into an :class:`Overlay`; returns the stdlib's module under it."""
+    under = stdlib(module_name.removeprefix(OURS + "."))
+    module = sys.modules[module_name]
+    module.__dict__["_stdlib"] = under
+    module.__class__ = Overlay
+    return under
+
+
+def identity(module_name):
+    """Make *module_name*, which is being imported, the stdlib's module itself."""
+    sys.modules[module_name] = stdlib(module_name.removeprefix(OURS + "."))
+
+
+sys.meta_path.insert(0, _Finder)

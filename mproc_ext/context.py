@@ -1,0 +1,280 @@
+"""Contexts: the stdlib's, with process start and every factory taken from this package.
+
+Our classes extend the stdlib's, so that ``isinstance`` holds both ways a program may ask.  The
+default start method is one for both packages: it is kept by the stdlib's default context, and
+:class:`DefaultContext` here reads and writes it there.
+"""
+
+from mproc_ext import _modules
+
+_std = _modules.overlay(__name__)
+
+__all__ = ()
+
+
+class BaseContext(_std.BaseContext):
+    """The factories of one start method.  See the stdlib's documentation of contexts."""
+
+    def Manager(self):
+        """Returns a manager associated with a running server process
+
+        The managers methods such as `Lock()`, `Condition()` and `Queue()`
+        can be used to create shared objects.
+        """
+        from mproc_ext.managers import SyncManager
+
+        m = SyncManager(ctx=self.get_context())
+        m.start()
+        return m
+
+    def Pipe(self, duplex=True):
+        """Returns two connection object connected by a pipe"""
+        from mproc_ext.connection import Pipe
+
+        return Pipe(duplex)
+
+    def Lock(self):
+        """Returns a non-recursive lock object"""
+        from mproc_ext.synchronize import Lock
+
+        return Lock(ctx=self.get_context())
+
+    def RLock(self):
+        """Returns a recursive lock object"""
+        from mproc_ext.synchronize import RLock
+
+        return RLock(ctx=self.get_context())
+
+    def Condition(self, lock=None):
+        """Returns a condition object"""
+        from mproc_ext.synchronize import Condition
+
+        return Condition(lock, ctx=self.get_context())
+
+    def Semaphore(self, value=1):
+        """Returns a semaphore object"""
+        from mproc_ext.synchronize import Semaphore
+
+        return Semaphore(value, ctx=self.get_context())
+
+    def BoundedSemaphore(self, value=1):
+        """Returns a bounded semaphore object"""
+        from mproc_ext.synchronize import BoundedSemaphore
+
+        return BoundedSemaphore(value, ctx=self.get_context())
+
+    def Event(self):
+        """Returns an event object"""
+        from mproc_ext.synchronize import Event
+
+        return Event(ctx=self.get_context())
+
+    def Barrier(self, parties, action=None, timeout=None):
+        """Returns a barrier object"""
+        from mproc_ext.synchronize import Barrier
+
+        return Barrier(parties, action, timeout, ctx=self.get_context())
+
+    def Queue(self, maxsize=0):
+        """Returns a queue object"""
+        from mproc_ext.queues import Queue
+
+        return Queue(maxsize, ctx=self.get_context())
+
+    def JoinableQueue(self, maxsize=0):
+        """Returns a queue object"""
+        from mproc_ext.queues import JoinableQueue
+
+        return JoinableQueue(maxsize, ctx=self.get_context())
+
+    def SimpleQueue(self):
+        """Returns a queue object"""
+        from mproc_ext.queues import SimpleQueue
+
+        return SimpleQueue(ctx=self.get_context())
+
+    def Pool(self, processes=None, initializer=None, initargs=(), maxtasksperchild=None):
+        """Returns a process pool object"""
+        from mproc_ext.pool import Pool
+
+        return Pool(
+            processes, initializer, initargs, maxtasksperchild, context=self.get_context()
+        )
+
+    def RawValue(self, typecode_or_type, *args):
+        """Returns a shared object"""
+        from mproc_ext.sharedctypes import RawValue
+
+        return RawValue(typecode_or_type, *args)
+
+    def RawArray(self, typecode_or_type, size_or_initializer):
+        """Returns a shared array"""
+        from mproc_ext.sharedctypes import RawArray
+
+        return RawArray(typecode_or_type, size_or_initializer)
+
+    def Value(self, typecode_or_type, *args, lock=True):
+        """Returns a synchronized shared object"""
+        from mproc_ext.sharedctypes import Value
+
+        return Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
+
+    def Array(self, typecode_or_type, size_or_initializer, *, lock=True):
+        """Returns a synchronized shared array"""
+        from mproc_ext.sharedctypes import Array
+
+        return Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
+
+    def freeze_support(self):
+        """Check whether this is a fake forked process in a frozen executable.
+        If so then run code specified by commandline and exit.
+        """
+        import sys
+
+        if getattr(sys, "frozen", False):
+            from mproc_ext.spawn import freeze_support
+
+            freeze_support()
+
+    def set_forkserver_preload(self, module_names, *, on_error="ignore"):
+        """Set list of module names to try to load in forkserver process.
+
+        The on_error parameter controls how import failures are handled:
+        "ignore" (default) silently ignores failures, "warn" emits warnings,
+        and "fail" raises exceptions breaking the forkserver context.
+        """
+        from mproc_ext.forkserver import set_forkserver_preload
+
+        set_forkserver_preload(module_names, on_error=on_error)
+
+    def get_context(self, method=None):
+        if method is None:
+            return self
+        ctx = _concrete_contexts.get(method)
+        if ctx is None:
+            # The stdlib's table knows the contexts that other libraries registered (loky).
+            return super().get_context(method)
+        ctx._check_available()
+        return ctx
+
+
+class _NewerProcess:
+    """What newer Pythons' BaseProcess has, for all of them."""
+
+    if not hasattr(_std.process.BaseProcess, "interrupt"):
+
+        def interrupt(self):
+            """
+            Terminate process; sends SIGINT signal
+            """
+            self._check_closed()
+            self._popen.interrupt()
+
+
+class Process(_NewerProcess, _std.Process):
+    """An activity that runs in a process of its own, by the default start method."""
+
+    @staticmethod
+    def _Popen(process_obj):
+        return _default_context.get_context().Process._Popen(process_obj)
+
+    @staticmethod
+    def _after_fork():
+        return _default_context.get_context().Process._after_fork()
+
+
+class ForkProcess(_NewerProcess, _std.ForkProcess):
+    @staticmethod
+    def _Popen(process_obj):
+        from mproc_ext.popen_fork import Popen
+
+        return Popen(process_obj)
+
+
+class SpawnProcess(_NewerProcess, _std.SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj):
+        from mproc_ext.popen_spawn_posix import Popen
+
+        return Popen(process_obj)
+
+
+class ForkServerProcess(_NewerProcess, _std.ForkServerProcess):
+    @staticmethod
+    def _Popen(process_obj):
+        from mproc_ext.popen_forkserver import Popen
+
+        return Popen(process_obj)
+
+
+class ForkContext(BaseContext, _std.ForkContext):
+    Process = ForkProcess
+
+
+class SpawnContext(BaseContext, _std.SpawnContext):
+    Process = SpawnProcess
+
+
+class ForkServerContext(BaseContext, _std.ForkServerContext):
+    Process = ForkServerProcess
+
+
+_concrete_contexts = {
+    "fork": ForkContext(),
+    "spawn": SpawnContext(),
+    "forkserver": ForkServerContext(),
+}
+
+
+def _ours(ctx):
+    """Our context for one of the stdlib's own; another library's stays what it is."""
+    name = getattr(ctx, "_name", None)
+    if name in _concrete_contexts and ctx is _std._concrete_contexts.get(name):
+        return _concrete_contexts[name]
+    return ctx
+
+
+def _theirs(ctx):
+    """The inverse of :func:`_ours`."""
+    name = getattr(ctx, "_name", None)
+    if name in _std._concrete_contexts and ctx is _concrete_contexts.get(name):
+        return _std._concrete_contexts[name]
+    return ctx
+
+
+class DefaultContext(BaseContext, _std.DefaultContext):
+    """The context of the start method that the program chose, or of the platform's."""
+
+    Process = Process
+
+    def __init__(self, context=None):
+        if context is not None:
+            self._default_context = context
+
+    @property
+    def _actual_context(self):
+        return _ours(_std._default_context._actual_context)
+
+    @_actual_context.setter
+    def _actual_context(self, ctx):
+        _std._default_context._actual_context = None if ctx is None else _theirs(ctx)
+
+    @property
+    def _default_context(self):
+        return _ours(_std._default_context._default_context)
+
+    @_default_context.setter
+    def _default_context(self, ctx):
+        _std._default_context._default_context = _theirs(ctx)
+
+    def get_context(self, method=None):
+        if method is None:
+            return _std.DefaultContext.get_context(self)
+        return super().get_context(method)
+
+    def get_all_start_methods(self):
+        """Returns a list of the supported start methods, default first."""
+        return _std.DefaultContext.get_all_start_methods(self)
+
+
+_default_context = DefaultContext()

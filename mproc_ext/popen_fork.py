@@ -1,0 +1,86 @@
+"""Start of a child by fork: policy over the C type ``_core.Child``."""
+
+import atexit
+import os
+import signal
+import sys
+
+from mproc_ext import process, util
+from mproc_ext._core import Child
+
+__all__ = ["Popen"]
+
+# Since 3.13 _bootstrap leaves the child's exit functions to whoever called it.
+_RUNS_ATEXIT = "_exit_function" not in process.BaseProcess._bootstrap.__code__.co_names
+
+
+class Popen(Child):
+    """The child of a started Process, as its parent sees it."""
+
+    method = "fork"
+
+    def __init__(self, process_obj):
+        util._flush_std_streams()
+        self._launch(process_obj)
+
+    def duplicate_for_child(self, fd):
+        return fd
+
+    def interrupt(self):
+        self._send_signal(signal.SIGINT)
+
+    def terminate(self):
+        self._send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self._send_signal(signal.SIGKILL)
+
+    def _launch(self, process_obj):
+        parent = os.getpid()
+        try:
+            with sharing_tracker():
+                parent_sentinel = self._fork(process_obj.daemon)
+            if parent_sentinel is not None:
+                run_child(process_obj._bootstrap, parent_sentinel)
+        finally:
+            # Whatever went wrong, the child must not return into its parent's code.
+            if os.getpid() != parent:
+                os._exit(1)
+
+
+def run_child(bootstrap, *args):
+    """In a forked child: run *bootstrap*, which returns an exit code, and exit with it."""
+    code = 1
+    try:
+        if _RUNS_ATEXIT:
+            atexit._clear()
+            atexit.register(util._exit_function)
+        code = bootstrap(*args)
+    finally:
+        try:
+            if _RUNS_ATEXIT:
+                atexit._run_exitfuncs()
+        finally:
+            os._exit(code)
+
+
+def write_all(fd, data):
+    """os.write until all is written."""
+    data = memoryview(data)
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+class sharing_tracker:
+    """Around a fork: tells the resource tracker's at-fork handler, where this Python has one
+    (gh-146313), that the child goes on using its parent's tracker."""
+
+    def __enter__(self):
+        tracker = sys.modules.get("multiprocessing.resource_tracker")
+        self._intent = getattr(tracker, "_fork_intent", None)
+        if self._intent is not None:
+            self._intent.preserve_fd = True
+
+    def __exit__(self, *exc_info):
+        if self._intent is not None:
+            self._intent.preserve_fd = False

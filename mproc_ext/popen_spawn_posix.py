@@ -1,0 +1,79 @@
+"""Start of a child by executing a fresh interpreter."""
+
+import io
+import os
+
+from mproc_ext import context, popen_fork, spawn
+
+__all__ = ["Popen"]
+
+
+class _DupFd:
+    """A descriptor in a pickle: inherited under the same number."""
+
+    def __init__(self, fd):
+        self.fd = fd
+
+    def detach(self):
+        return self.fd
+
+
+class Popen(popen_fork.Popen):
+    method = "spawn"
+    DupFd = _DupFd
+
+    def __init__(self, process_obj):
+        self._fds = []
+        super().__init__(process_obj)
+
+    def duplicate_for_child(self, fd):
+        self._fds.append(fd)
+        return fd
+
+    def _launch(self, process_obj):
+        data = dump(self, process_obj)
+        child_r, parent_w = os.pipe()
+        try:
+            try:
+                tracker_fd = spawn.running_tracker_fd()
+                if tracker_fd is not None:
+                    self._fds.append(tracker_fd)
+                self._spawn(
+                    spawn.get_executable(),
+                    lambda parent_fd: spawn.get_command_line(
+                        pipe_handle=child_r,
+                        parent_pid=os.getpid(),
+                        parent_fd=parent_fd,
+                        tracker_fd=tracker_fd,
+                        **spawn.header(process_obj),
+                    ),
+                    [*self._fds, child_r],
+                )
+            finally:
+                # Closed before the data is written: if the child dies, the write must not block.
+                os.close(child_r)
+            write_data(parent_w, data)
+        finally:
+            os.close(parent_w)
+
+
+def dump(popen, process_obj):
+    """The pickled data from which a child of spawn or forkserver is made."""
+    prep_data = spawn.get_preparation_data(process_obj._name)
+    buffer = io.BytesIO()
+    context.set_spawning_popen(popen)
+    try:
+        context.reduction.dump(prep_data, buffer)
+        context.reduction.dump(process_obj, buffer)
+    finally:
+        context.set_spawning_popen(None)
+    return buffer.getbuffer()
+
+
+def write_data(fd, data):
+    """Send the data to the child.  A child that died before it read them has an exit code, which
+    tells more than an exception here would."""
+    try:
+        popen_fork.write_all(fd, data)
+    except BrokenPipeError:
+        pass

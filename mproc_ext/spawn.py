@@ -1,0 +1,124 @@
+"""Code that starts processes by spawn and forkserver, in the parent and in the child.
+
+What is to be told to the child, and how its ``__main__`` is made, is the stdlib's; how the child
+comes to it is ours: a command line that finds this package, whatever ``sys.path`` will be, and a
+check that parent and child run the same version of it.
+"""
+
+import os
+import sys
+
+from mproc_ext import _modules
+from mproc_ext._version import __version__
+
+_std = _modules.overlay(__name__)
+
+__all__ = [
+    "_main",
+    "freeze_support",
+    "set_executable",
+    "get_executable",
+    "get_preparation_data",
+    "get_command_line",
+    "import_main_path",
+]
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+_PROGRAM = (
+    "import sys; sys.path.append({root!r}); "
+    "from mproc_ext.{module} import {function} as main; sys.exit(main({arguments}))"
+)
+
+
+def header(process_obj):
+    """What a child has to know before it can read what it is about."""
+    return {
+        "daemon": bool(process_obj.daemon),
+        "alias": _modules.aliased,
+        "version": __version__,
+    }
+
+
+def interpreter_command(function, module="spawn", **kwds):
+    """A command line that calls a function of this package in a fresh interpreter."""
+    program = _PROGRAM.format(
+        root=_ROOT,
+        module=module,
+        function=function,
+        arguments=", ".join(f"{name}={value!r}" for name, value in kwds.items()),
+    )
+    flags = _std.util._args_from_interpreter_flags()
+    return [_std.get_executable(), *flags, "-c", program]
+
+
+def get_command_line(**kwds):
+    """
+    Returns prefix of command line used for spawning a child process
+    """
+    if getattr(sys, "frozen", False):
+        arguments = [f"{name}={value!r}" for name, value in kwds.items()]
+        return [sys.executable, "--multiprocessing-fork", *arguments]
+    return [*interpreter_command("spawn_main", **kwds), "--multiprocessing-fork"]
+
+
+def freeze_support():
+    """
+    Run code for process object if this in not the main process
+    """
+    if _std.is_forking(sys.argv):
+        from ast import literal_eval
+
+        arguments = (argument.partition("=") for argument in sys.argv[2:])
+        sys.exit(spawn_main(**{name: literal_eval(value) for name, _, value in arguments}))
+
+
+def check_version(version):
+    """End this child, with one sentence, if its parent runs another version of the package."""
+    if version != __version__:
+        sys.exit(
+            f"mproc_ext: this process found version {__version__} of the package, in {_ROOT}, but "
+            f"the process that started it runs version {version}: make both use one installation"
+        )
+
+
+def spawn_main(
+    pipe_handle,
+    parent_pid=None,
+    tracker_fd=None,
+    parent_fd=None,
+    daemon=False,
+    alias=False,
+    version=__version__,
+):
+    """
+    Run code specified by data received over pipe
+    """
+    check_version(version)
+    assert _std.is_forking(sys.argv), "Not forking"
+    if daemon:
+        die_with_parent(parent_pid, parent_fd)
+    if alias:
+        from mproc_ext._alias import install
+
+        install()
+    if tracker_fd is not None:
+        from mproc_ext.resource_tracker import _resource_tracker
+
+        _resource_tracker._fd = tracker_fd
+    return _std._main(pipe_handle, parent_fd)
+
+
+def running_tracker_fd():
+    """The descriptor of the resource tracker; None where nothing has needed one so far."""
+    tracker = sys.modules.get("mproc_ext._stdlib.resource_tracker") or sys.modules.get(
+        "multiprocessing.resource_tracker"
+    )
+    return None if tracker is None else tracker._resource_tracker._fd
+
+
+def die_with_parent(parent_pid, parent_fd):
+    """Have this process killed when the process that started it ends, however it ends."""
+    from mproc_ext import _core
+
+    _core.die_with_parent(parent_pid, parent_fd if _core.features()["pidfd"] else -1)

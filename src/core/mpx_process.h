@@ -1,0 +1,72 @@
+/* mpx_process.h - child processes: start, wait, signal, reap; death with the parent; descriptors
+ * sent from process to process.
+ *
+ * Layer: L2
+ *
+ * A child is named by its pid and, where the kernel has them, a pidfd. Waiting never reaps:
+ * mpx_process_wait only learns that the child has ended, mpx_process_reap takes its status. So
+ * any number of threads may wait for one child, and whoever is first takes the status under a
+ * lock of the caller's; a signal can then never reach another process that got the number.
+ */
+#ifndef MPX_PROCESS_H
+#define MPX_PROCESS_H
+
+#include "mpx_os.h"
+
+/* fork. 0 in the child, the child's pid in the parent. */
+MPX_NODISCARD pid_t mpx_process_fork(void);
+
+/* A program to start. */
+typedef struct {
+    const char *path;  /* of the executable; not searched for */
+    char *const *argv; /* NULL at the end */
+    char *const *envp; /* NULL at the end */
+    const int *fds;    /* what the program inherits beside 0, 1 and 2: ascending, no duplicates */
+    size_t fd_count;
+} mpx_program_t;
+
+/* Starts a program in a child; returns the child's pid. The program gets the caller's signal mask,
+ * default actions in place of handlers, and no descriptor but those named. Where it cannot be
+ * executed the result is execve's error (-ENOENT, -EACCES ...), and there is no child. */
+MPX_NODISCARD pid_t mpx_process_spawn(const mpx_program_t *program);
+
+/* Waits until the child has ended, without reaping it.
+ *   0           it has ended
+ *   -ETIMEDOUT  it had not by the deadline
+ *   -EINTR      a signal handler ran
+ *   -ECHILD     there is no such child: it was reaped already
+ * `pidfd` is the child's, or -1 where there are none. */
+MPX_NODISCARD int mpx_process_wait(pid_t pid, int pidfd, int64_t deadline);
+
+/* Reaps the child if it has ended. 1 and the exit code (negative: the signal that killed it),
+ * 0 where it runs, -ECHILD where there is no such child. Does not block. */
+MPX_NODISCARD int mpx_process_reap(pid_t pid, int *exitcode);
+
+/* Sends a signal to a child that has not been reaped. */
+MPX_NODISCARD int mpx_process_signal(pid_t pid, int pidfd, int signal_number);
+
+/* Kills this process with SIGKILL once its parent *process* has ended, be it before the call; that
+ * the thread which started it ends means nothing. `parent` is the parent's pid as it sees itself,
+ * `parent_fd` a pidfd of it, or -1. Replaces the handler of SIGURG, whose default action is to do
+ * nothing, so that a program executed later is not hurt. */
+MPX_NODISCARD int mpx_process_die_with_parent(pid_t parent, int parent_fd);
+
+/* Waits until a descriptor has one of the poll events, an error or a hangup: 0, -ETIMEDOUT, -EINTR,
+ * -EBADF. */
+MPX_NODISCARD int mpx_fd_wait(int fd, short events, int64_t deadline);
+
+/* The most descriptors that one message carries (the kernel's SCM_MAX_FD). */
+#define MPX_FDS_MAX 253
+
+/* Sends one message of `size` > 0 bytes with descriptors over a Unix socket. */
+MPX_NODISCARD int mpx_fds_send(int socket_fd, const void *data, size_t size, const int *fds,
+                               size_t fd_count);
+
+/* Receives one message: returns its size in bytes, 0 at the end of the stream; *fd_count goes in
+ * as the room in `fds` and comes out as the number received, all close-on-exec. A message that does
+ * not fit gives -EMSGSIZE, one whose descriptors found no room in this process -EMFILE; both are
+ * consumed and leave no descriptor open. */
+MPX_NODISCARD ssize_t mpx_fds_recv(int socket_fd, void *data, size_t size, int *fds,
+                                   size_t *fd_count);
+
+#endif

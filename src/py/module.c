@@ -1,0 +1,94 @@
+/* module.c - the extension module mproc_ext._core: its state, its parts, its start.
+ *
+ * Multi-phase initialisation, heap types, no mutable globals. The module does not claim to run
+ * without the GIL (no Py_mod_gil slot) until that is proven: a free-threaded interpreter that
+ * imports it turns the GIL on.
+ */
+#include "module.h"
+
+#include <stdlib.h>
+
+#include "mpx_os.h"
+
+PyDoc_STRVAR(features_doc,
+             "features()\n--\n\n"
+             "What of the newer kernel facilities is in use: a dict from name to bool.\n\n"
+             "MPROC_EXT_WITHOUT in the environment, a comma list of such names, switches them off.");
+
+static PyObject *features(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    PyObject *result = PyDict_New();
+    for (int f = 0; result != NULL && f < MPX_FEATURE_COUNT; f++) {
+        PyObject *has = mpx_os_has((enum mpx_feature)f) ? Py_True : Py_False;
+        if (PyDict_SetItemString(result, mpx_os_feature_name((enum mpx_feature)f), has) < 0)
+            Py_CLEAR(result);
+    }
+    return result;
+}
+
+static PyMethodDef module_methods[] = {
+    {"features", features, METH_NOARGS, features_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int apply_switches(void)
+{
+    const char *without = getenv("MPROC_EXT_WITHOUT");
+    if (mpx_os_without(without) == 0)
+        return 0;
+    PyErr_Format(PyExc_ImportError,
+                 "MPROC_EXT_WITHOUT=%s names a feature that does not exist; see "
+                 "mproc_ext._core.features()",
+                 without);
+    return -1;
+}
+
+static int module_exec(PyObject *module)
+{
+    if (apply_switches() < 0 || mpx_add_child(module) < 0 || mpx_add_program(module) < 0 ||
+        mpx_add_fds(module) < 0)
+        return -1;
+    return PyModule_AddStringConstant(module, "__version__", MPX_VERSION);
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    Py_VISIT(module_state(module)->child_type);
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    Py_CLEAR(module_state(module)->child_type);
+    return 0;
+}
+
+static void module_free(void *module)
+{
+    module_clear(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef core_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "mproc_ext._core",
+    .m_doc = PyDoc_STR("The C core of mproc_ext; use it through the package."),
+    .m_size = sizeof(module_state_t),
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+    return PyModuleDef_Init(&core_module);
+}

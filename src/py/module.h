@@ -1,0 +1,52 @@
+/* module.h - what the files of the extension module mproc_ext._core share.
+ *
+ * One Python type per file; the module's state holds the types, there are no other globals. The
+ * core below knows nothing of Python: it returns negative errnos, and mpx_raise turns them into
+ * exceptions. The GIL is released only to block.
+ */
+#ifndef MPX_PY_MODULE_H
+#define MPX_PY_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "mpx_base.h"
+
+typedef struct {
+    PyTypeObject *child_type;
+} module_state_t;
+
+static inline module_state_t *module_state(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
+
+/* Python before 3.13 has no critical sections, and no build without a GIL that would need them. */
+#ifndef Py_BEGIN_CRITICAL_SECTION
+#    define Py_BEGIN_CRITICAL_SECTION(object) {
+#    define Py_END_CRITICAL_SECTION()         }
+#endif
+
+/* errors.c: sets the OSError of a negative errno; returns NULL. */
+PyObject *mpx_raise(int status);
+
+/* The same with a message of our own, and the name of a file where one is to blame (or NULL). */
+PyObject *mpx_raise_message(int status, const char *message, PyObject *filename);
+
+/* convert.c: the deadline of a timeout in seconds (None: MPX_NEVER; below 0: now). 0, or -1 with an
+ * exception. */
+int mpx_deadline_of(PyObject *timeout, int64_t *deadline);
+
+/* convert.c: a new array of the descriptors in a sequence, which the caller frees with PyMem_Free.
+ * 0, or -1 with an exception. */
+int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count);
+
+/* child.c, program.c, fds.c: each adds its part to the module. 0, or -1 with an exception. */
+int mpx_add_child(PyObject *module);
+int mpx_add_program(PyObject *module);
+int mpx_add_fds(PyObject *module);
+
+/* program.c: starts a program, see mpx_process_spawn; its pid, or -1 with an exception. */
+pid_t mpx_start_program(PyObject *path, PyObject *argv, PyObject *fds);
+
+#endif
