@@ -1,4 +1,4 @@
-"""A free-threaded Python imports the core and works; the core does not claim to run without the GIL.
+"""A free-threaded Python imports the core, and works; the core does not claim to need no GIL.
 
 Run by a free-threaded Python that has the package installed.
 """

@@ -115,9 +115,7 @@ class Installed:
         venv.create(folder, with_pip=True, symlinks=True)
         self.folder = folder
         self.python = folder / "bin" / "python"
-        self.site = Path(
-            sysconfig.get_path("purelib", "venv", vars={"base": str(folder)})
-        )
+        self.site = Path(sysconfig.get_path("purelib", "venv", vars={"base": str(folder)}))
         self.before = self.contents()
         self.pip("install", *arguments)
 

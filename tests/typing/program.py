@@ -1,0 +1,99 @@
+"""A program that uses the types; mypy reads it, nobody runs it."""
+
+import multiprocessing
+import multiprocessing.context
+import multiprocessing.pool
+import multiprocessing.process
+from typing import Any, assert_type
+
+import mproc_ext
+import mproc_ext.connection
+import mproc_ext.managers
+import mproc_ext.queues
+import mproc_ext.shared_memory
+import mproc_ext.sharedctypes
+import mproc_ext.synchronize
+
+
+def work(number: int) -> str:
+    return str(number)
+
+
+def processes() -> None:
+    process = mproc_ext.Process(target=work, args=(1,), name="worker", daemon=True)
+    process.start()
+    process.join(timeout=1.5)
+    process.interrupt()
+    assert_type(process.exitcode, int | None)
+    assert_type(process.sentinel, int)
+    assert_type(mproc_ext.active_children(), list[multiprocessing.process.BaseProcess])
+    # One world: what takes the stdlib's takes ours.
+    base: multiprocessing.process.BaseProcess = process
+    theirs: multiprocessing.context.Process = process
+    del base, theirs
+
+
+def contexts() -> None:
+    spawn = mproc_ext.get_context("spawn")
+    assert_type(spawn, mproc_ext.context.SpawnContext)
+    assert_type(mproc_ext.get_context("fork"), mproc_ext.context.ForkContext)
+    assert_type(mproc_ext.get_context("forkserver"), mproc_ext.context.ForkServerContext)
+    assert_type(mproc_ext.get_context(), mproc_ext.context.DefaultContext)
+    spawn.Process(target=work).interrupt()
+    context: multiprocessing.context.BaseContext = spawn
+    del context
+    mproc_ext.set_start_method("spawn", force=True)
+    assert_type(mproc_ext.get_start_method(), str)
+    mproc_ext.set_forkserver_preload(["json"], on_error="warn")
+
+
+def queues() -> None:
+    queue: mproc_ext.Queue[int] = mproc_ext.Queue()
+    queue.put(1)
+    assert_type(queue.get(timeout=1), int)
+    queue.put("one")  # type: ignore[arg-type]
+    made = mproc_ext.get_context("spawn").JoinableQueue(3)
+    assert_type(made, mproc_ext.queues.JoinableQueue[Any])
+    made.task_done()
+
+
+def locks() -> None:
+    lock = mproc_ext.Lock()
+    assert_type(lock, mproc_ext.synchronize.Lock)
+    with lock:
+        assert_type(lock.locked(), bool)
+    assert_type(mproc_ext.RLock().locked(), bool)
+    assert_type(mproc_ext.BoundedSemaphore(2).locked(), bool)
+    mproc_ext.Condition(lock).wait_for(lambda: True, timeout=1)
+
+
+def pools() -> None:
+    with mproc_ext.Pool(2, maxtasksperchild=3) as pool:
+        assert_type(pool.map(work, [1, 2]), list[str])
+        assert_type(pool.apply_async(work, (1,)).get(1), str)
+        pool.map(work, ["one"])  # type: ignore[arg-type]
+
+
+def connections() -> None:
+    reader, writer = mproc_ext.Pipe(duplex=False)
+    writer.send([1])
+    mproc_ext.connection.wait([reader], timeout=0)
+
+
+def shared() -> None:
+    with mproc_ext.Value("i", 1).get_lock():
+        pass
+    block = mproc_ext.shared_memory.SharedMemory(create=True, size=16)
+    block.unlink()
+
+
+def managers() -> None:
+    with mproc_ext.Manager() as manager:
+        numbers = manager.list([1, 2])
+        numbers.append(3)
+
+
+def additions() -> None:
+    assert_type(mproc_ext.ACCELERATED, bool)
+    assert_type(mproc_ext.__version__, str)
+    assert_type(mproc_ext.install(), None)
