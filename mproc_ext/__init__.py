@@ -81,6 +81,16 @@ def install():
     _alias.install()
 
 
+def __getattr__(name):
+    """A submodule that some other import has loaded in the stdlib's package is an attribute of
+    it; so it is here."""
+    if f"{_modules.STDLIB}.{name}" in sys.modules or f"{_modules.TRUE}.{name}" in sys.modules:
+        from importlib import import_module
+
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 # Alias for main module -- will be reset by bootstrapping child processes
 if "__main__" in sys.modules:
     sys.modules["__mp_main__"] = sys.modules["__main__"]

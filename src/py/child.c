@@ -17,6 +17,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include "mpx_process.h"
@@ -97,23 +98,60 @@ static int open_links(links_t *links)
     return 0;
 }
 
-/* In the parent, after the start: keeps what is ours, closes what is the child's. */
-static void adopt(ChildObject *self, pid_t pid, links_t *links)
+/* A descriptor that is readable for ever. */
+static int open_ready(void)
+{
+    int pipes[2];
+    if (pipe2(pipes, O_CLOEXEC) < 0)
+        return -errno;
+    close(pipes[1]);
+    return pipes[0];
+}
+
+/* The descriptor that tells of the child's end. Where the child has ended and been reaped already
+ * (SIGCHLD is ignored, or another thread waits for any child) there is nothing left to open. */
+static int open_sentinel(ChildObject *self)
+{
+    int fd = mpx_os_pidfd_open(self->pid);
+    if (fd >= 0) {
+        self->pidfd = fd;
+    } else if (fd == -ESRCH) {
+        self->ended = true;
+        self->exitcode = EXITCODE_UNKNOWN;
+        fd = open_ready();
+    }
+    return fd;
+}
+
+/* In the parent, after the start: keeps what is ours, closes what is the child's. The child's are
+ * closed first, so that a table of descriptors which had room for the start has room for the
+ * sentinel. Where another thread took that room, the child is ended: 0, or -1 with an exception. */
+static int adopt(ChildObject *self, pid_t pid, links_t *links)
 {
     self->pid = pid;
     self->owner = getpid();
-    self->pidfd = links->child_r >= 0 ? -1 : mpx_os_pidfd_open(pid);
-    if (self->pidfd < 0) {
-        self->pidfd = -1;
-        self->sentinel = links->child_r;
-        links->child_r = -1;
-    } else {
-        self->sentinel = self->pidfd;
-    }
-    self->owns_sentinel = self->sentinel >= 0;
     self->parent_w = links->parent_w;
     links->parent_w = -1;
+    self->sentinel = links->child_r;
+    links->child_r = -1;
     close_links(links);
+    if (self->sentinel < 0) {
+        self->sentinel = open_sentinel(self);
+        if (self->sentinel < 0) {
+            int status = self->sentinel, ignored;
+            (void)!mpx_process_signal(pid, -1, SIGKILL);
+            while (mpx_process_wait(pid, -1, MPX_NEVER) == -EINTR)
+                continue;
+            (void)!mpx_process_reap(pid, &ignored);
+            self->sentinel = -1;
+            self->ended = true;
+            self->exitcode = -SIGKILL;
+            mpx_raise(status);
+            return -1;
+        }
+    }
+    self->owns_sentinel = true;
+    return 0;
 }
 
 /* ---- Fork ------------------------------------------------------------------------------------ */
@@ -232,7 +270,8 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
         return NULL;
     }
     if (pid > 0) {
-        adopt(self, pid, &links);
+        if (adopt(self, pid, &links) < 0)
+            return NULL;
         Py_RETURN_NONE;
     }
     /* child_w stays open, unseen, until this process ends: that is what it is for. */
@@ -291,7 +330,8 @@ static PyObject *Child_spawn(PyObject *object, PyObject *args)
         close_links(&links);
         return NULL;
     }
-    adopt(self, pid, &links);
+    if (adopt(self, pid, &links) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 
