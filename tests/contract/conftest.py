@@ -27,6 +27,7 @@ def run_python(*args, env=None, **kwargs):
         env=environ,
         capture_output=True,
         stdin=subprocess.DEVNULL,
+        cwd=HERE,  # not the source tree, where an unbuilt package would be found first
         text=True,
         timeout=LIMIT,
         **kwargs,
@@ -66,20 +67,24 @@ def once(function):
     return cached
 
 
+def described_by(program, package, *args):
+    """What one of the programs here prints of a package; "alias" is what `python -m mproc_ext`
+    makes of multiprocessing."""
+    if package == "alias":
+        return json_of("-m", "mproc_ext", HERE / program, "multiprocessing", *args)
+    return json_of(HERE / program, package, *args)
+
+
 @once
 def facts(package):
-    """See facts.py.  `package` may be "alias": multiprocessing, as `python -m mproc_ext` has it."""
-    if package == "alias":
-        args = ["-m", "mproc_ext", HERE / "facts.py", "multiprocessing"]
-    else:
-        args = [HERE / "facts.py", package]
-    return json_of(*args, *stdlib_submodules())
+    """What facts.py prints: {group: {fact: value}}."""
+    return described_by("facts.py", package, *stdlib_submodules())
 
 
 @once
 def misuse(package, method):
     """What misuse.py prints: {case: [type, message]}."""
-    return json_of(HERE / "misuse.py", package, method)
+    return described_by("misuse.py", package, method)
 
 
 lists = runpy.run_path(str(HERE / "differences.py"))

@@ -21,9 +21,10 @@ def test_same_error(contract, method, case):
         assert ours == theirs
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_same_error_under_the_alias(contract, method, case):
-    assert contract.misuse("alias", method)[case] == contract.misuse("mproc_ext", method)[case]
+def test_same_errors_under_the_alias(contract, method):
+    ours, alias = contract.misuse("mproc_ext", method), contract.misuse("alias", method)
+    assert {case: pair for case, pair in alias.items() if pair != ours[case]} == {}
+    assert alias.keys() == ours.keys()
 
 
 def test_most_cases_raise(contract, method):

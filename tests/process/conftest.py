@@ -45,8 +45,11 @@ def environment(**changes):
     return {name: value for name, value in environ.items() if value is not None}
 
 
-def run(command, *, env=None, limit=LIMIT, input=None, stdin=None, **kwargs):
-    """Run a program; fail if it does not end in time, or leaves a process behind."""
+def run(command, *, env=None, limit=LIMIT, input=None, stdin=None, cwd="/", **kwargs):
+    """Run a program; fail if it does not end in time, or leaves a process behind.
+
+    It does not run in the source tree, where an unbuilt package would be found first.
+    """
     if input is None and stdin is None:
         stdin = subprocess.DEVNULL
     process = subprocess.Popen(
@@ -55,6 +58,7 @@ def run(command, *, env=None, limit=LIMIT, input=None, stdin=None, **kwargs):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.PIPE if input is not None else stdin,
+        cwd=cwd,
         text=True,
         start_new_session=True,
         **kwargs,
