@@ -63,6 +63,8 @@ else:
 __all__ = [x for x in dir(context._default_context) if not x.startswith("_")]
 globals().update((name, getattr(context._default_context, name)) for name in __all__)
 
+__all__ += ["ACCELERATED", "install"]
+
 SUBDEBUG = 5
 SUBWARNING = 25
 

@@ -2,4 +2,7 @@
 
 from mproc_ext._run import main
 
-main()
+__all__ = ()
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,8 @@ from importlib import import_module
 import mproc_ext
 from mproc_ext import _modules
 
+__all__ = ["install"]
+
 
 def install():
     """See :func:`mproc_ext.install`."""

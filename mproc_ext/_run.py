@@ -12,6 +12,8 @@ import os
 import sys
 from types import ModuleType
 
+__all__ = ["main"]
+
 USAGE = "usage: python -m mproc_ext [-m module | -c code | program | -] [argument ...]"
 
 

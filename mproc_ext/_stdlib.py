@@ -4,4 +4,5 @@ Its submodules are found by :mod:`mproc_ext._modules`.  Pickles made while ``mul
 means this package name the stdlib's classes by this path where we have one of the same name.
 """
 
+__all__ = ()
 __path__ = []

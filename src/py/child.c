@@ -240,7 +240,7 @@ static PyObject *refuse_second_start(ChildObject *self)
 }
 
 PyDoc_STRVAR(Child_fork_doc,
-             "_fork(die_with_parent, /)\n--\n\n"
+             "_fork($self, die_with_parent, /)\n--\n\n"
              "Fork: None in the parent; in the child a descriptor that becomes readable when the\n"
              "parent has ended.\n\n"
              "die_with_parent says whether the child is killed when the parent process ends.\n"
@@ -289,7 +289,7 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
 }
 
 PyDoc_STRVAR(Child_spawn_doc,
-             "_spawn(path, argv_of, fds, /)\n--\n\n"
+             "_spawn($self, path, argv_of, fds, /)\n--\n\n"
              "Start a program: argv_of(parent_fd) gives its argument list, where parent_fd is the\n"
              "number of a descriptor that becomes readable in it when this process has ended.\n\n"
              "fds are the descriptors it inherits besides.  OSError where it cannot be executed:\n"
@@ -381,8 +381,9 @@ static int block(ChildObject *self, int64_t deadline)
 }
 
 PyDoc_STRVAR(Child_poll_doc,
-             "poll(flag=os.WNOHANG)\n--\n\n"
-             "The exit code, or None while the child runs; a flag of 0 waits for its end.\n\n"
+             "poll($self, flag=1)\n--\n\n"
+             "The exit code, or None while the child runs; a flag of 0 waits for its\n"
+             "end, any other (os.WNOHANG) does not.\n\n"
              "A negative exit code is the signal that killed it; 255 stands for a child that\n"
              "somebody else reaped.  In another process than the one that started it: None.");
 
@@ -398,7 +399,7 @@ static PyObject *Child_poll(PyObject *object, PyObject *args, PyObject *kwargs)
 }
 
 PyDoc_STRVAR(Child_wait_doc,
-             "wait(timeout=None)\n--\n\n"
+             "wait($self, timeout=None)\n--\n\n"
              "Wait until the child has ended; its exit code, or None after timeout seconds.");
 
 static PyObject *Child_wait(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -417,7 +418,7 @@ static PyObject *Child_wait(PyObject *object, PyObject *args, PyObject *kwargs)
 }
 
 PyDoc_STRVAR(Child_send_signal_doc,
-             "_send_signal(sig, /)\n--\n\n"
+             "_send_signal($self, sig, /)\n--\n\n"
              "Send a signal to the child if it runs.  It can reach no other process.");
 
 static PyObject *Child_send_signal(PyObject *object, PyObject *args)
@@ -437,7 +438,7 @@ static PyObject *Child_send_signal(PyObject *object, PyObject *args)
 }
 
 PyDoc_STRVAR(Child_close_doc,
-             "close()\n--\n\n"
+             "close($self)\n--\n\n"
              "Close the descriptors that are held for the child; it may go on running.");
 
 static PyObject *Child_close(PyObject *object, PyObject *Py_UNUSED(ignored))
