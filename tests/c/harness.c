@@ -1,0 +1,259 @@
+/* harness.c - see harness.h. */
+#include "harness.h"
+
+#include "mpx_atomic.h"
+#include "mpx_fault.h"
+#include "mpx_os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* ---- Checks ---------------------------------------------------------------------------------- */
+
+static test_t *tests;
+static mpx_atomic_u32 failed_checks;
+
+/* Constructors run in the order of the file; this list is kept in it. */
+void test_register(test_t *test)
+{
+    test_t **end = &tests;
+    while (*end != NULL) {
+        end = &(*end)->next;
+    }
+    *end = test;
+}
+
+void test_check(bool condition, const char *text, const char *file, int line)
+{
+    if (!condition) {
+        mpx_u32_fetch_add_relaxed(&failed_checks, 1);
+        fprintf(stderr, "%s:%d: not true: %s\n", file, line, text);
+    }
+}
+
+void test_check_equal(long long got, long long expected, const char *text, const char *file,
+                      int line)
+{
+    if (got != expected) {
+        mpx_u32_fetch_add_relaxed(&failed_checks, 1);
+        fprintf(stderr, "%s:%d: not true: %s (%lld, expected %lld)\n", file, line, text, got,
+                expected);
+    }
+}
+
+/* ---- Injected failures ----------------------------------------------------------------------- */
+
+#define MAX_INJECTIONS 8
+
+static struct {
+    const char *site;
+    int error;
+    uint32_t first;
+    uint32_t end;
+    mpx_atomic_u32 calls;
+} injections[MAX_INJECTIONS];
+static int injection_count;
+
+void inject(const char *site, int error, unsigned skip, unsigned times)
+{
+    if (injection_count == MAX_INJECTIONS) {
+        abort();
+    }
+    injections[injection_count].site = site;
+    injections[injection_count].error = error;
+    injections[injection_count].first = skip;
+    injections[injection_count].end = skip + times;
+    mpx_u32_store_relaxed(&injections[injection_count].calls, 0);
+    injection_count++;
+}
+
+void inject_nothing(void)
+{
+    injection_count = 0;
+}
+
+bool mpx_fault(const char *site)
+{
+    for (int i = 0; i < injection_count; i++) {
+        if (strcmp(injections[i].site, site) == 0) {
+            uint32_t call = mpx_u32_fetch_add_relaxed(&injections[i].calls, 1);
+            if (call >= injections[i].first && call < injections[i].end) {
+                errno = injections[i].error;
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static const char *deadly_step;
+static int deadly_signal;
+
+void signal_at_step(const char *site, int signal_number)
+{
+    deadly_step = site;
+    deadly_signal = signal_number;
+}
+
+void mpx_step(const char *site)
+{
+    if (deadly_step != NULL && strcmp(site, deadly_step) == 0) {
+        kill(getpid(), deadly_signal);
+    }
+}
+
+/* ---- Helpers for tests ----------------------------------------------------------------------- */
+
+pid_t start_process(void (*function)(void *), void *argument)
+{
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        uint32_t before = mpx_u32_load_relaxed(&failed_checks);
+        function(argument);
+        fflush(NULL);
+        _exit(mpx_u32_load_relaxed(&failed_checks) != before);
+    }
+    return pid;
+}
+
+int wait_for(pid_t pid)
+{
+    int status = -1;
+    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+    }
+    return status;
+}
+
+void wait_until_stopped(pid_t pid)
+{
+    int status;
+    while (waitpid(pid, &status, WUNTRACED) < 0 && errno == EINTR) {
+    }
+    CHECK(WIFSTOPPED(status));
+}
+
+void *shared_memory(size_t size)
+{
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        abort();
+    }
+    return memory;
+}
+
+void free_shared_memory(void *memory, size_t size)
+{
+    munmap(memory, size);
+}
+
+int next_descriptor(void)
+{
+    int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    close(fd);
+    return fd;
+}
+
+bool emulated(void)
+{
+    return getenv("MPX_TEST_EMULATED") != NULL;
+}
+
+/* ---- Running --------------------------------------------------------------------------------- */
+
+#define DESCRIPTORS_LOOKED_AT 1024
+
+static int count_descriptors(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < DESCRIPTORS_LOOKED_AT; fd++) {
+        count += fcntl(fd, F_GETFD) >= 0;
+    }
+    return count;
+}
+
+/* Ends with exit and not _exit, so that a leak checker gets its turn. */
+static void run_in_child(const test_t *test)
+{
+    setpgid(0, 0);
+    signal(SIGALRM, SIG_DFL);
+    alarm(TIME_LIMIT);
+    if (mpx_os_without(getenv("MPROC_EXT_WITHOUT")) < 0) {
+        fprintf(stderr, "MPROC_EXT_WITHOUT names a feature that there is not\n");
+        exit(1);
+    }
+    int before = count_descriptors();
+    test->function();
+    inject_nothing();
+    CHECK_EQ(count_descriptors(), before);
+    exit(mpx_u32_load_relaxed(&failed_checks) != 0);
+}
+
+static bool run(const test_t *test)
+{
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        run_in_child(test);
+    }
+    if (pid < 0) {
+        perror("fork");
+        return false;
+    }
+    setpgid(pid, pid); /* by both, so that it is done whoever comes first */
+    int status = wait_for(pid);
+    kill(-pid, SIGKILL);
+    if (status == 0) {
+        return true;
+    }
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM) {
+        fprintf(stderr, "FAILED %s: over %d seconds\n", test->name, TIME_LIMIT);
+    } else if (WIFSIGNALED(status)) {
+        fprintf(stderr, "FAILED %s: died of signal %d\n", test->name, WTERMSIG(status));
+    } else {
+        fprintf(stderr, "FAILED %s\n", test->name);
+    }
+    return false;
+}
+
+/* Arguments are names of tests to run; none means all. */
+static bool is_wanted(const test_t *test, int count, char **names)
+{
+    for (int i = 1; i < count; i++) {
+        if (strcmp(names[i], test->name) == 0) {
+            return true;
+        }
+    }
+    return count == 1;
+}
+
+/* What this program was started with is not for tests to trip over. */
+static void close_inherited(void)
+{
+    for (int fd = 3; fd < DESCRIPTORS_LOOKED_AT; fd++) {
+        close(fd);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    close_inherited();
+    int passed = 0;
+    int failed = 0;
+    for (const test_t *test = tests; test != NULL; test = test->next) {
+        if (is_wanted(test, argc, argv)) {
+            bool ok = run(test);
+            passed += ok;
+            failed += !ok;
+        }
+    }
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0 || passed == 0;
+}

@@ -1,0 +1,170 @@
+/* test_descriptors.c - closing many descriptors in each of the three ways. */
+#include "harness.h"
+
+#include "mpx_os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Above what a harness, a sanitizer or an emulator has open. */
+enum { FIRST = 100, COUNT = 300, END = FIRST + COUNT };
+
+static void open_all(void)
+{
+    int fd = open("/dev/null", O_RDONLY);
+    for (int number = FIRST; number < END; number++) {
+        if (number != fd) {
+            CHECK_EQ(dup2(fd, number), number);
+        }
+    }
+    close(fd);
+}
+
+static bool is_open(int fd)
+{
+    return fcntl(fd, F_GETFD) >= 0;
+}
+
+static int count_open(void)
+{
+    int count = 0;
+    for (int fd = FIRST; fd < END; fd++) {
+        count += is_open(fd);
+    }
+    return count;
+}
+
+/* The whole of a test, to be run once for each way. */
+static void check_ranges(void)
+{
+    open_all();
+    mpx_os_close_range(FIRST + 10, FIRST + 19);
+    CHECK_EQ(count_open(), COUNT - 10);
+    CHECK(is_open(FIRST + 9) && !is_open(FIRST + 10) && !is_open(FIRST + 19) &&
+          is_open(FIRST + 20));
+    mpx_os_close_range(FIRST + 10, FIRST + 19);
+    CHECK_EQ(count_open(), COUNT - 10);
+    mpx_os_close_range(FIRST + 1, FIRST);
+    CHECK_EQ(count_open(), COUNT - 10);
+    mpx_os_close_range(FIRST, FIRST);
+    CHECK_EQ(count_open(), COUNT - 11);
+    mpx_os_close_range(FIRST, ~0U);
+    CHECK_EQ(count_open(), 0);
+}
+
+static void check_exceptions(void)
+{
+    const int keep[] = {-1, 0, FIRST, FIRST + 1, FIRST + 50, END - 1, INT32_MAX};
+    open_all();
+    mpx_os_close_except(FIRST, keep, MPX_ARRAY_LENGTH(keep));
+    CHECK_EQ(count_open(), 4);
+    CHECK(is_open(FIRST) && is_open(FIRST + 1) && is_open(FIRST + 50) && is_open(END - 1));
+    CHECK(is_open(0) && is_open(1) && is_open(2));
+    mpx_os_close_except(FIRST, NULL, 0);
+    CHECK_EQ(count_open(), 0);
+}
+
+static void check_all(void)
+{
+    check_ranges();
+    check_exceptions();
+}
+
+TEST(as_the_machine_does_it)
+{
+    check_all();
+}
+
+TEST(by_listing_proc)
+{
+    inject("close_range", ENOSYS, 0, ALWAYS);
+    check_all();
+}
+
+TEST(by_listing_proc_where_a_filter_forbids_the_call)
+{
+    inject("close_range", EPERM, 0, ALWAYS);
+    check_all();
+}
+
+/* The limit bounds the search, and emulators are slow. */
+static void limit_descriptors(rlim_t count)
+{
+    struct rlimit limit = {.rlim_cur = count, .rlim_max = count};
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+TEST(one_by_one_without_proc)
+{
+    limit_descriptors(4096);
+    inject("close_range", ENOSYS, 0, ALWAYS);
+    inject("open_fds", ENOENT, 0, ALWAYS);
+    check_all();
+}
+
+TEST(one_by_one_with_no_descriptors_left)
+{
+    limit_descriptors(4096);
+    inject("close_range", ENOSYS, 0, ALWAYS);
+    inject("open_fds", EMFILE, 0, ALWAYS);
+    check_all();
+}
+
+TEST(one_by_one_where_listing_breaks_off)
+{
+    limit_descriptors(4096);
+    inject("close_range", ENOSYS, 0, ALWAYS);
+    inject("getdents", EIO, 0, ALWAYS);
+    check_all();
+}
+
+/* A program may lower its limit below what it has open. */
+TEST(descriptors_beyond_a_lowered_limit_are_found)
+{
+    struct rlimit limit;
+    REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit.rlim_cur = FIRST;
+    limit.rlim_max = limit.rlim_max < 4096 ? limit.rlim_max : 4096;
+    open_all();
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    inject("close_range", ENOSYS, 0, ALWAYS);
+    inject("open_fds", ENOENT, 0, ALWAYS);
+    mpx_os_close_range(FIRST, ~0U);
+    CHECK_EQ(count_open(), 0);
+}
+
+/* ---- Between vfork and exec ------------------------------------------------------------------ */
+
+/* vfork and all that runs in its child, so that the frame the child returns from lives on. */
+static __attribute__((noinline)) pid_t vfork_and_close(int keep)
+{
+    pid_t pid = vfork();
+    if (pid == 0) {
+        mpx_os_close_except(FIRST, &keep, 1);
+        _exit(count_open() == 1 && is_open(keep) ? 0 : 1);
+    }
+    return pid;
+}
+
+static void check_in_vfork(void)
+{
+    open_all();
+    CHECK_EQ(wait_for(vfork_and_close(FIRST + 7)), 0);
+    CHECK_EQ(count_open(), COUNT); /* the parent's table is its own */
+    mpx_os_close_range(FIRST, ~0U);
+}
+
+TEST(in_a_vfork_child)
+{
+    check_in_vfork();
+}
+
+TEST(in_a_vfork_child_by_listing_proc)
+{
+    inject("close_range", ENOSYS, 0, ALWAYS);
+    check_in_vfork();
+}

@@ -1,0 +1,179 @@
+"""The process that runs one class of tests (or lists them all).
+
+A file of its own with nothing at its top, because every child that a test spawns imports it
+again as its main module. The arguments: a JSON file that says what to do.
+"""
+
+import sys
+
+
+def listing(spec):
+    """Every class and its methods, module by module."""
+    import importlib
+    import unittest
+
+    found = []
+    for module_name in spec["modules"]:
+        entry = {"module": module_name, "classes": [], "skipped": None, "error": None}
+        found.append(entry)
+        try:
+            module = importlib.import_module(module_name)
+        except unittest.SkipTest as reason:
+            entry["skipped"] = str(reason)
+            continue
+        except Exception:
+            import traceback
+
+            entry["error"] = traceback.format_exc()
+            continue
+        for name, value in sorted(vars(module).items()):
+            if isinstance(value, type) and issubclass(value, unittest.TestCase):
+                methods = unittest.defaultTestLoader.getTestCaseNames(value)
+                if methods:
+                    entry["classes"].append([name, list(methods)])
+    return found
+
+
+def checks(spec):
+    """Refuse to run where the results would say nothing about the package."""
+    if spec["mode"] == "baseline":
+        import multiprocessing
+
+        if multiprocessing.__spec__.origin != spec["stdlib"]:
+            sys.exit(f"multiprocessing is not the stdlib's: {multiprocessing.__file__}")
+        return
+    import mproc_ext
+
+    if spec["mode"] == "alias":
+        import multiprocessing
+
+        if multiprocessing is not mproc_ext:
+            sys.exit(f"multiprocessing does not mean mproc_ext here: {multiprocessing!r}")
+
+
+def result_class(spec):
+    import json
+    import os
+    import time
+    import traceback
+    import unittest
+
+    class Result(unittest.TestResult):
+        """Writes a line as each test starts and ends, so that a hang names its test."""
+
+        def __init__(self):
+            super().__init__()
+            self.pid = os.getpid()
+            self.began = 0.0
+            self.state = None
+            self.detail = []
+
+        def write(self, **record):
+            record["pid"] = os.getpid()
+            data = (json.dumps(record) + "\n").encode()
+            # opened for each line: no descriptor of ours is open while a test runs
+            fd = os.open(spec["results"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(fd, data)
+            finally:
+                os.close(fd)
+
+        def startTest(self, test):
+            super().startTest(test)
+            self.state, self.detail = None, []
+            self.write(event="start", method=test._testMethodName)
+            print(f"\n-- {test._testMethodName}", flush=True)
+            self.began = time.monotonic()
+
+        def stopTest(self, test):
+            took = time.monotonic() - self.began
+            super().stopTest(test)
+            self.write(
+                event="stop",
+                method=test._testMethodName,
+                state=self.state or "passed",
+                detail="\n".join(self.detail),
+                time=round(took, 3),
+            )
+
+        def note(self, test, state, detail):
+            # what is not a test: setUpClass, tearDownClass, setUpModule, tearDownModule
+            if not hasattr(test, "_testMethodName"):
+                self.write(event="fixture", name=str(test), state=state, detail=detail)
+                return
+            order = (None, "passed", "skipped", "failed")
+            if order.index(state) >= order.index(self.state):
+                self.state = state
+            if detail:
+                self.detail.append(detail)
+
+        def problem(self, test, err):
+            text = "".join(traceback.format_exception(*err))
+            print(text, flush=True)
+            self.note(test, "failed", text)
+
+        def addError(self, test, err):
+            self.problem(test, err)
+
+        def addFailure(self, test, err):
+            self.problem(test, err)
+
+        def addSubTest(self, test, subtest, err):
+            if err is not None:
+                self.problem(test, err)
+
+        def addSuccess(self, test):
+            self.note(test, "passed", "")
+
+        def addExpectedFailure(self, test, err):
+            self.note(test, "passed", "")
+
+        def addUnexpectedSuccess(self, test):
+            self.note(test, "failed", "unexpected success")
+
+        def addSkip(self, test, reason):
+            self.note(test, "skipped", reason)
+
+    return Result()
+
+
+def run(spec):
+    import faulthandler
+    import importlib
+    import resource
+    import unittest
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    faulthandler.enable()  # the runner sends SIGABRT to what hangs
+    from test import support
+
+    support.verbose = 0
+    # None: every resource; these tests ask for cpu and walltime, and use loopback alone
+    support.use_resources = None
+
+    checks(spec)
+    result = result_class(spec)
+    module = importlib.import_module(spec["module"])
+    case = getattr(module, spec["class"])
+    suite = unittest.TestSuite(case(method) for method in spec["methods"])
+    # unittest finds setUpModule by the class's module, which may be where a base was made
+    suite.run(result)
+    result.write(event="end", altered=bool(support.environment_altered))
+
+
+def main():
+    import json
+
+    with open(sys.argv[1], encoding="utf-8") as file:
+        spec = json.load(file)
+    if spec["action"] == "list":
+        checks(spec)
+        found = listing(spec)
+        with open(spec["results"], "w", encoding="utf-8") as file:
+            json.dump(found, file)
+    else:
+        run(spec)
+
+
+if __name__ == "__main__":
+    main()

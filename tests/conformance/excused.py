@@ -1,0 +1,24 @@
+"""Tests of CPython's suite that need not pass, by exact name, with the reason.
+
+Only a test that looks at an internal which this package replaces belongs here (the feeder
+thread of a queue, the name of a semaphore). A test that passes although it is excused is an
+error: take it off the list.
+
+The key is the test's name as the runner prints it, `group.Class.method`. The value is the reason,
+or a tuple of the reason and where it holds: {"modes": ("name",), "pythons": ("3.11", "3.12")}.
+"""
+
+from __future__ import annotations
+
+EXCUSED: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = {}
+
+
+def excuse(name: str, mode: str, python: str) -> str | None:
+    """The reason why this test need not pass, or None."""
+    entry = EXCUSED.get(name)
+    if entry is None or isinstance(entry, str):
+        return entry
+    reason, where = entry
+    if mode not in where.get("modes", (mode,)) or python not in where.get("pythons", (python,)):
+        return None
+    return reason
