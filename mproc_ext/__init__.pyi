@@ -25,6 +25,7 @@ from mproc_ext.queues import (
 from mproc_ext.spawn import freeze_support as freeze_support
 
 __all__ = [
+    "ACCELERATED",
     "Array",
     "AuthenticationError",
     "Barrier",
@@ -56,6 +57,7 @@ __all__ = [
     "get_context",
     "get_logger",
     "get_start_method",
+    "install",
     "log_to_stderr",
     "parent_process",
     "reducer",
