@@ -86,7 +86,7 @@ def _stale_modules():
 def _rename_shadowed():
     """Let the stdlib's classes and functions that we shadow be pickled by a path that finds them:
     objects made from names that were imported before go on travelling to other processes."""
-    for theirs, attribute, value in _shadowed():
+    for theirs, _, value in _shadowed():
         if getattr(value, "__module__", None) == theirs.__name__ and hasattr(value, "__qualname__"):
             leaf = theirs.__name__.partition(".")[2]
             value.__module__ = f"{_modules.TRUE}.{leaf}"

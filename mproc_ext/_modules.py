@@ -18,11 +18,10 @@ patches one reaches the code that uses it.
 """
 
 import importlib
+import multiprocessing as _package
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-
-import multiprocessing as _package
 
 __all__ = ()
 

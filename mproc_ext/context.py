@@ -97,9 +97,7 @@ class BaseContext(_std.BaseContext):
         """Returns a process pool object"""
         from mproc_ext.pool import Pool
 
-        return Pool(
-            processes, initializer, initargs, maxtasksperchild, context=self.get_context()
-        )
+        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
 
     def RawValue(self, typecode_or_type, *args):
         """Returns a shared object"""

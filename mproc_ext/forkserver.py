@@ -342,9 +342,7 @@ class _Server:
             server_fd = child._fork(request["daemon"])
             if server_fd is not None:
                 util.close_fds(server_fd, status_w)
-                popen_fork.run_child(
-                    self._run_child, request, data_r, control_w, client_fd, rest
-                )
+                popen_fork.run_child(self._run_child, request, data_r, control_w, client_fd, rest)
         finally:
             if os.getpid() != server:
                 os._exit(1)

@@ -4,9 +4,9 @@
  * and keeps its exit code.
  *
  * Threads. Any number of them may wait for one child: waiting does not reap. Reaping and the store
- * of the exit code are one step under the GIL (or the object's critical section), so no thread finds
- * the child gone and the exit code not there yet; and since a signal is sent under the same lock,
- * only while there is no exit code, it cannot reach another process that got the number.
+ * of the exit code are one step under the GIL (or the object's critical section), so no thread
+ * finds the child gone and the exit code not there yet; and since a signal is sent under the same
+ * lock, only while there is no exit code, it cannot reach another process that got the number.
  *
  * Sentinels. The child's is its pidfd: readable when it has ended, whatever its own children do.
  * The parent's, given to the child, is a pidfd too. Where the kernel has none, each is the read end
@@ -27,15 +27,14 @@
 #define EXITCODE_UNKNOWN 255
 
 typedef struct {
-    PyObject_HEAD
-    pid_t pid;      /* 0 before the start */
-    pid_t owner;    /* the process that started it: only there is it a child */
-    int pidfd;      /* -1: none */
-    int sentinel;   /* the pidfd, or a pipe's read end, or what a subclass has set; -1: none */
-    int parent_w;   /* -1, or the write end of the pipe that tells the child of our end */
+    PyObject_HEAD pid_t pid; /* 0 before the start */
+    pid_t owner;             /* the process that started it: only there is it a child */
+    int pidfd;               /* -1: none */
+    int sentinel; /* the pidfd, or a pipe's read end, or what a subclass has set; -1: none */
+    int parent_w; /* -1, or the write end of the pipe that tells the child of our end */
     bool owns_sentinel;
     bool ended;
-    int exitcode;   /* where ended */
+    int exitcode; /* where ended */
 } ChildObject;
 
 #define CHILD(object) ((ChildObject *)(object))
@@ -61,9 +60,9 @@ static void release_fds(ChildObject *self)
 
 /* The descriptors of one start, before it is known whether it succeeds. All -1 where not open. */
 typedef struct {
-    int parent_fd;          /* for the child: the sentinel of its parent */
-    int parent_w;           /* for us: the other end of parent_fd where that is a pipe */
-    int child_r, child_w;   /* without pidfds: the pipe that tells of the child's end */
+    int parent_fd;        /* for the child: the sentinel of its parent */
+    int parent_w;         /* for us: the other end of parent_fd where that is a pipe */
+    int child_r, child_w; /* without pidfds: the pipe that tells of the child's end */
 } links_t;
 
 static void close_links(links_t *links)
@@ -279,9 +278,8 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
     close_fd(&links.parent_w);
     close_fd(&links.child_r);
     if (die_with_parent) {
-        int armed = mpx_process_die_with_parent(parent, mpx_os_has(MPX_HAS_PIDFD)
-                                                            ? links.parent_fd
-                                                            : -1);
+        int armed =
+            mpx_process_die_with_parent(parent, mpx_os_has(MPX_HAS_PIDFD) ? links.parent_fd : -1);
         if (armed < 0)
             return mpx_raise(armed);
     }
@@ -373,8 +371,7 @@ static int block(ChildObject *self, int64_t deadline)
         int pidfd = self->pidfd;
         if (self->ended || pid <= 0)
             return 0;
-        Py_BEGIN_ALLOW_THREADS
-        status = mpx_process_wait(pid, pidfd, deadline);
+        Py_BEGIN_ALLOW_THREADS status = mpx_process_wait(pid, pidfd, deadline);
         Py_END_ALLOW_THREADS
     } while (status == -EINTR && PyErr_CheckSignals() == 0);
     return status == -EINTR ? -1 : 0;
@@ -560,10 +557,8 @@ static void Child_dealloc(PyObject *object)
 static PyMethodDef Child_methods[] = {
     {"_fork", Child_fork, METH_VARARGS, Child_fork_doc},
     {"_spawn", Child_spawn, METH_VARARGS, Child_spawn_doc},
-    {"poll", (PyCFunction)(void (*)(void))Child_poll, METH_VARARGS | METH_KEYWORDS,
-     Child_poll_doc},
-    {"wait", (PyCFunction)(void (*)(void))Child_wait, METH_VARARGS | METH_KEYWORDS,
-     Child_wait_doc},
+    {"poll", (PyCFunction)(void (*)(void))Child_poll, METH_VARARGS | METH_KEYWORDS, Child_poll_doc},
+    {"wait", (PyCFunction)(void (*)(void))Child_wait, METH_VARARGS | METH_KEYWORDS, Child_wait_doc},
     {"_send_signal", Child_send_signal, METH_VARARGS, Child_send_signal_doc},
     {"close", Child_close, METH_NOARGS, Child_close_doc},
     {NULL, NULL, 0, NULL},
@@ -572,8 +567,8 @@ static PyMethodDef Child_methods[] = {
 PyDoc_STRVAR(Child_doc, "One child process as its parent sees it: the base of the Popen classes.");
 
 static PyType_Slot Child_slots[] = {
-    {Py_tp_doc, (void *)Child_doc}, {Py_tp_new, Child_new},         {Py_tp_dealloc, Child_dealloc},
-    {Py_tp_methods, Child_methods}, {Py_tp_getset, Child_getset},   {0, NULL},
+    {Py_tp_doc, (void *)Child_doc}, {Py_tp_new, Child_new},       {Py_tp_dealloc, Child_dealloc},
+    {Py_tp_methods, Child_methods}, {Py_tp_getset, Child_getset}, {0, NULL},
 };
 
 static PyType_Spec Child_spec = {

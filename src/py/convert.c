@@ -19,8 +19,8 @@ int mpx_deadline_of(PyObject *timeout, int64_t *deadline)
         return -1;
     }
     double nanos = ceil(seconds * (double)MPX_NANOS_PER_SEC);
-    *deadline = nanos >= (double)INT64_MAX ? MPX_NEVER
-                                           : mpx_os_deadline(nanos > 0 ? (int64_t)nanos : 0);
+    *deadline =
+        nanos >= (double)INT64_MAX ? MPX_NEVER : mpx_os_deadline(nanos > 0 ? (int64_t)nanos : 0);
     return 0;
 }
 

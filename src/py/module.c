@@ -10,10 +10,11 @@
 
 #include "mpx_os.h"
 
-PyDoc_STRVAR(features_doc,
-             "features()\n--\n\n"
-             "What of the newer kernel facilities is in use: a dict from name to bool.\n\n"
-             "MPROC_EXT_WITHOUT in the environment, a comma list of such names, switches them off.");
+PyDoc_STRVAR(
+    features_doc,
+    "features()\n--\n\n"
+    "What of the newer kernel facilities is in use: a dict from name to bool.\n\n"
+    "MPROC_EXT_WITHOUT in the environment, a comma list of such names, switches them off.");
 
 static PyObject *features(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
