@@ -72,14 +72,13 @@ def flags():
 
 
 def extensions():
-    sources = files("src/core/*.c", "src/py/*.c")
-    if switch("PURE") or not sys.platform.startswith("linux") or not sources:
+    if switch("PURE") or not sys.platform.startswith("linux"):
         return []
     compile_args, link_args = flags()
     return [
         Extension(
             "mproc_ext._core",
-            sources=sources,
+            sources=files("src/core/*.c", "src/py/*.c"),
             depends=files("src/core/*.h", "src/py/*.h"),
             include_dirs=["src/core", "src/py"],
             define_macros=[("MPX_VERSION", f'"{version()}"')],

@@ -299,9 +299,8 @@ def test_build_switch(unpacked, tmp_path, switch, value, flags):
         sys.executable, "-m", "pip", "-v", "wheel", "--no-deps", "-w", tmp_path, source,
         cwd=tmp_path, env=env,
     )  # fmt: skip
-    (compiled,) = (
-        line for line in done.stdout.splitlines() if "src/core/mpx_os" in line and " -c " in line
-    )
+    output = (done.stdout + done.stderr).splitlines()
+    (compiled,) = (line for line in output if " -c src/py/module.c " in line)
     assert set(flags) <= set(compiled.split())
     if switch == "COVERAGE":
         assert list(source.rglob("*.gcno")), "gcov's notes are beside the objects"
