@@ -1,4 +1,4 @@
-"""The heap of shared ctypes objects: the stdlib's module itself, with one state for both packages."""
+"""The heap of shared ctypes objects: the stdlib's module, one state for both packages."""
 
 from mproc_ext._modules import identity
 

@@ -1,4 +1,4 @@
-"""Process objects and whom this process knows: the stdlib's module itself, with one state for both packages."""
+"""Process objects and whom this process knows: the stdlib's module, one state for both packages."""
 
 from mproc_ext._modules import identity
 

@@ -1,4 +1,4 @@
-"""Pickling of connections and descriptors: the stdlib's module itself, with one state for both packages."""
+"""Pickling of connections and descriptors: the stdlib's module, one state for both packages."""
 
 from mproc_ext._modules import identity
 

@@ -1,4 +1,4 @@
-"""Passing of sockets and descriptors on request: the stdlib's module itself, with one state for both packages."""
+"""Passing of sockets and descriptors: the stdlib's module, one state for both packages."""
 
 from mproc_ext._modules import identity
 
