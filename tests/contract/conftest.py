@@ -113,10 +113,14 @@ def differences(group):
     """{name: (the stdlib's value, ours)} of all that is not the same in a group."""
     theirs = facts("multiprocessing").get(group, {})
     ours = facts("mproc_ext").get(group, {})
+    # A name that only one of them has is one difference: its signature and members are none.
+    alone = {fact for fact in theirs.keys() ^ ours.keys() if not re.search(r"[ .]", fact)}
     return {
         f"{group}/{fact}": (theirs.get(fact), ours.get(fact))
         for fact in dict.fromkeys([*theirs, *ours])
-        if not same(fact, theirs.get(fact), ours.get(fact)) and not newer(group, fact)
+        if not same(fact, theirs.get(fact), ours.get(fact))
+        and not newer(group, fact)
+        and re.split(r"[ .]", fact)[0] not in alone - {fact}
     }
 
 

@@ -7,10 +7,26 @@ them, and so does an entry here that differs no more.
 # name, as the tests print it: group/fact -> reason
 DIFFERENCES = {
     "(package)/ACCELERATED": "beyond the stdlib: whether the core in C is used",
-    "(package)/ACCELERATED value": "beyond the stdlib: whether the core in C is used",
     "(package)/install": "beyond the stdlib: makes `multiprocessing` mean this package",
-    "(package)/install signature": "beyond the stdlib: makes `multiprocessing` mean this package",
 }
+
+# The classes that start processes are C types: what the stdlib sets on their instances is a
+# descriptor, and their methods take self by position only.
+for popen in ("popen_fork", "popen_spawn_posix", "popen_forkserver"):
+    for name in ("__new__", "__new__ signature", "pid", "returncode", "sentinel"):
+        DIFFERENCES[f"{popen}/Popen.{name}"] = "Popen is a type in C"
+for popen in ("popen_fork", "popen_spawn_posix"):
+    for name in ("close", "poll", "wait"):
+        DIFFERENCES[f"{popen}/Popen.{name} signature"] = "a method of a type in C: (self, /, ...)"
+DIFFERENCES["popen_fork/Popen._send_signal signature"] = "a method of a type in C: (self, /, ...)"
+
+# Acting on children that somebody else has waited for.
+for method in ("fork", "spawn"):
+    for case in ("child_that_another_reaped", "children_that_nobody_reaps"):
+        DIFFERENCES[f"misuse/{method}/{case}"] = (
+            "the stdlib calls a child that it lost alive for ever; ours has ended, with exit code "
+            "255, which is what the stdlib's forkserver says of a child that it lost"
+        )
 
 # Entries of DIFFERENCES that are about some Pythons only -> whether sys.version_info is one.
 ONLY_ON = {}
@@ -24,7 +40,7 @@ NEWER = [
     ((3, 12), r"connection|managers", r"deliver_challenge signature"),
     ((3, 13), r"shared_memory", r"SharedMemory signature"),
     ((3, 13), r"managers", r"(DictProxy|ListProxy)\.__class_getitem__.*"),
-    ((3, 14), r".*", r"(\w*Process\.)?interrupt( signature)?"),
+    ((3, 14), r".*", r"((\w*Process|Popen)\.)?interrupt( signature)?"),
     ((3, 14), r".*", rf"({SYNC}\.)?locked( signature)?"),
     ((3, 14), r"managers", r"(AcquirerProxy|ConditionProxy)\.locked.*"),
     ((3, 14), r"managers", r"(Base)?SetProxy.*"),
@@ -36,4 +52,5 @@ NEWER = [
     ((3, 14), r"Manager\(\)\.dict\(\)", r"(fromkeys|__reversed__|__ior__|__r?or__).*"),
     ((3, 15), r".*", r"(\w+\.)?set_forkserver_preload signature"),
     ((3, 15), r"forkserver", r"main signature"),
+    ((3, 15), r"context", r"DefaultContext signature"),
 ]

@@ -139,7 +139,7 @@ def _through_pool(mp, use):
 def normal(text):
     """The text without addresses, and with one name for both packages."""
     text = re.sub(r"\b0x[0-9a-f]{6,}\b", "0x...", text)
-    return re.sub(r"\bmproc_ext\b", "multiprocessing", text)
+    return re.sub(r"\bmproc_ext\b(\._stdlib\b)?", "multiprocessing", text)
 
 
 def kind(value):
@@ -170,8 +170,9 @@ def signature(value):
 
 
 def exported(module):
-    """The public names of a module, and those of its private ones that are used elsewhere."""
-    return [name for name in dir(module) if not name.startswith("_")]
+    """The public names of a module, without the modules that it has merely imported."""
+    names = (name for name in dir(module) if not name.startswith("_"))
+    return [name for name in names if not inspect.ismodule(getattr(module, name, None))]
 
 
 def bases(cls):
@@ -215,7 +216,7 @@ class Facts:
         value = getattr(module, name)
         self.add(group, name, kind(value))
         if inspect.isclass(value):
-            if value.__module__.partition(".")[0] in (self.package, "multiprocessing"):
+            if value.__module__.partition(".")[0] in ("multiprocessing", "mproc_ext"):
                 self.cls(group, name, value)
         elif callable(value):
             self.add(group, f"{name} signature", signature(value))
