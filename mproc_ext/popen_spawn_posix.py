@@ -67,7 +67,7 @@ def dump(popen, process_obj):
         context.reduction.dump(process_obj, buffer)
     finally:
         context.set_spawning_popen(None)
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
 def write_data(fd, data):

@@ -87,3 +87,8 @@ class Counting(mproc_ext.Process):
 
     def run(self):
         self.connection.send((self.name, self.number + 1))
+
+
+def put_under_lock(queue, lock):
+    with lock:
+        queue.put(os.getpid())
