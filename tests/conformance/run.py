@@ -569,6 +569,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-v", "--verbose", action="store_true")
     options = parser.parse_args(argv)
 
+    # Whoever starts this in the background of a shell makes every child ignore SIGINT, and the
+    # tests that send it fail, with the stdlib too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
     stdlib = stdlib_origin()
     ours = our_folder(options.mode)

@@ -450,3 +450,16 @@ def test_the_command_line_runs_one_class(tmp_path):
     assert none.returncode == 1
     assert none.stdout.splitlines()[-1] == "0 passed, 0 failed, 0 skipped"
     assert not list(tmp_path.iterdir())  # nothing left behind
+
+
+def test_started_where_sigint_is_ignored(tmp_path):
+    """`run.py &` in a shell: the tests that send SIGINT still get their KeyboardInterrupt."""
+    import subprocess
+
+    name = "test_multiprocessing_fork.WithProcessesTestCondition.test_wait_result"
+    done = subprocess.run(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, str(FOLDER / "run.py"),
+         "--mode", "baseline", "--only", name],
+        capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "1 passed, 0 failed, 0 skipped", done.stdout
