@@ -1,5 +1,8 @@
 """Pool and ThreadPool: the stdlib's, with this package's default context."""
 
+import queue
+import threading
+
 from mproc_ext import _modules, context
 
 _std = _modules.overlay(__name__)
@@ -24,10 +27,77 @@ class Pool(_std.Pool):
 
 
 class ThreadPool(Pool, _std.ThreadPool):
-    """A pool of worker threads."""
+    """A pool of worker threads.
+
+    After terminate(), join() waits for the pool's threads but not for those that were running a
+    task then: a thread cannot be stopped, and the task may take for ever.
+    """
 
     def __init__(self, processes=None, initializer=None, initargs=()):
         _std.ThreadPool.__init__(self, processes, initializer, initargs)
+
+    def _setup_queues(self):
+        self._inqueue = _Tasks()
+        self._outqueue = _Results(self._inqueue)
+        self._quick_put = self._inqueue.put
+        self._quick_get = self._outqueue.get
+
+    @staticmethod
+    def _help_stuff_finish(inqueue, task_handler, size):
+        inqueue.end()
+        _std.ThreadPool._help_stuff_finish(inqueue, task_handler, size)
+
+    def join(self):
+        if not self._inqueue.running_at_end:
+            return super().join()
+        workers = self._pool
+        self._pool = [w for w in workers if w.ident not in self._inqueue.running_at_end]
+        try:
+            super().join()
+        finally:
+            self._pool = workers
+
+
+class _Tasks(queue.SimpleQueue):
+    """The tasks of a ThreadPool: knows which threads run one, and gives none out after the end."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._ended = False
+        self._running = set()
+        self.running_at_end = frozenset()
+
+    def get(self, block=True, timeout=None):
+        task = super().get(block, timeout)
+        with self._lock:
+            if self._ended:
+                return None
+            if task is not None:
+                self._running.add(threading.get_ident())
+        return task
+
+    def done(self):
+        self._running.discard(threading.get_ident())
+
+    def end(self):
+        """A thread that is not in running_at_end hereafter takes no further task, and ends."""
+        with self._lock:
+            self._ended = True
+            self.running_at_end = frozenset(self._running)
+
+
+class _Results(queue.SimpleQueue):
+    """The results of a ThreadPool: a thread that puts one has done its task."""
+
+    def __init__(self, tasks):
+        self._tasks = tasks
+
+    def __new__(cls, tasks):
+        return super().__new__(cls)
+
+    def put(self, result, block=True, timeout=None):
+        self._tasks.done()
+        super().put(result, block, timeout)
 
 
 def _default_context():

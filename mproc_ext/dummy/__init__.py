@@ -1,5 +1,13 @@
-"""The same interface over threads: the stdlib's package itself."""
+"""The same interface over threads: the stdlib's, with this package's ThreadPool."""
 
-from mproc_ext._modules import identity
+from mproc_ext import _modules
 
-identity(__name__)
+_std = _modules.overlay(__name__)
+
+__all__ = list(_std.__all__)
+
+
+def Pool(processes=None, initializer=None, initargs=()):
+    from mproc_ext.pool import ThreadPool
+
+    return ThreadPool(processes, initializer, initargs)
