@@ -5,7 +5,8 @@
  * Start of a program: vfork, because the cost of fork grows with the memory of the parent (16 ms
  * at 512 MB) and that of vfork does not. The child shares the parent's memory until it executes,
  * so it runs only what is async-signal-safe, no handler of the parent's runs in it (all signals
- * are blocked until the handlers are gone), and it tells of a failed exec by a store.
+ * are blocked until the handlers are gone). It tells of a failed exec through a pipe, not through
+ * the memory: where vfork is made of fork (emulators, sandboxes) there is no common memory.
  *
  * Death with the parent: PR_SET_PDEATHSIG fires when the *thread* that forked ends, so its signal
  * only asks a question: the handler looks whether the parent process is gone, which is so when
@@ -17,10 +18,13 @@
 #define _GNU_SOURCE
 #include "mpx_process.h"
 
+#include "mpx_fault.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -33,14 +37,22 @@
 
 pid_t mpx_process_fork(void)
 {
-    pid_t pid = fork();
+    pid_t pid = MPX_SYS(fork, fork());
     return pid < 0 ? -errno : pid;
 }
 
 /* ---- Start of a program ---------------------------------------------------------------------- */
 
-/* What the child of vfork does; it shares memory with the parent, which is suspended. */
-static void execute(const mpx_program_t *program, const sigset_t *mask, volatile int *error)
+/* What the child needs to become the program. */
+typedef struct {
+    const mpx_program_t *program;
+    sigset_t mask; /* to be restored */
+    int error_w;   /* where a failure is told; closed by a successful exec */
+    int *keep;     /* the program's descriptors and error_w, ascending */
+    size_t kept;
+} start_t;
+
+static void reset_handlers(void)
 {
     struct sigaction action;
     for (int signum = 1; signum < NSIG; signum++) {
@@ -51,41 +63,104 @@ static void execute(const mpx_program_t *program, const sigset_t *mask, volatile
             sigaction(signum, &action, NULL);
         }
     }
-    for (size_t i = 0; i < program->fd_count; i++) {
-        int flags = fcntl(program->fds[i], F_GETFD);
-        if (flags < 0 || fcntl(program->fds[i], F_SETFD, flags & ~FD_CLOEXEC) < 0) {
-            *error = errno;
-            return;
-        }
+}
+
+static int make_inheritable(const int *fds, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        int flags = fcntl(fds[i], F_GETFD);
+        if (flags < 0 || fcntl(fds[i], F_SETFD, flags & ~FD_CLOEXEC) < 0)
+            return -errno;
     }
-    mpx_os_close_except(3, program->fds, program->fd_count);
-    sigprocmask(SIG_SETMASK, mask, NULL);
+    return 0;
+}
+
+/* In the child of vfork, which shares memory with its parent. Returns only where it failed. */
+static int execute(const start_t *start)
+{
+    const mpx_program_t *program = start->program;
+    reset_handlers();
+    int status = make_inheritable(program->fds, program->fd_count);
+    if (status < 0)
+        return status;
+    mpx_os_close_except(3, start->keep, start->kept);
+    sigprocmask(SIG_SETMASK, &start->mask, NULL);
     execve(program->path, program->argv, program->envp);
-    *error = errno;
+    return -errno;
+}
+
+/* Puts error_w among the program's descriptors. */
+static int list_kept(start_t *start)
+{
+    const mpx_program_t *program = start->program;
+    start->keep = malloc(sizeof *start->keep * (program->fd_count + 1));
+    if (start->keep == NULL)
+        return -ENOMEM;
+    size_t i = 0;
+    while (i < program->fd_count && program->fds[i] < start->error_w) {
+        start->keep[i] = program->fds[i];
+        i++;
+    }
+    start->keep[i] = start->error_w;
+    for (; i < program->fd_count; i++)
+        start->keep[i + 1] = program->fds[i];
+    start->kept = program->fd_count + 1;
+    return 0;
+}
+
+/* What the child has told before it ended or executed: 0, or the error. */
+static int read_error(int error_r)
+{
+    int error = 0;
+    ssize_t count;
+    do {
+        count = read(error_r, &error, sizeof error);
+    } while (count < 0 && errno == EINTR);
+    return count == (ssize_t)sizeof error ? error : 0;
+}
+
+/* The start proper, with all signals blocked. */
+static pid_t start_program(start_t *start, int error_r)
+{
+    pid_t pid = MPX_SYS(vfork, vfork());
+    if (pid == 0) {
+        int error = execute(start);
+        (void)!write(start->error_w, &error, sizeof error);
+        _exit(127);
+    }
+    if (pid < 0)
+        return -errno;
+    close(start->error_w);
+    start->error_w = -1;
+    int error = read_error(error_r);
+    if (error == 0)
+        return pid;
+    while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        continue;
+    return error;
 }
 
 pid_t mpx_process_spawn(const mpx_program_t *program)
 {
-    sigset_t all, mask;
-    volatile int error = 0;
+    start_t start = {.program = program};
+    sigset_t all;
+    int error_pipe[2];
 
-    sigfillset(&all);
-    if (pthread_sigmask(SIG_SETMASK, &all, &mask) != 0)
-        return -EINVAL;
-    pid_t pid = vfork();
+    if (MPX_SYS(pipe, pipe2(error_pipe, O_CLOEXEC)) < 0)
+        return -errno;
+    start.error_w = error_pipe[1];
+    pid_t pid = list_kept(&start);
     if (pid == 0) {
-        execute(program, &mask, &error);
-        _exit(127);
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &start.mask);
+        pid = start_program(&start, error_pipe[0]);
+        pthread_sigmask(SIG_SETMASK, &start.mask, NULL);
     }
-    int failed = pid < 0 ? errno : error;
-    pthread_sigmask(SIG_SETMASK, &mask, NULL);
-    if (failed == 0)
-        return pid;
-    if (pid > 0) {
-        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-            continue;
-    }
-    return -failed;
+    free(start.keep);
+    close(error_pipe[0]);
+    if (start.error_w >= 0)
+        close(start.error_w);
+    return pid;
 }
 
 /* ---- Wait, reap, signal ---------------------------------------------------------------------- */
@@ -104,7 +179,7 @@ static int poll_until(struct pollfd *entry, int64_t deadline)
         }
         timeout = &left;
     }
-    int ready = ppoll(entry, 1, timeout, NULL);
+    int ready = MPX_SYS(ppoll, ppoll(entry, 1, timeout, NULL));
     if (ready < 0)
         return -errno;
     return ready == 0 ? -ETIMEDOUT : 0;
@@ -121,7 +196,7 @@ int mpx_fd_wait(int fd, short events, int64_t deadline)
 static int has_ended(pid_t pid, int flags)
 {
     siginfo_t info = {.si_pid = 0};
-    if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT | flags) < 0)
+    if (MPX_SYS(waitid, waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT | flags)) < 0)
         return -errno;
     return info.si_pid != 0;
 }
@@ -208,7 +283,7 @@ int mpx_process_die_with_parent(pid_t parent, int parent_fd)
     sigemptyset(&action.sa_mask);
     sigemptyset(&urgent);
     sigaddset(&urgent, SIGURG);
-    if (sigaction(SIGURG, &action, NULL) < 0 || prctl(PR_SET_PDEATHSIG, SIGURG) < 0)
+    if (sigaction(SIGURG, &action, NULL) < 0 || MPX_SYS(prctl, prctl(PR_SET_PDEATHSIG, SIGURG)) < 0)
         return -errno;
     pthread_sigmask(SIG_UNBLOCK, &urgent, NULL);
 
@@ -248,7 +323,7 @@ int mpx_fds_send(int socket_fd, const void *data, size_t size, const int *fds, s
         header->cmsg_len = CMSG_LEN(sizeof(int) * fd_count);
         memcpy(CMSG_DATA(header), fds, sizeof(int) * fd_count);
     }
-    ssize_t sent = sendmsg(socket_fd, &message, MSG_NOSIGNAL);
+    ssize_t sent = MPX_SYS(sendmsg, sendmsg(socket_fd, &message, MSG_NOSIGNAL));
     if (sent < 0)
         return -errno;
     return (size_t)sent == size ? 0 : -EMSGSIZE;
@@ -287,7 +362,7 @@ ssize_t mpx_fds_recv(int socket_fd, void *data, size_t size, int *fds, size_t *f
     bool fits = true;
 
     *fd_count = 0;
-    ssize_t received = recvmsg(socket_fd, &message, MSG_CMSG_CLOEXEC);
+    ssize_t received = MPX_SYS(recvmsg, recvmsg(socket_fd, &message, MSG_CMSG_CLOEXEC));
     if (received < 0)
         return -errno;
     for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL;
