@@ -381,6 +381,23 @@ def test_judged_by_what_the_stdlib_does(runner, tmp_path):
     assert row.split()[1:] == ["1", "2", "0", "0", "1", "3", "s"]
 
 
+def test_a_module_that_only_the_stdlib_can_import_is_a_failure(tmp_path):
+    name = "test_made.<import>.test.test_made"
+    ours, stdlib = run.Mode("alias", tmp_path), run.Mode("baseline", tmp_path)
+    ours.classes["test_made"] = [("test.test_made", "<import>", [])]
+    ours.notes[name] = "ImportError"
+    modes = {"alias": ours, "baseline": stdlib}
+
+    def judged():
+        found = {name: run.Outcome("failed", 0.0, "ImportError")}
+        run.judge(found, "alias", lambda where, n: run.passes(modes[where], n, where == "alias"))
+        return found[name].state
+
+    assert judged() == "failed"
+    stdlib.notes[name] = "ImportError"
+    assert judged() == "stdlib fails"
+
+
 def test_excuses(monkeypatch):
     excused = {
         "g.C.test_a": "looks at the feeder thread",
