@@ -25,7 +25,7 @@ SOURCES := pyproject.toml setup.py $(wildcard src/core/*.[ch] src/py/*.[ch] \
 	mproc_ext/*.py mproc_ext/*.pyi mproc_ext/*/*.py mproc_ext/*/*.pyi mproc_ext/py.typed)
 
 .NOTPARALLEL:
-.PHONY: help demo test c-tests pytest test-venv conformance lint format sdist wheel clean
+.PHONY: help demo test c-tests pytest demo-venv test-venv conformance lint format sdist wheel clean
 .DELETE_ON_ERROR:
 
 help: ## what there is to make
@@ -33,6 +33,8 @@ help: ## what there is to make
 
 demo: $(DEMO)/.installed ## run a real job on the stdlib and on mproc_ext, and compare
 	$(DEMO)/bin/python examples/index_stdlib.py $(DEMO_ARGS)
+
+demo-venv: $(DEMO)/.installed # what `demo` runs in
 
 test: c-tests pytest ## the whole suite: the core's C tests, then pytest
 
