@@ -533,9 +533,10 @@ def test_two_packages_in_one_program(ctx, method):
         queue = second.Queue()
         lock = second.Lock()
         process = first.Process(target=targets.put_under_lock, args=(queue, lock))
-        process.start()
-        assert process in mproc_ext.active_children()
-        assert process in multiprocessing.active_children()
+        with lock:
+            process.start()
+            assert process in mproc_ext.active_children()
+            assert process in multiprocessing.active_children()
         assert queue.get(timeout=30) == process.pid
         process.join(30)
         assert isinstance(process, multiprocessing.process.BaseProcess)
