@@ -145,7 +145,7 @@ MPX_NODISCARD int mpx_os_process_start(pid_t pid, uint64_t *start);
  * the number alone counts. Only ever says 0 when sure. Async-signal-safe. */
 MPX_NODISCARD int mpx_os_process_alive(mpx_process_id_t id);
 
-/* The number of threads of this process; -ENOENT where there is no /proc. Async-signal-safe. */
+/* The number of threads of this process; -ENOENT where /proc does not say. Async-signal-safe. */
 MPX_NODISCARD int mpx_os_thread_count(void);
 
 /* The kernel's number of the calling thread. Async-signal-safe. */

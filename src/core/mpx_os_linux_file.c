@@ -282,7 +282,7 @@ int mpx_os_populate(void *address, size_t length)
     size_t page = mpx_os_page_size();
     uintptr_t begin = (uintptr_t)address & ~(page - 1);
     uintptr_t end = (uintptr_t)address + length;
-    if (mpx_os_enabled(MPX_HAS_MADV_POPULATE)) {
+    if (mpx_os_has(MPX_HAS_MADV_POPULATE)) {
         if (MPX_SYS(madvise, madvise((void *)begin, end - begin, MPX_MADV_POPULATE_WRITE)) == 0) {
             return 0;
         }

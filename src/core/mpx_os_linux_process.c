@@ -251,7 +251,10 @@ int mpx_os_thread_count(void)
 {
     mpx_proc_stat_t stat;
     int status = read_stat("/proc/self/stat", &stat);
-    return status < 0 ? status : (int)stat.threads;
+    if (status < 0) {
+        return status;
+    }
+    return stat.threads > 0 ? (int)stat.threads : -ENOENT; /* an emulator's own idea of the file */
 }
 
 pid_t mpx_os_thread_id(void)

@@ -91,11 +91,11 @@ TEST(by_listing_proc_where_a_filter_forbids_the_call)
     check_all();
 }
 
-/* The limit bounds the search, and emulators are slow. */
+/* The limit bounds the search, and emulators are slow. (Those that keep the limit are not.) */
 static void limit_descriptors(rlim_t count)
 {
     struct rlimit limit = {.rlim_cur = count, .rlim_max = count};
-    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0 || emulated());
 }
 
 TEST(one_by_one_without_proc)
@@ -128,7 +128,6 @@ TEST(descriptors_beyond_a_lowered_limit_are_found)
     struct rlimit limit;
     REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
     limit.rlim_cur = FIRST;
-    limit.rlim_max = limit.rlim_max < 4096 ? limit.rlim_max : 4096;
     open_all();
     CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
     inject("close_range", ENOSYS, 0, ALWAYS);

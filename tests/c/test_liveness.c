@@ -226,23 +226,27 @@ struct outliving {
     int release[2];
 };
 
+/* Not on the stack of a thread that ends. */
+static struct outliving outliving;
+
 static void *wait_for_release(void *argument)
 {
-    struct outliving *outliving = argument;
     char byte;
-    CHECK_EQ(read(outliving->release[0], &byte, 1), 0);
+    (void)argument;
+    CHECK_EQ(read(outliving.release[0], &byte, 1), 0);
     _exit(0);
 }
 
 /* The main thread ends, the process does not. */
 static void end_main_thread(void *argument)
 {
-    struct outliving *outliving = argument;
     pthread_t thread;
-    close(outliving->release[1]);
-    if (pthread_create(&thread, NULL, wait_for_release, argument) == 0) {
+    (void)argument;
+    close(outliving.release[1]);
+    if (pthread_create(&thread, NULL, wait_for_release, NULL) == 0) {
         pthread_exit(NULL);
     }
+    CHECK(!"a thread starts");
 }
 
 static char state_of(pid_t pid)
@@ -260,9 +264,8 @@ static char state_of(pid_t pid)
 
 TEST(a_process_outlives_its_main_thread)
 {
-    struct outliving outliving;
     REQUIRE(pipe(outliving.release) == 0);
-    pid_t pid = start_process(end_main_thread, &outliving);
+    pid_t pid = start_process(end_main_thread, NULL);
     mpx_process_id_t id = identify(pid);
     while (!emulated() && state_of(pid) != 'Z') { /* emulators keep their own main thread */
         sched_yield();
@@ -324,12 +327,31 @@ static void *announce_and_wait(void *argument)
     return NULL;
 }
 
+static void *store_thread_id(void *tid)
+{
+    *(pid_t *)tid = mpx_os_thread_id();
+    return NULL;
+}
+
+/* Sanitizers start a thread of their own with the first one of the program. */
+static int count_threads_after_the_first(void)
+{
+    pthread_t thread;
+    pid_t tid = 0;
+    CHECK_EQ(pthread_create(&thread, NULL, store_thread_id, &tid), 0);
+    pthread_join(thread, NULL);
+    while (syscall(SYS_tgkill, getpid(), tid, 0) == 0) { /* the kernel is behind the join */
+        sched_yield();
+    }
+    return mpx_os_thread_count();
+}
+
 TEST(threads_are_counted_and_are_no_processes)
 {
     struct thread other = {.pidfd = 0};
     pthread_t thread;
-    int before = mpx_os_thread_count();
-    CHECK(before >= 1);
+    int before = count_threads_after_the_first();
+    CHECK(before >= 1 || (before == -ENOENT && emulated()));
     CHECK_EQ(mpx_os_thread_id(), getpid());
     REQUIRE(pthread_create(&thread, NULL, announce_and_wait, &other) == 0);
     uint32_t tid;
@@ -337,7 +359,7 @@ TEST(threads_are_counted_and_are_no_processes)
         int status = mpx_os_futex_wait(&other.tid, 0, MPX_NEVER);
         CHECK(status == 0 || status == -EAGAIN);
     }
-    CHECK_EQ(mpx_os_thread_count(), before + 1);
+    CHECK_EQ(mpx_os_thread_count(), before < 0 ? before : before + 1);
     CHECK((pid_t)tid != getpid());
     CHECK_EQ(other.pidfd, mpx_os_has(MPX_HAS_PIDFD) ? -ESRCH : -ENOSYS);
     mpx_u32_store_release(&other.released, 1);

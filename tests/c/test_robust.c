@@ -27,6 +27,7 @@ TEST(switched_off_there_is_no_head)
 
 TEST(the_probe_leaves_no_thread_behind)
 {
+    mpx_os_probe_robust_list(); /* sanitizers start a thread of their own with the first one */
     int before = mpx_os_thread_count();
     for (int i = 0; i < 50; i++) {
         mpx_os_probe_robust_list();

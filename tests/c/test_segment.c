@@ -350,10 +350,13 @@ static int make_file(const mpx_segment_header_t *header, uint64_t size)
 
 static mpx_segment_header_t good_header(uint64_t size)
 {
-    return (mpx_segment_header_t){.magic = MPX_SEGMENT_MAGIC,
-                                  .layout = MPX_SEGMENT_LAYOUT,
-                                  .ready = {MPX_SEGMENT_READY},
-                                  .size = {size}};
+    mpx_segment_header_t header;
+    memset(&header, 0, sizeof(header)); /* what is written to a file has no undefined bytes */
+    header.magic = MPX_SEGMENT_MAGIC;
+    header.layout = MPX_SEGMENT_LAYOUT;
+    mpx_u32_store_relaxed(&header.ready, MPX_SEGMENT_READY);
+    mpx_u64_store_relaxed(&header.size, size);
+    return header;
 }
 
 /* The status of attaching to such a file; what attaches must be usable throughout. */
