@@ -115,11 +115,18 @@ def differences(group):
     ours = facts("mproc_ext").get(group, {})
     # A name that only one of them has is one difference: its signature and members are none.
     alone = {fact for fact in theirs.keys() ^ ours.keys() if not re.search(r"[ .]", fact)}
+    # What a module of ours defines for its neighbours, and does not export, is no difference.
+    internal = {
+        fact
+        for fact in alone & ours.keys()
+        if ours.get("__all__", "None") != "None" and f"'{fact}'" not in ours["__all__"]
+    }
     return {
         f"{group}/{fact}": (theirs.get(fact), ours.get(fact))
         for fact in dict.fromkeys([*theirs, *ours])
         if not same(fact, theirs.get(fact), ours.get(fact))
         and not newer(group, fact)
+        and fact not in internal
         and re.split(r"[ .]", fact)[0] not in alone - {fact}
     }
 

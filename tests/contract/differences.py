@@ -28,8 +28,36 @@ for method in ("fork", "spawn"):
             "255, which is what the stdlib's forkserver says of a child that it lost"
         )
 
+# The forkserver is ours, and so is what it and its clients say to each other.
+for name in (
+    "ForkServer.connect_to_new_process signature",
+    "connect_to_new_process signature",
+    "MAXFDS_TO_SEND value",
+    "SIGNED_STRUCT",
+):
+    DIFFERENCES[f"forkserver/{name}"] = "part of the server's protocol, which is another one"
+DIFFERENCES["spawn/spawn_main signature"] = "what our parent tells our child; optional, at the end"
+for popen in ("popen_forkserver", "popen_spawn_posix"):
+    DIFFERENCES[f"{popen}/set_spawning_popen"] = "imported there by the stdlib, defined in context"
+
+DIFFERENCES["(package)/__all__"] = "ACCELERATED and install, beyond the stdlib's names"
+DIFFERENCES["managers/SharedMemoryManager signature"] = (
+    "the stdlib's (*args, **kwargs), spelled out"
+)
+DIFFERENCES["managers/ListProxy bases"] = "made anew, with clear and copy"
+DIFFERENCES["managers/MakeProxyType signature"] = "a default shows which proxies were made so far"
+DIFFERENCES["Manager().list()/bases"] = "made anew, with clear and copy"
+for method in ("fork", "spawn"):
+    DIFFERENCES[f"misuse/{method}/join_with_text"] = (
+        "the stdlib does not look at the timeout of a child that has ended"
+    )
+
 # Entries of DIFFERENCES that are about some Pythons only -> whether sys.version_info is one.
-ONLY_ON = {}
+ONLY_ON = {
+    "managers/ListProxy bases": lambda version: version < (3, 14),
+    "managers/MakeProxyType signature": lambda version: version < (3, 14),
+    "Manager().list()/bases": lambda version: version < (3, 14),
+}
 
 # What newer Pythons' stdlib has and mproc_ext gives to older ones: since when the stdlib has it,
 # and patterns for the groups and the facts.  test_newer.py says that it has to be there.

@@ -170,10 +170,7 @@ def interactive_after_a_script(folder, variant):
 @way
 def with_options(folder, variant):
     (folder / "program.py").write_text(source(variant))
-    options = ["-B", "-O", "-W", "ignore::ImportWarning", "-X", "utf8", "-X", "importtime=0", "-u"]
-    if sys.version_info < (3, 12):
-        options = [option for option in options if not option.startswith("importtime")]
-        options.remove("-X")
+    options = ["-B", "-O", "-W", "ignore::ImportWarning", "-X", "utf8", "-u"]
     return [*start(variant, *options), folder / "program.py"], {}
 
 
