@@ -392,10 +392,23 @@ TEST(a_message_that_does_not_fit_leaves_no_descriptor)
     CHECK_EQ(mpx_fds_recv(pair[1], data, sizeof data, fds, &count), -EMSGSIZE);
     CHECK_EQ(next_descriptor(), next);
 
+    close(pair[0]);
+    close(pair[1]);
+}
+
+TEST(a_message_for_whose_descriptors_there_is_no_room)
+{
+    if (emulated()) {
+        return; /* limits are the emulator's, and not told to the kernel */
+    }
+    int pair[2], fds[4], many[4] = {0, 1, 2, 0};
+    char data[4];
+    size_t count = 4;
+    REQUIRE(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0);
+    int next = next_descriptor();
     struct rlimit limit, none = {(rlim_t)next + 2, (rlim_t)next + 2};
     getrlimit(RLIMIT_NOFILE, &limit);
     none.rlim_max = limit.rlim_max;
-    count = 4;
     CHECK_EQ(mpx_fds_send(pair[0], "data", 4, many, 4), 0);
     setrlimit(RLIMIT_NOFILE, &none);
     CHECK_EQ(mpx_fds_recv(pair[1], data, sizeof data, fds, &count), -EMFILE);
