@@ -45,7 +45,7 @@ def is_submodule(name):
 
 def _find_stdlib(name):
     parent = name.rpartition(".")[0]
-    path = stdlib(parent).__path__ if parent else _package.__path__
+    path = _find_stdlib(parent).submodule_search_locations if parent else _package.__path__
     return PathFinder.find_spec(f"{STDLIB}.{name}", path)
 
 
@@ -60,6 +60,8 @@ def _load_stdlib(name):
     if spec is None:
         raise ModuleNotFoundError(f"No module named {full!r}", name=full)
     module = module_from_spec(spec)
+    # A package's submodules, which it may import itself, find it here.
+    sys.modules[f"{TRUE}.{name}"] = module
     spec.loader.exec_module(module)
     return module
 
