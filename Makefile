@@ -32,7 +32,7 @@ help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 demo: $(DEMO)/.installed ## run a real job on the stdlib and on mproc_ext, and compare
-	$(DEMO)/bin/python examples/index_stdlib.py $(DEMO_ARGS)
+	cd examples && $(DEMO)/bin/python index_stdlib.py $(DEMO_ARGS)
 
 demo-venv: $(DEMO)/.installed # what `demo` runs in
 
