@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 
 from mproc_ext import _modules, context
 
@@ -29,9 +30,12 @@ class Pool(_std.Pool):
 class ThreadPool(Pool, _std.ThreadPool):
     """A pool of worker threads.
 
-    After terminate(), join() waits for the pool's threads but not for those that were running a
-    task then: a thread cannot be stopped, and the task may take for ever.
+    After terminate(), join() waits for the pool's threads, but for those that were running a task
+    then no longer than TERMINATE_GRACE seconds: a thread cannot be stopped, and the task may take
+    for ever.
     """
+
+    TERMINATE_GRACE = 1.0
 
     def __init__(self, processes=None, initializer=None, initargs=()):
         _std.ThreadPool.__init__(self, processes, initializer, initargs)
@@ -48,14 +52,18 @@ class ThreadPool(Pool, _std.ThreadPool):
         _std.ThreadPool._help_stuff_finish(inqueue, task_handler, size)
 
     def join(self):
-        if not self._inqueue.running_at_end:
+        running = self._inqueue.running_at_end
+        if not running:
             return super().join()
         workers = self._pool
-        self._pool = [w for w in workers if w.ident not in self._inqueue.running_at_end]
+        self._pool = [worker for worker in workers if worker.ident not in running]
         try:
             super().join()
         finally:
             self._pool = workers
+        deadline = time.monotonic() + self.TERMINATE_GRACE
+        for worker in workers:
+            worker.join(max(0, deadline - time.monotonic()))
 
 
 class _Tasks(queue.SimpleQueue):

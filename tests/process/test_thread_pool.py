@@ -17,6 +17,7 @@ def test_join_after_terminate_does_not_wait_for_a_task(busy):
         release.wait()
 
     pool = mproc_ext.pool.ThreadPool(3)
+    pool.TERMINATE_GRACE = 0.05
     threads = list(pool._pool)
     result = pool.map_async(task, range(busy), chunksize=1)
     for _ in range(busy):
@@ -30,6 +31,24 @@ def test_join_after_terminate_does_not_wait_for_a_task(busy):
     assert result.ready() == (busy == 0)
 
 
+def test_join_after_terminate_waits_for_a_short_task():
+    started, release = threading.Semaphore(0), threading.Event()
+
+    def task(_):
+        started.release()
+        release.wait()
+
+    pool = mproc_ext.pool.ThreadPool(1)
+    pool.TERMINATE_GRACE = 60
+    (thread,) = pool._pool
+    pool.map_async(task, range(1))
+    started.acquire()
+    pool.terminate()
+    threading.Timer(0.1, release.set).start()
+    pool.join()
+    assert not thread.is_alive()
+
+
 def test_terminate_at_any_moment():
     """Queued tasks are dropped; none is started after terminate has returned."""
     for _ in range(200):
@@ -41,6 +60,7 @@ def test_terminate_at_any_moment():
             release.wait()
 
         pool = mproc_ext.pool.ThreadPool(3)
+        pool.TERMINATE_GRACE = 0
         threads = list(pool._pool)
         pool.map_async(task, range(1000), chunksize=1)
         pool.terminate()
