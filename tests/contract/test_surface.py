@@ -94,7 +94,8 @@ SAME = """
     pool.MaybeEncodingError pool.RemoteTraceback pool.ExceptionWithTraceback
     context._tls context.set_spawning_popen context.get_spawning_popen context.assert_spawning
     resource_sharer.DupFd resource_tracker._resource_tracker heap.Arena
-    shared_memory.ShareableList managers.RemoteError managers.Token dummy.Process dummy.connection.Connection
+    shared_memory.ShareableList managers.RemoteError managers.Token dummy.Process
+    dummy.connection.Connection
     connection.Connection connection.wait
 """
 

@@ -1,0 +1,360 @@
+"""`import multiprocessing` means mproc_ext: by python -m mproc_ext, by install(), by a variable."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+ARGUMENTS = ["one", "--two", "-x", ""]
+
+# What a program can tell of how it was run.
+TELL = """
+import json, sys
+main = sys.modules['__main__']
+print(json.dumps({
+    'name': __name__, 'argv': sys.argv, 'path0': sys.path[0], 'main': main.__name__,
+    'file': globals().get('__file__'), 'spec': getattr(globals().get('__spec__'), 'name', None),
+    'package': globals().get('__package__'), 'doc': globals().get('__doc__'),
+    'is main': vars(main) is globals(), 'cached': globals().get('__cached__', 'none'),
+    'loader': type(globals().get('__loader__')).__name__,
+    'builtins': '__builtins__' in globals(),
+    'ours': sorted(name for name in globals() if 'mproc' in name or 'install' in name),
+}))
+"""
+
+
+def files(folder):
+    """A script, a module, a package and an application folder that tell."""
+    (folder / "tell.py").write_text(TELL)
+    (folder / "package").mkdir()
+    (folder / "package" / "__init__.py").write_text("")
+    (folder / "package" / "__main__.py").write_text(TELL)
+    (folder / "app").mkdir()
+    (folder / "app" / "__main__.py").write_text(TELL)
+
+
+FORMS = {
+    "script": ["tell.py"],
+    "script in a folder": ["./tell.py"],
+    "module": ["-m", "tell"],
+    "package": ["-m", "package"],
+    "folder": ["app"],
+    "command": ["-c", TELL],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_program_sees_what_it_sees_without(programs, tmp_path, form):
+    files(tmp_path)
+    command = [*FORMS[form], *ARGUMENTS]
+    theirs = programs.run_python(*command, cwd=tmp_path)
+    ours = programs.run_python("-m", "mproc_ext", *command, cwd=tmp_path)
+    assert theirs.returncode == ours.returncode == 0, ours.stderr
+    theirs, ours = json.loads(theirs.stdout), json.loads(ours.stdout)
+    for told in (theirs, ours):  # Python has FOLDER/./tell.py for ./tell.py
+        told["file"] = told["file"] and os.path.normpath(told["file"])
+    assert theirs["argv"][1:] == ARGUMENTS
+    differing = {name: (theirs[name], ours[name]) for name in theirs if theirs[name] != ours[name]}
+    # A namespace that runpy has made: how the code was loaded may be told in another way.
+    assert differing.keys() <= {"loader", "cached"}, differing
+
+
+EXITS = {
+    "0": "sys.exit(0)",
+    "nothing": "sys.exit()",
+    "7": "sys.exit(7)",
+    "text": "sys.exit('why')",
+    "exception": "raise LookupError('why')",
+    "interrupt": "raise KeyboardInterrupt",
+    "os._exit": "os._exit(9)",
+    "signal": "os.kill(os.getpid(), 9)",
+    "syntax": "this is no Python",
+    "at exit": "import atexit; atexit.register(print, 'at the end'); sys.exit(3)",
+}
+
+
+@pytest.mark.parametrize("form", ["script", "command"])
+@pytest.mark.parametrize("exit", EXITS)
+def test_exit_status_and_traceback(programs, tmp_path, form, exit):
+    text = f"import os, sys\n{EXITS[exit]}\n"
+    (tmp_path / "program.py").write_text(text)
+    command = ["program.py"] if form == "script" else ["-c", text]
+    theirs = programs.run_python(*command, cwd=tmp_path)
+    ours = programs.run_python("-m", "mproc_ext", *command, cwd=tmp_path)
+    assert ours.returncode == theirs.returncode
+    assert ours.stdout == theirs.stdout
+    # The same message, and no frame of ours or of runpy's in the traceback.
+    assert ours.stderr.splitlines()[-1:] == theirs.stderr.splitlines()[-1:]
+    assert "mproc_ext" not in ours.stderr
+    assert "runpy" not in ours.stderr
+    assert ("Traceback" in ours.stderr) == ("Traceback" in theirs.stderr)
+
+
+def test_options_of_python_come_first(programs):
+    code = "import sys; print(sys.flags.optimize, sys.flags.dont_write_bytecode, sys.warnoptions)"
+    result = programs.run_python("-O", "-B", "-W", "error", "-m", "mproc_ext", "-c", code)
+    assert result.stdout == "1 1 ['error']\n", result.stderr
+
+
+@pytest.mark.parametrize("command", [[], ["-m"], ["-c"]])
+def test_without_a_program_there_is_a_message(programs, command):
+    result = programs.run_python("-m", "mproc_ext", *command)
+    assert result.returncode != 0
+    assert "usage: python -m mproc_ext" in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_program_that_is_not_there(programs):
+    result = programs.run_python("-m", "mproc_ext", "/nonexistent/program.py")
+    assert result.returncode == 2
+    assert "No such file or directory" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_module_that_is_not_there(programs):
+    result = programs.run_python("-m", "mproc_ext", "-m", "no_such_module")
+    assert result.returncode == 1
+    assert "No module named no_such_module" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# ---- all submodules, here and in children ----------------------------------------------------
+
+EVERYWHERE = """
+import importlib, json, os, pkgutil, subprocess, sys
+{begin}
+
+def aliased():
+    import mproc_ext
+    wrong = []
+    import multiprocessing
+    if multiprocessing is not mproc_ext:
+        wrong.append('multiprocessing')
+    for name in NAMES:
+        theirs = importlib.import_module('multiprocessing.' + name)
+        if theirs is not importlib.import_module('mproc_ext.' + name):
+            wrong.append(name)
+        elif '.' not in name and getattr(multiprocessing, name) is not theirs:
+            wrong.append('attribute ' + name)
+    import concurrent.futures.process as futures
+    if futures.mp is not mproc_ext:
+        wrong.append('concurrent.futures')
+    return wrong
+
+NAMES = {names!r}
+
+def child(connection):
+    connection.send(aliased())
+
+def task(number):
+    import multiprocessing, mproc_ext
+    return isinstance(multiprocessing.current_process(), mproc_ext.process.BaseProcess), aliased()
+
+if __name__ == '__main__':
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    result = {{'here': aliased()}}
+    for method in ('fork', 'spawn', 'forkserver'):
+        context = multiprocessing.get_context(method)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=child, args=(theirs,))
+        process.start()
+        theirs.close()
+        result[method] = ours.recv()
+        process.join()
+        result[method + ' class'] = type(process).__module__ == 'mproc_ext.context' or \
+            type(process).__module__
+        with ProcessPoolExecutor(1, mp_context=context) as executor:
+            result[method + ' futures'] = executor.submit(task, 1).result()
+        with context.Pool(1) as pool:
+            result[method + ' pool'] = pool.map(task, [1])[0]
+    print(json.dumps(result))
+"""
+
+BEGINS = {
+    "install": ("import mproc_ext; mproc_ext.install()", [], {}),
+    "install twice": ("import mproc_ext; mproc_ext.install(); mproc_ext.install()", [], {}),
+    "install late": (
+        "import multiprocessing.pool; del multiprocessing; import mproc_ext; mproc_ext.install()",
+        [],
+        {},
+    ),
+    "-m mproc_ext": ("", ["-m", "mproc_ext"], {}),
+    "variable": ("", [], {"MPROC_EXT_ALIAS": "1"}),
+    "variable and -I": ("", ["-I"], {"MPROC_EXT_ALIAS": "1"}),
+}
+
+
+def submodules():
+    """The stdlib's submodules that can be imported here."""
+    code = """
+import importlib, json, multiprocessing, multiprocessing.dummy, pkgutil
+names = [m.name for m in pkgutil.iter_modules(multiprocessing.__path__)]
+names += ['dummy.' + m.name for m in pkgutil.iter_modules(multiprocessing.dummy.__path__)]
+print(json.dumps([name for name in names if 'win32' not in name]))
+"""
+    environ = {**os.environ, "MPROC_EXT_ALIAS": ""}
+    return json.loads(subprocess.check_output([sys.executable, "-c", code], env=environ, cwd="/"))
+
+
+@pytest.mark.parametrize("begin", BEGINS)
+def test_everywhere(programs, tmp_path, begin):
+    code, options, environ = BEGINS[begin]
+    names = submodules()
+    assert len(names) > 20
+    (tmp_path / "program.py").write_text(EVERYWHERE.format(begin=code, names=names))
+    result = programs.run_python(*options, tmp_path / "program.py", env=environ)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found.pop("here") == []
+    for method in ("fork", "spawn", "forkserver"):
+        assert found.pop(method) == []
+        assert found.pop(f"{method} class") is True
+        assert found.pop(f"{method} futures") == [True, []]
+        assert found.pop(f"{method} pool") == [True, []]
+    assert found == {}
+    if begin != "install late":
+        assert result.stderr == ""
+
+
+def test_without_the_alias_multiprocessing_is_the_stdlibs(programs):
+    code = "import multiprocessing, mproc_ext; print(multiprocessing is mproc_ext)"
+    assert programs.run_python("-c", code).stdout == "False\n"
+    for value in ("0", "", "no"):
+        result = programs.run_python("-c", code, env={"MPROC_EXT_ALIAS": value})
+        assert result.stdout == "False\n", value
+
+
+MEANS = "import multiprocessing; print(multiprocessing.__name__)"
+
+
+def test_pythons_started_in_other_ways_have_it_too(programs):
+    """Those that subprocess starts, and theirs: the variable is in the environment."""
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {MEANS!r}])"
+    assert programs.run_python("-m", "mproc_ext", "-c", code).stdout == "mproc_ext\n"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    assert programs.run_python("-m", "mproc_ext", "-c", outer).stdout == "mproc_ext\n"
+
+
+def test_without_the_core_there_is_no_alias(programs):
+    environ = {"MPROC_EXT_DISABLE": "1"}
+    result = programs.run_python("-m", "mproc_ext", "-c", MEANS, env=environ)
+    assert (result.returncode, result.stdout) == (0, "multiprocessing\n"), result.stderr
+
+
+# ---- what was imported before ----------------------------------------------------------------
+
+
+def test_the_warning_names_the_modules(programs, tmp_path):
+    (tmp_path / "early.py").write_text("from multiprocessing import Process, Queue")
+    (tmp_path / "module.py").write_text("import multiprocessing as mp")
+    (tmp_path / "deep.py").write_text("from multiprocessing.pool import Pool")
+    (tmp_path / "innocent.py").write_text("import json")
+    (tmp_path / "program.py").write_text(
+        "import early, module, deep, innocent\n"
+        "import mproc_ext\n"
+        "mproc_ext.install()\n"
+        "import multiprocessing\n"
+        "print(multiprocessing is mproc_ext, early.Process is mproc_ext.Process)\n"
+    )
+    result = programs.run_python(tmp_path / "program.py")
+    assert result.stdout == "True False\n", result.stderr
+    assert result.stderr.count("RuntimeWarning") == 1
+    for name in ("early", "module", "deep"):
+        assert name in result.stderr
+    assert "innocent" not in result.stderr
+    assert "program.py:3" in result.stderr, "the warning is about the line that calls install()"
+
+
+def test_no_warning_without_reason(programs, tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import json, concurrent.futures, concurrent.futures.process, logging.handlers\n"
+        "import mproc_ext\n"
+        "mproc_ext.install()\n"
+    )
+    result = programs.run_python("-W", "error", tmp_path / "program.py")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_names_imported_before_still_work(programs, tmp_path, method):
+    (tmp_path / "program.py").write_text(
+        f"""
+import sys, warnings
+from multiprocessing import get_context, current_process
+import mproc_ext
+warnings.simplefilter('ignore')
+mproc_ext.install()
+import multiprocessing
+
+def child(queue):
+    queue.put(current_process() is multiprocessing.current_process())
+
+if __name__ == '__main__':
+    for context in (get_context({method!r}), multiprocessing.get_context({method!r})):
+        queue = context.SimpleQueue()
+        process = context.Process(target=child, args=(queue,))
+        process.start()
+        assert queue.get() is True
+        process.join()
+        assert process.exitcode == 0
+    print('ok')
+"""
+    )
+    result = programs.run_python(tmp_path / "program.py")
+    assert (result.returncode, result.stdout) == (0, "ok\n"), result.stderr
+
+
+def test_both_packages_in_one_program(programs, tmp_path, method):
+    (tmp_path / "program.py").write_text(
+        f"""
+import multiprocessing, mproc_ext
+
+def child(one, two):
+    two.put(one.get() + 1)
+
+if __name__ == '__main__':
+    for package in (multiprocessing, mproc_ext):
+        theirs = multiprocessing.get_context({method!r}).Queue()
+        ours = mproc_ext.get_context({method!r}).Queue()
+        process = package.get_context({method!r}).Process(target=child, args=(theirs, ours))
+        process.start()
+        theirs.put(1)
+        assert ours.get() == 2
+        process.join()
+        assert process.exitcode == 0
+    print('ok')
+"""
+    )
+    result = programs.run_python(tmp_path / "program.py")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", "")
+
+
+# ---- another version in the child ------------------------------------------------------------
+
+
+def test_child_with_another_version_stops(programs, tmp_path):
+    """The parent says that it is another version than the one that is installed."""
+    (tmp_path / "program.py").write_text(
+        """
+import sys
+import mproc_ext, mproc_ext.spawn, mproc_ext.forkserver
+
+def child():
+    print('the child ran')
+
+if __name__ == '__main__':
+    mproc_ext.spawn.__version__ = '99.0.0'
+    process = mproc_ext.get_context('spawn').Process(target=child)
+    process.start()
+    process.join()
+    print('exit code', process.exitcode)
+"""
+    )
+    result = programs.run_python(tmp_path / "program.py")
+    assert result.stdout == "exit code 1\n", result.stdout + result.stderr
+    assert "99.0.0" in result.stderr
+    assert "mproc_ext" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
