@@ -31,11 +31,11 @@ class ThreadPool(Pool, _std.ThreadPool):
     """A pool of worker threads.
 
     After terminate(), join() waits for the pool's threads, but for those that were running a task
-    then no longer than TERMINATE_GRACE seconds: a thread cannot be stopped, and the task may take
+    then no longer than a second: a thread cannot be stopped, and the task may take
     for ever.
     """
 
-    TERMINATE_GRACE = 1.0
+    _terminate_grace = 1.0
 
     def __init__(self, processes=None, initializer=None, initargs=()):
         _std.ThreadPool.__init__(self, processes, initializer, initargs)
@@ -61,7 +61,7 @@ class ThreadPool(Pool, _std.ThreadPool):
             super().join()
         finally:
             self._pool = workers
-        deadline = time.monotonic() + self.TERMINATE_GRACE
+        deadline = time.monotonic() + self._terminate_grace
         for worker in workers:
             worker.join(max(0, deadline - time.monotonic()))
 

@@ -17,7 +17,7 @@ def test_join_after_terminate_does_not_wait_for_a_task(busy):
         release.wait()
 
     pool = mproc_ext.pool.ThreadPool(3)
-    pool.TERMINATE_GRACE = 0.05
+    pool._terminate_grace = 0.05
     threads = list(pool._pool)
     result = pool.map_async(task, range(busy), chunksize=1)
     for _ in range(busy):
@@ -39,7 +39,7 @@ def test_join_after_terminate_waits_for_a_short_task():
         release.wait()
 
     pool = mproc_ext.pool.ThreadPool(1)
-    pool.TERMINATE_GRACE = 60
+    pool._terminate_grace = 60
     (thread,) = pool._pool
     pool.map_async(task, range(1))
     started.acquire()
@@ -60,7 +60,7 @@ def test_terminate_at_any_moment():
             release.wait()
 
         pool = mproc_ext.pool.ThreadPool(3)
-        pool.TERMINATE_GRACE = 0
+        pool._terminate_grace = 0
         threads = list(pool._pool)
         pool.map_async(task, range(1000), chunksize=1)
         pool.terminate()
