@@ -51,6 +51,27 @@ def checks(spec):
             sys.exit(f"multiprocessing does not mean mproc_ext here: {multiprocessing!r}")
 
 
+def reach_package():
+    """Let the programs that tests run with -I -S, where there is no site-packages, import us."""
+    import os
+
+    from test.support import script_helper
+
+    import mproc_ext
+
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(mproc_ext.__file__)))
+    plain = script_helper._assert_python
+
+    def _assert_python(expected_success, /, *args, **env):
+        args = list(args)
+        if "-S" in args and "-c" in args:
+            code = args.index("-c") + 1
+            args[code] = f"import sys; sys.path.append({folder!r})\n{args[code]}"
+        return plain(expected_success, *args, **env)
+
+    script_helper._assert_python = _assert_python
+
+
 def result_class(spec):
     import json
     import os
@@ -152,6 +173,8 @@ def run(spec):
     support.use_resources = None
 
     checks(spec)
+    if spec["mode"] == "name":
+        reach_package()
     result = result_class(spec)
     module = importlib.import_module(spec["module"])
     case = getattr(module, spec["class"])
