@@ -10,6 +10,8 @@ _std = _modules.overlay(__name__)
 
 __all__ = ["Pool", "ThreadPool"]
 
+_TERMINATE_GRACE = 1.0  # seconds
+
 
 class Pool(_std.Pool):
     """A pool of worker processes.  See the stdlib's documentation of multiprocessing.pool."""
@@ -31,11 +33,8 @@ class ThreadPool(Pool, _std.ThreadPool):
     """A pool of worker threads.
 
     After terminate(), join() waits for the pool's threads, but for those that were running a task
-    then no longer than a second: a thread cannot be stopped, and the task may take
-    for ever.
+    then no longer than a second: a thread cannot be stopped, and the task may take for ever.
     """
-
-    _terminate_grace = 1.0
 
     def __init__(self, processes=None, initializer=None, initargs=()):
         _std.ThreadPool.__init__(self, processes, initializer, initargs)
@@ -61,7 +60,7 @@ class ThreadPool(Pool, _std.ThreadPool):
             super().join()
         finally:
             self._pool = workers
-        deadline = time.monotonic() + self._terminate_grace
+        deadline = time.monotonic() + _TERMINATE_GRACE
         for worker in workers:
             worker.join(max(0, deadline - time.monotonic()))
 

@@ -8,7 +8,7 @@ import mproc_ext.pool
 
 
 @pytest.mark.parametrize("busy", [0, 1, 3])
-def test_join_after_terminate_does_not_wait_for_a_task(busy):
+def test_join_after_terminate_does_not_wait_for_a_task(busy, monkeypatch):
     release = threading.Event()
     started = threading.Semaphore(0)
 
@@ -17,7 +17,7 @@ def test_join_after_terminate_does_not_wait_for_a_task(busy):
         release.wait()
 
     pool = mproc_ext.pool.ThreadPool(3)
-    pool._terminate_grace = 0.05
+    monkeypatch.setattr(mproc_ext.pool, "_TERMINATE_GRACE", 0.05)
     threads = list(pool._pool)
     result = pool.map_async(task, range(busy), chunksize=1)
     for _ in range(busy):
@@ -31,7 +31,7 @@ def test_join_after_terminate_does_not_wait_for_a_task(busy):
     assert result.ready() == (busy == 0)
 
 
-def test_join_after_terminate_waits_for_a_short_task():
+def test_join_after_terminate_waits_for_a_short_task(monkeypatch):
     started, release = threading.Semaphore(0), threading.Event()
 
     def task(_):
@@ -39,7 +39,7 @@ def test_join_after_terminate_waits_for_a_short_task():
         release.wait()
 
     pool = mproc_ext.pool.ThreadPool(1)
-    pool._terminate_grace = 60
+    monkeypatch.setattr(mproc_ext.pool, "_TERMINATE_GRACE", 60)
     (thread,) = pool._pool
     pool.map_async(task, range(1))
     started.acquire()
@@ -49,7 +49,7 @@ def test_join_after_terminate_waits_for_a_short_task():
     assert not thread.is_alive()
 
 
-def test_terminate_at_any_moment():
+def test_terminate_at_any_moment(monkeypatch):
     """Queued tasks are dropped; none is started after terminate has returned."""
     for _ in range(200):
         begun = []
@@ -60,7 +60,7 @@ def test_terminate_at_any_moment():
             release.wait()
 
         pool = mproc_ext.pool.ThreadPool(3)
-        pool._terminate_grace = 0
+        monkeypatch.setattr(mproc_ext.pool, "_TERMINATE_GRACE", 0)
         threads = list(pool._pool)
         pool.map_async(task, range(1000), chunksize=1)
         pool.terminate()
