@@ -53,7 +53,8 @@ class ThreadPool(Pool, _std.ThreadPool):
     def join(self):
         running = self._inqueue.running_at_end
         if not running:
-            return super().join()
+            super().join()
+            return
         workers = self._pool
         self._pool = [worker for worker in workers if worker.ident not in running]
         try:

@@ -3,7 +3,7 @@
 import io
 import os
 
-from mproc_ext import context, popen_fork, spawn, util  # noqa: F401  (as in the stdlib)
+from mproc_ext import context, popen_fork, spawn, util
 
 __all__ = ["Popen"]
 
