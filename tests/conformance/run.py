@@ -576,6 +576,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--allow-flaky", action="store_true")
     parser.add_argument("--no-rerun", action="store_true", help="do not try failures again")
+    parser.add_argument(
+        "--fetch", action="store_true", help="first fetch the tests this Python came without"
+    )
     parser.add_argument("--record-durations", action="store_true")
     parser.add_argument("-v", "--verbose", action="store_true")
     options = parser.parse_args(argv)
@@ -583,6 +586,10 @@ def main(argv: list[str] | None = None) -> int:
     # Whoever starts this in the background of a shell makes every child ignore SIGINT, and the
     # tests that send it fail, with the stdlib too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if options.fetch:
+        import fetch_suite
+
+        fetch_suite.main()  # where that fails, the table says what is missing
     started = time.monotonic()
     stdlib = stdlib_origin()
     ours = our_folder(options.mode)
