@@ -159,8 +159,8 @@ static int check_file_size_limit(uint64_t end)
     return limit.rlim_cur != RLIM_INFINITY && end > limit.rlim_cur ? -EFBIG : 0;
 }
 
-/* In tmpfs of older kernels fallocate starts anew when a signal is pending, so a program with a fast
- * interval timer would never get through. Signals therefore wait until the piece is done. */
+/* In tmpfs of older kernels fallocate starts anew when a signal is pending, so a program with a
+ * fast interval timer would never get through. Signals therefore wait until the piece is done. */
 static int allocate_piece(int fd, uint64_t offset, uint64_t length)
 {
     sigset_t all, before;

@@ -279,8 +279,8 @@ static void send_signals(void *unused)
     }
 }
 
-/* In tmpfs of older kernels a pending signal undoes an allocation; one that meets a signal each time
- * would never end. */
+/* In tmpfs of older kernels a pending signal undoes an allocation; one that meets a signal each
+ * time would never end. */
 TEST(allocation_gets_through_a_storm_of_signals)
 {
     struct sigaction action = {.sa_handler = count_signal, .sa_flags = SA_RESTART};
