@@ -87,7 +87,7 @@ def _run_path(arguments):
         os.path.isdir(path)
     ):
         # A folder or an archive with a __main__ module.
-        _set_path0(path)
+        _set_path0(os.path.abspath(path))
         runpy._run_module_as_main("__main__", alter_argv=False)
         return
     try:
