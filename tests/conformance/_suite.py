@@ -188,6 +188,8 @@ def _copy(source: Path, target: Path, mode: str, root: Path) -> None:
     text = source.read_text(encoding="utf-8")
     if mode == "name":
         text = replace_word(text, source.name)
+    if source.parent.name == "test":  # its neighbours are not copied with it
+        text = text.replace("from . import ", "from test import ")
     text = replace_modules(text, str(root))
     if source.name.startswith("mp_"):  # scripts that tests run with -I
         text = f"import sys; sys.path.insert(0, {str(root)!r})\n{text}"
