@@ -36,6 +36,8 @@ for name in (
     "SIGNED_STRUCT",
 ):
     DIFFERENCES[f"forkserver/{name}"] = "part of the server's protocol, which is another one"
+DIFFERENCES["forkserver/main signature"] = "part of the server's protocol, which is another one"
+DIFFERENCES["forkserver/AuthenticationError"] = "imported there by the stdlib, defined in context"
 DIFFERENCES["spawn/spawn_main signature"] = "what our parent tells our child; optional, at the end"
 for popen in ("popen_forkserver", "popen_spawn_posix"):
     DIFFERENCES[f"{popen}/set_spawning_popen"] = "imported there by the stdlib, defined in context"
@@ -54,6 +56,8 @@ for method in ("fork", "spawn"):
 
 # Entries of DIFFERENCES that are about some Pythons only -> whether sys.version_info is one.
 ONLY_ON = {
+    "forkserver/main signature": lambda version: version >= (3, 15),
+    "forkserver/AuthenticationError": lambda version: version >= (3, 14),
     "managers/ListProxy bases": lambda version: version < (3, 14),
     "managers/MakeProxyType signature": lambda version: version < (3, 14),
     "Manager().list()/bases": lambda version: version < (3, 14),
