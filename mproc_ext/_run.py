@@ -45,8 +45,7 @@ def main():
 def _fresh_main():
     """A new, empty ``__main__`` that stays: threads and exit functions outlive the program."""
     module = ModuleType("__main__")
-    vars(module).update(__builtins__=__builtins__, __annotations__={})
-    del module.__annotations__
+    vars(module)["__builtins__"] = __builtins__
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
 
 

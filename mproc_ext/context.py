@@ -270,9 +270,5 @@ class DefaultContext(BaseContext, _std.DefaultContext):
             return _std.DefaultContext.get_context(self)
         return super().get_context(method)
 
-    def get_all_start_methods(self):
-        """Returns a list of the supported start methods, default first."""
-        return _std.DefaultContext.get_all_start_methods(self)
-
 
 _default_context = DefaultContext()

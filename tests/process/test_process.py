@@ -147,16 +147,11 @@ if __name__ == "__main__":
 
 
 def test_subclass(ctx, capfd):
-    class_of_method = {
-        "fork": targets.Counting,
-        "spawn": targets.Counting,
-        "forkserver": targets.Counting,
-    }[ctx.get_start_method()]
     r, w = ctx.Pipe(False)
     before = mproc_ext.get_start_method(allow_none=True)
     mproc_ext.set_start_method(ctx.get_start_method(), force=True)
     try:
-        process = class_of_method(w, 41)
+        process = targets.Counting(w, 41)
         process.start()
         assert r.recv() == ("counting", 42)
         process.join(30)
