@@ -23,15 +23,6 @@ EXCUSED["test_multiprocessing_spawn.MiscTestCase.test_spawn_sys_executable_none_
     "asserts that multiprocessing is not imported yet; where MPROC_EXT_ALIAS=1 is set, it is",
     {"modes": ("alias",)},
 )
-for _method in ("fork", "spawn", "forkserver"):
-    EXCUSED[
-        f"test_multiprocessing_{_method}.TestStartMethod."
-        "test_import_does_not_determine_default_start_method"
-    ] = (
-        "starts Python with -S, to which only the stdlib can be imported",
-        {"modes": ("name",)},
-    )
-
 
 def excuse(name: str, mode: str, python: str) -> str | None:
     """The reason why this test need not pass, or None."""

@@ -381,6 +381,11 @@ def test_judged_by_what_the_stdlib_does(runner, tmp_path):
     assert row.split()[1:] == ["1", "2", "0", "0", "1", "3", "s"]
 
 
+def test_neighbours_are_found_but_a_program_in_a_string_keeps_its_own():
+    text = 'try:\n    from . import smtpd\nfinally:\n    S = """\nfrom . import sibling\n"""\n'
+    assert suite.replace_neighbours(text) == text.replace("from . import smtpd", "from test import smtpd")
+
+
 def test_what_the_stdlib_fails_now_and_then_is_not_ours():
     tries = iter([True, True, True, False])  # the first is the usual one
     found = {"g.C.test_a": run.Outcome("failed")}
