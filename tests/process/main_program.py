@@ -65,7 +65,11 @@ def main(method):
     ours, theirs = context.Pipe()
     other = context.Process(target=theirs.send, args=("from a builtin",))
     other.start()
-    builtin = ours.recv() if ours.poll(30) else "no answer"
+    theirs.close()
+    try:
+        builtin = ours.recv()
+    except EOFError:
+        builtin = "no answer"
     other.join()
     result = [seen(), answer, process.exitcode, builtin, other.exitcode]
     print("RESULT" + "=" + json.dumps(result), flush=True)
