@@ -21,7 +21,7 @@ TEST := $(VENVS)/$(TAG)-test
 LINT := $(VENVS)/$(TAG)-lint
 
 C_SOURCES := $(wildcard src/*/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
-SOURCES := pyproject.toml setup.py $(wildcard src/core/*.[ch] src/py/*.[ch] \
+SOURCES := pyproject.toml setup.py _mproc_ext_alias.py $(wildcard src/core/*.[ch] src/py/*.[ch] \
 	mproc_ext/*.py mproc_ext/*.pyi mproc_ext/*/*.py mproc_ext/*/*.pyi mproc_ext/py.typed)
 
 .NOTPARALLEL:

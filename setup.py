@@ -31,7 +31,7 @@ PTH_NAME = "mproc_ext_alias.pth"
 # and a child that an aliased parent starts with -I has to be aliased as well.
 PTH_LINE = (
     'import os; os.environ.get("MPROC_EXT_ALIAS") == "1" and '
-    '__import__("mproc_ext._alias_pth", fromlist=["enable"]).enable()\n'
+    '__import__("_mproc_ext_alias").enable()\n'
 )
 
 

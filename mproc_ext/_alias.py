@@ -30,7 +30,7 @@ def install():
         import_module(name)
     _rename_shadowed()
     futures = sys.modules.get("concurrent.futures.process")
-    if futures is not None and futures.mp is stdlib:
+    if getattr(futures, "mp", None) is stdlib:  # it may be the one that is importing us
         futures.mp = mproc_ext
     if stale:
         warnings.warn(

@@ -19,10 +19,7 @@ EXCUSED: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = {
     f"test_multiprocessing_forkserver.WithProcessesTestProcess.{test}": _NO_ADDRESS
     for test in ("test_forkserver_auth_is_enabled", "test_forkserver_without_auth_fails")
 }
-EXCUSED["test_multiprocessing_spawn.MiscTestCase.test_spawn_sys_executable_none_allows_import"] = (
-    "asserts that multiprocessing is not imported yet; where MPROC_EXT_ALIAS=1 is set, it is",
-    {"modes": ("alias",)},
-)
+
 
 def excuse(name: str, mode: str, python: str) -> str | None:
     """The reason why this test need not pass, or None."""

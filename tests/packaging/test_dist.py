@@ -166,7 +166,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         for path in sources.rglob(pattern)
     }
     core = "mproc_ext/_core" + sysconfig.get_config_var("EXT_SUFFIX")
-    assert names == expected | {PTH, core}
+    assert names == expected | {PTH, "_mproc_ext_alias.py", core}
     assert "mproc_ext/py.typed" in names
     assert "License: MIT" in metadata or "License-Expression: MIT" in metadata
     assert "Requires-Dist" not in "".join(

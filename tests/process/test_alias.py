@@ -238,6 +238,68 @@ def test_pythons_started_in_other_ways_have_it_too(programs):
     assert programs.run_python("-m", "mproc_ext", "-c", outer).stdout == "mproc_ext\n"
 
 
+def test_variable_imports_nothing_before_it_is_needed(programs):
+    code = "import sys; print([name for name in sys.modules if 'multiprocessing' in name])"
+    result = programs.run_python("-c", code, env={"MPROC_EXT_ALIAS": "1"})
+    assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import multiprocessing",
+        "import multiprocessing.pool as pool; assert pool.__name__ == 'mproc_ext.pool'",
+        "from multiprocessing import Pool; assert Pool.__func__.__module__ == 'mproc_ext.context'",
+        "from multiprocessing.dummy import connection; assert connection.Pipe",
+        "import mproc_ext",
+        "import mproc_ext.pool",
+        "from mproc_ext import pool",
+        "import mproc_ext; mproc_ext.install()",
+        "import concurrent.futures.process",
+        "__import__('multiprocessing')",
+        "import importlib; importlib.import_module('multiprocessing.pool')",
+    ],
+)
+def test_variable_whatever_is_imported_first(programs, first):
+    code = (
+        f"{first}\nimport sys, multiprocessing, mproc_ext, multiprocessing.pool\n"
+        "print(multiprocessing is mproc_ext, multiprocessing.pool is mproc_ext.pool,"
+        " any(type(finder).__name__ == '_FirstImport' for finder in sys.meta_path))"
+    )
+    result = programs.run_python("-c", code, env={"MPROC_EXT_ALIAS": "1"})
+    assert (result.stdout, result.stderr) == ("True True False\n", "")
+
+
+def test_variable_and_a_look_for_the_package(programs):
+    code = (
+        "import importlib.util, sys\n"
+        "assert importlib.util.find_spec('multiprocessing') is not None\n"
+        "assert 'multiprocessing' not in sys.modules\n" + MEANS
+    )
+    result = programs.run_python("-c", code, env={"MPROC_EXT_ALIAS": "1"})
+    assert (result.stdout, result.stderr) == ("mproc_ext\n", "")
+
+
+def test_variable_and_an_installation_that_is_broken(programs):
+    """Each import says so; none quietly means the stdlib."""
+    code = (
+        "import sys\n"
+        "sys.modules['mproc_ext._modules'] = None\n"
+        "for _ in range(2):\n"
+        "    try:\n        import multiprocessing\n"
+        "    except ImportError as error:\n        print(error.name)\n"
+    )
+    result = programs.run_python("-c", code, env={"MPROC_EXT_ALIAS": "1"})
+    assert (result.stdout, result.stderr) == ("mproc_ext._modules\n" * 2, "")
+
+
+def test_variable_and_a_multiprocessing_that_is_there_already(programs):
+    """Another .pth file, or sitecustomize, was first."""
+    code = "__import__('multiprocessing.pool')\n__import__('_mproc_ext_alias').enable()\n" + MEANS
+    result = programs.run_python("-c", code)
+    assert (result.stdout, result.stderr) == ("mproc_ext\n", "")
+
+
 def test_without_the_core_there_is_no_alias(programs):
     environ = {"MPROC_EXT_DISABLE": "1"}
     result = programs.run_python("-m", "mproc_ext", "-c", MEANS, env=environ)
