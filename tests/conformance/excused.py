@@ -15,6 +15,15 @@ _NO_ADDRESS = (
     {"pythons": ("3.14", "3.15")},
 )
 
+# Tests with a race of CPython's own: they need not pass at the first try, but at the second.
+RACY = {
+    f"test_multiprocessing_{method}.WithProcessesTestProcess.test_interrupt": (
+        "CPython does not see a SIGINT that comes between its last look for signals and the system"
+        " call of time.sleep(100): with the stdlib 2 or 3 of 100 such children sleep on"
+    )
+    for method in ("fork", "spawn", "forkserver")
+}
+
 EXCUSED: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = {
     f"test_multiprocessing_forkserver.WithProcessesTestProcess.{test}": _NO_ADDRESS
     for test in ("test_forkserver_auth_is_enabled", "test_forkserver_without_auth_fails")

@@ -393,6 +393,17 @@ def test_what_the_stdlib_fails_now_and_then_is_not_ours():
     assert found["g.C.test_a"].state == "stdlib fails"
 
 
+def test_a_racy_test_may_pass_at_the_second_try(monkeypatch):
+    monkeypatch.setitem(run.RACY, "g.C.test_a", "a race of CPython's own")
+    names = ["g.C.test_a", "g.C.<environment>", "g.D.<environment>"]
+    found = {name: run.Outcome("failed") for name in names}
+    run.judge(found, "name", lambda where, name: True)
+    assert [o.state for o in found.values()] == ["stdlib fails", "stdlib fails", "FLAKY"]
+    found = {names[0]: run.Outcome("failed")}
+    run.judge(found, "name", lambda where, name: where == "baseline")
+    assert found[names[0]].state == "failed"
+
+
 def test_a_module_that_only_the_stdlib_can_import_is_a_failure(tmp_path):
     name = "test_made.<import>.test.test_made"
     ours, stdlib = run.Mode("alias", tmp_path), run.Mode("baseline", tmp_path)
