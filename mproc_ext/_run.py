@@ -127,8 +127,14 @@ def _execute(source, filename):
 
 def _hide_our_frames():
     """Leave the frames of this file, and of runpy above the program, out of its tracebacks."""
+    import runpy
+
     original = sys.excepthook
-    hidden = (__file__, os.path.join(os.path.dirname(__file__), "__main__.py"), "<frozen runpy>")
+    hidden = (
+        __file__,
+        os.path.join(os.path.dirname(__file__), "__main__.py"),
+        runpy._run_code.__code__.co_filename,
+    )
 
     def excepthook(kind, value, traceback):
         program = traceback
