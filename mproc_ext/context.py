@@ -159,6 +159,14 @@ class BaseContext(_std.BaseContext):
 class _NewerProcess:
     """What newer Pythons' BaseProcess has, for all of them."""
 
+    if _std.process.BaseProcess.__init__.__defaults__[-1] is not None:
+
+        def __init__(
+            self, group=None, target=None, name=None, args=(), kwargs=None, *, daemon=None
+        ):
+            kwargs = {} if kwargs is None else kwargs
+            super().__init__(group, target, name, args, kwargs, daemon=daemon)
+
     if not hasattr(_std.process.BaseProcess, "interrupt"):
 
         def interrupt(self):

@@ -73,6 +73,7 @@ NEWER = [
     ((3, 13), r"shared_memory", r"SharedMemory signature"),
     ((3, 13), r"managers", r"(DictProxy|ListProxy)\.__class_getitem__.*"),
     ((3, 14), r".*", r"((\w*Process|Popen)\.)?interrupt( signature)?"),
+    ((3, 14), r"context|\(package\)", r"\w*Process( signature|\.__init__.*)"),
     ((3, 14), r".*", rf"({SYNC}\.)?locked( signature)?"),
     ((3, 14), r"managers", r"(AcquirerProxy|ConditionProxy)\.locked.*"),
     ((3, 14), r"managers", r"(Base)?SetProxy.*"),

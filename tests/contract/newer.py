@@ -63,6 +63,14 @@ def process_interrupt_of_closed(mp):
 
 
 @since(3, 14)
+def process_without_keyword_arguments(mp):
+    child = mp.Process(target=os.getpid, kwargs=None)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+@since(3, 14)
 def every_process_class_has_interrupt(mp):
     for name in ("ForkProcess", "SpawnProcess", "ForkServerProcess", "Process"):
         assert callable(getattr(mproc_ext.context, name).interrupt), name
