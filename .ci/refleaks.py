@@ -1,8 +1,9 @@
 """Count references around what the core does, in a debug build of Python.
 
 Every case is run in rounds. What Python keeps for itself (caches that fill) grows less from round
-to round and ends; a leak grows by one for each time, in every round, for ever. So a case passes with
-the first round in which the number of references has grown by less than one for every two times.
+to round and ends; a leak grows by one for each time, in every round, for ever. So a case passes
+with the first round in which the number of references has grown by less than one for every two
+times.
 """
 
 import gc

@@ -19,13 +19,14 @@ def install():
     for name in loaded:
         import_module(f"{_modules.OURS}.{name.removeprefix(prefix)}")
     stale = _stale_modules()
-    stdlib = sys.modules.pop(_modules.STDLIB)
+    # In this order: a thread that imports multiprocessing meanwhile gets either, never a new copy.
+    stdlib = sys.modules[_modules.STDLIB]
+    sys.modules[_modules.STDLIB] = mproc_ext
+    _modules.aliased = True
     loaded = [name for name in sys.modules if name.startswith(prefix)]
     for name in loaded:
         # Keep the stdlib's module where _modules.stdlib finds it, and free its name for ours.
         sys.modules[f"{_modules.TRUE}.{name.removeprefix(prefix)}"] = sys.modules.pop(name)
-    _modules.aliased = True
-    sys.modules[_modules.STDLIB] = mproc_ext
     for name in loaded:
         import_module(name)
     _rename_shadowed()

@@ -97,7 +97,8 @@ class _Finder:
             if not name:
                 return _spec(fullname, lambda: sys.modules[OURS])
             if not is_submodule(name):
-                return None
+                # No private module of ours must come by this name, a second time.
+                raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
             return _spec(fullname, lambda: importlib.import_module(f"{OURS}.{name}"))
         return None
 
@@ -132,6 +133,10 @@ class Overlay(ModuleType):
         else:
             delattr(self.__dict__["_stdlib"], name)
 
+    def __reduce__(self):
+        # cloudpickle and dill know modules by their exact type.
+        return importlib.import_module, (self.__name__,)
+
     def __dir__(self):
         return sorted(set(self.__dict__) | set(dir(self.__dict__["_stdlib"])))
 
@@ -142,12 +147,22 @@ def overlay(module_name):
     module = sys.modules[module_name]
     module.__dict__["_stdlib"] = under
     module.__class__ = Overlay
+    announce(module_name)
     return under
 
 
 def identity(module_name):
     """Make *module_name*, which is being imported, the stdlib's module itself."""
     sys.modules[module_name] = stdlib(module_name.removeprefix(OURS + "."))
+    announce(module_name)
+
+
+def announce(module_name):
+    """Under the alias, put a module that is imported by our name under the stdlib's as well: so
+    does `from multiprocessing import X`, which asks for the submodule X of mproc_ext."""
+    if aliased:
+        theirs = f"{STDLIB}.{module_name.removeprefix(OURS + '.')}"
+        sys.modules.setdefault(theirs, sys.modules[module_name])
 
 
 sys.meta_path.insert(0, _Finder)

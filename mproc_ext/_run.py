@@ -8,6 +8,7 @@
 It sets MPROC_EXT_ALIAS=1, so that a Python which the program starts by other means has it too.
 """
 
+import builtins
 import os
 import sys
 from types import ModuleType
@@ -45,7 +46,9 @@ def main():
 def _fresh_main():
     """A new, empty ``__main__`` that stays: threads and exit functions outlive the program."""
     module = ModuleType("__main__")
-    vars(module)["__builtins__"] = __builtins__
+    vars(module)["__builtins__"] = builtins
+    if sys.version_info < (3, 14):
+        vars(module)["__annotations__"] = {}
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
 
 
@@ -109,7 +112,7 @@ def _run_path(arguments):
     if path.endswith(".pyc"):
         exec(_code_of_pyc(source), main)
     else:
-        _execute(source, path)
+        _execute(source, os.path.abspath(path))
 
 
 def _code_of_pyc(data):

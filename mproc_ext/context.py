@@ -5,6 +5,8 @@ default start method is one for both packages: it is kept by the stdlib's defaul
 :class:`DefaultContext` here reads and writes it there.
 """
 
+import sys
+
 from mproc_ext import _modules
 
 _std = _modules.overlay(__name__)
@@ -127,9 +129,7 @@ class BaseContext(_std.BaseContext):
         """Check whether this is a fake forked process in a frozen executable.
         If so then run code specified by commandline and exit.
         """
-        import sys
-
-        if getattr(sys, "frozen", False):
+        if _is_frozen():
             from mproc_ext.spawn import freeze_support
 
             freeze_support()
@@ -156,6 +156,12 @@ class BaseContext(_std.BaseContext):
         return ctx
 
 
+def _is_frozen():
+    """Whether this program has no interpreter that a command line could be given to.  Those who
+    freeze programs (PyInstaller) recognise the stdlib's command lines, so its code serves then."""
+    return getattr(sys, "frozen", False)
+
+
 class _NewerProcess:
     """What newer Pythons' BaseProcess has, for all of them."""
 
@@ -166,6 +172,8 @@ class _NewerProcess:
         ):
             kwargs = {} if kwargs is None else kwargs
             super().__init__(group, target, name, args, kwargs, daemon=daemon)
+
+        __init__.__qualname__ = "BaseProcess.__init__"  # as errors about arguments name it
 
     if not hasattr(_std.process.BaseProcess, "interrupt"):
 
@@ -200,6 +208,8 @@ class ForkProcess(_NewerProcess, _std.ForkProcess):
 class SpawnProcess(_NewerProcess, _std.SpawnProcess):
     @staticmethod
     def _Popen(process_obj):
+        if _is_frozen():
+            return _modules.stdlib("popen_spawn_posix").Popen(process_obj)
         from mproc_ext.popen_spawn_posix import Popen
 
         return Popen(process_obj)
@@ -208,6 +218,8 @@ class SpawnProcess(_NewerProcess, _std.SpawnProcess):
 class ForkServerProcess(_NewerProcess, _std.ForkServerProcess):
     @staticmethod
     def _Popen(process_obj):
+        if _is_frozen():
+            return _modules.stdlib("popen_forkserver").Popen(process_obj)
         from mproc_ext.popen_forkserver import Popen
 
         return Popen(process_obj)
@@ -225,11 +237,18 @@ class ForkServerContext(BaseContext, _std.ForkServerContext):
     Process = ForkServerProcess
 
 
-_concrete_contexts = {
-    "fork": ForkContext(),
-    "spawn": SpawnContext(),
-    "forkserver": ForkServerContext(),
-}
+class _Contexts(dict):
+    """Our contexts by start method.  One that another library registers here (loky) is registered
+    with the stdlib's too, whose code looks there in a child."""
+
+    def __setitem__(self, name, ctx):
+        super().__setitem__(name, ctx)
+        _std._concrete_contexts[name] = ctx
+
+
+_concrete_contexts = _Contexts(
+    fork=ForkContext(), spawn=SpawnContext(), forkserver=ForkServerContext()
+)
 
 
 def _ours(ctx):
@@ -249,29 +268,31 @@ def _theirs(ctx):
 
 
 class DefaultContext(BaseContext, _std.DefaultContext):
-    """The context of the start method that the program chose, or of the platform's."""
+    """The context of the start method that the program chose, or of the platform's.
+
+    Where it is made without a context it has the stdlib's state, so that the choice is one.
+    """
 
     Process = Process
 
     def __init__(self, context=None):
-        if context is not None:
-            self._default_context = context
+        self._state = _std._default_context if context is None else _std.DefaultContext(context)
 
     @property
     def _actual_context(self):
-        return _ours(_std._default_context._actual_context)
+        return _ours(self._state._actual_context)
 
     @_actual_context.setter
     def _actual_context(self, ctx):
-        _std._default_context._actual_context = None if ctx is None else _theirs(ctx)
+        self._state._actual_context = None if ctx is None else _theirs(ctx)
 
     @property
     def _default_context(self):
-        return _ours(_std._default_context._default_context)
+        return _ours(self._state._default_context)
 
     @_default_context.setter
     def _default_context(self, ctx):
-        _std._default_context._default_context = _theirs(ctx)
+        self._state._default_context = _theirs(ctx)
 
     def get_context(self, method=None):
         if method is None:

@@ -7,9 +7,11 @@ once the last client is gone.  A request is one message with descriptors; the cl
 child's pid, or the errno that kept it from being made, from a pipe, and later the exit code.
 
 The server watches the clients of daemonic children and kills those whose client has ended; they
-are killed by the kernel if the server itself ends.
+are killed by the kernel if the server itself ends.  It holds one descriptor for each child, and one
+for each client that has daemonic ones.
 """
 
+import errno
 import os
 import select
 import signal
@@ -19,6 +21,8 @@ import warnings
 
 from mproc_ext import _core, _modules, popen_fork, process, spawn, util
 from mproc_ext.reduction import pickle
+
+_modules.announce(__name__)
 
 __all__ = [
     "ensure_running",
@@ -37,6 +41,7 @@ class ForkServer:
 
     def __init__(self):
         self._forkserver_alive_fd = None  # our end of the control socket
+        self._identity = None  # of the socket, whose number the program may close and use again
         self._forkserver_pid = None  # where this process started the server
         self._inherited_fds = None
         self._lock = util.ForkAwareThreadLock()
@@ -51,12 +56,19 @@ class ForkServer:
     def _stop_unlocked(self):
         if self._forkserver_pid is None:
             return
-        # The end of the stream asks the server to stop.
-        os.close(self._forkserver_alive_fd)
         self._forget()
 
+    def _connect(self, fd, pid=None):
+        """Take a control socket, and the server's pid where this process has started it."""
+        self._forkserver_alive_fd = fd
+        self._identity = _identity(fd)
+        self._forkserver_pid = pid
+
     def _forget(self):
-        """Drop a server that has ended, or is about to, and reap it if it is our child."""
+        """Drop the server, and reap it if it is our child: the end of the stream asks it to stop,
+        if it has not ended already."""
+        if self._identity == _identity(self._forkserver_alive_fd):
+            os.close(self._forkserver_alive_fd)
         self._forkserver_alive_fd = None
         pid, self._forkserver_pid = self._forkserver_pid, None
         if pid is not None:
@@ -97,7 +109,7 @@ class ForkServer:
         """
         if len(fds) + _OWN_FDS > MAXFDS_TO_SEND:
             raise ValueError("too many fds")
-        self.ensure_running()
+        control_fd = self._running()
         opened = []
         try:
             status_r, status_w = _pipe(opened)
@@ -106,31 +118,34 @@ class ForkServer:
             client_fd = _core.pidfd_open(os.getpid())
             if client_fd is not None:
                 opened.append(client_fd)
-            tracker_fd = spawn.running_tracker_fd()
-            sent = [data_r, status_w, self._forkserver_alive_fd]
-            sent += [fd for fd in (client_fd, tracker_fd) if fd is not None]
+            sent = [data_r, status_w, control_fd, spawn.tracker_fd()]
+            if client_fd is not None:
+                sent.append(client_fd)
             request = {
                 "daemon": daemon,
                 "alias": _modules.aliased,
-                "client_fd": client_fd is not None,
-                "tracker_fd": tracker_fd is not None,
+                "client": None if client_fd is None else os.getpid(),
             }
-            _core.send_fds(self._forkserver_alive_fd, pickle.dumps(request), [*sent, *fds])
+            _core.send_fds(control_fd, pickle.dumps(request), [*sent, *fds])
             opened.remove(status_r)
             opened.remove(data_w)
             return status_r, data_w
         except ConnectionError as error:
-            self._explain(error)
-            raise
+            raise self._explained(error)
         finally:
             util.close_fds(*opened)
 
-    def _explain(self, error):
-        """Add what we know of it to an exception that means that the server has gone."""
+    def _explained(self, error):
+        """The exception to raise where a request came to nothing."""
+        fd = self._forkserver_alive_fd
+        if fd is not None and self._identity == _identity(fd) and not _hung_up(fd):
+            # The server lives: it could not receive the descriptors of the request.
+            return start_error(errno.EMFILE)
         if self._preload_modules and self._preload_on_error == "fail":
             error.add_note(
                 "Forkserver process may have crashed during module preloading. Check stderr."
             )
+        return error
 
     def ensure_running(self):
         """Make sure that a fork server is running.
@@ -139,15 +154,17 @@ class ForkServer:
         process will just reuse the forkserver started by its parent, so
         ensure_running() will do nothing.
         """
+        self._running()
+
+    def _running(self):
+        """The control socket of a server that runs."""
         with self._lock:
-            if self._forkserver_alive_fd is not None:
-                events = _events(self._forkserver_alive_fd)
-                if not events & (select.POLLHUP | select.POLLNVAL | select.POLLERR):
-                    return
-                if not events & select.POLLNVAL:  # else the program closed it, and may reuse it
-                    os.close(self._forkserver_alive_fd)
-                self._forget()
-            self._launch()
+            fd = self._forkserver_alive_fd
+            if fd is None or self._identity != _identity(fd) or _hung_up(fd):
+                if fd is not None:
+                    self._forget()
+                self._launch()
+            return self._forkserver_alive_fd
 
     def _launch(self):
         startup = pickle.dumps(self._startup_data())
@@ -166,11 +183,15 @@ class ForkServer:
                 pid = _core.spawn(command[0], command, [server.fileno(), startup_r])
                 opened.remove(startup_r)
                 os.close(startup_r)
-                popen_fork.write_all(startup_w, startup)
+                try:
+                    popen_fork.write_all(startup_w, startup)
+                except BaseException:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    raise
             finally:
                 util.close_fds(*opened)
-            self._forkserver_pid = pid
-            self._forkserver_alive_fd = client.detach()
+            self._connect(client.detach(), pid)
 
     def _startup_data(self):
         data = {"preload": self._preload_modules, "on_error": self._preload_on_error}
@@ -193,11 +214,31 @@ def _pipe(opened):
     return ends
 
 
-def _events(fd):
-    """What is to be said of a descriptor at once, as poll's events."""
+def start_error(number):
+    """The exception of a start that failed in the server, by its errno."""
+    why = {
+        errno.EMFILE: "it has no descriptor left, and it holds one for each child that runs (see "
+        "ulimit -n)",
+        errno.EAGAIN: "the limit on processes is reached (RLIMIT_NPROC, see ulimit -u, or pids.max "
+        "of the cgroup)",
+    }.get(number, os.strerror(number))
+    return OSError(number, f"the fork server cannot start a process: {why}")
+
+
+def _identity(fd):
+    """What makes a socket itself, whatever number leads to it; None where the number is free."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _hung_up(fd):
+    """Whether the other end has been closed."""
     poller = select.poll()
     poller.register(fd, 0)
-    return sum(events for _, events in poller.poll(0))
+    return bool(poller.poll(0))
 
 
 #
@@ -230,7 +271,7 @@ def _handle_preload(
                 spawn._fixup_main_from_name(main_name)
             else:
                 spawn.import_main_path(main_path)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"__main__ from {main_name or main_path!r}"
             _handle_import_error(on_error, what, error)
         finally:
@@ -259,121 +300,149 @@ def main(control_fd, startup_fd, version):
 
 
 class _Server:
+    """Forks children on request; sends their pids and exit codes to the clients."""
+
     def __init__(self, control_fd):
         self._control_fd = control_fd
+        self._children = {}  # pid -> the pipe to its client
+        self._daemons = {}  # what tells of the end of a client -> the pids of its daemonic children
+        self._client_fds = {}  # pid of a client -> its pidfd, a key of _daemons
+        self._wake_r, self._wake_w = os.pipe()
+        for fd in (self._wake_r, self._wake_w):
+            os.set_blocking(fd, False)
+        # Protect the server from ^C, and have it woken by the ends of its children. The children
+        # get back what was there: SIGCHLD may be ignored, and nobody would learn an exit code.
+        self._handlers = {
+            signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda signum, frame: None),
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        }
+        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         self._poller = select.poll()
-        self._poller.register(control_fd, select.POLLIN)
-        self._children = {}  # sentinel -> (Child, the pipe to its client)
-        self._clients = {}  # what tells of the end of a client -> its daemonic Child
-        # Protect the server from ^C; its children get back what was there.
-        self._old_sigint = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # A sentinel without pidfds is a pipe, which a grandchild may hold open: look as well.
-        self._timeout = None if _core.features()["pidfd"] else 50
+        for fd in (control_fd, self._wake_r):
+            self._poller.register(fd, select.POLLIN)
 
     def serve(self):
         while True:
-            ready = [fd for fd, _ in self._poller.poll(self._timeout)]
-            if self._timeout is not None:
-                ready = dict.fromkeys([*ready, *self._children])
-            for fd in ready:
-                if fd in self._clients:
-                    self._clients[fd]._send_signal(signal.SIGKILL)
-                    self._drop_client(fd)
-                elif fd in self._children:
-                    self._report(fd)
+            ready = {fd for fd, _ in self._poller.poll()}
+            if self._wake_r in ready:
+                self._reap()
+            for client_fd in ready.intersection(self._daemons):
+                self._kill_daemons(client_fd)
+            # Last: a new client may have the pid of one that has ended.
             if self._control_fd in ready and not self._answer():
                 return
 
-    def _report(self, sentinel):
-        """Send the exit code of a child that has ended to its client."""
-        child, status_w = self._children[sentinel]
-        code = child.poll()
-        if code is None:
-            return
-        self._poller.unregister(sentinel)
-        del self._children[sentinel]
-        for fd in [fd for fd, of in self._clients.items() if of is child]:
-            self._drop_client(fd)
-        child.close()
-        _tell(status_w, code)
-        os.close(status_w)
+    def _reap(self):
+        """Send the exit codes of the children that have ended to their clients."""
+        try:
+            os.read(self._wake_r, 512)
+        except BlockingIOError:
+            pass
+        for pid in list(self._children):
+            try:
+                reaped, status = os.waitpid(pid, os.WNOHANG)
+                code = os.waitstatus_to_exitcode(status)
+            except ChildProcessError:
+                reaped, code = pid, 255  # reaped by a module that was preloaded
+            if reaped:
+                status_w = self._children.pop(pid)
+                _tell(status_w, code)
+                os.close(status_w)
+                for client_fd in [fd for fd, pids in self._daemons.items() if pid in pids]:
+                    self._daemons[client_fd].remove(pid)
+                    if not self._daemons[client_fd]:
+                        self._drop_client(client_fd)
 
-    def _drop_client(self, fd):
-        self._poller.unregister(fd)
-        del self._clients[fd]
-        os.close(fd)
+    def _kill_daemons(self, client_fd):
+        """The client has ended: so have its daemonic children to."""
+        for pid in self._daemons[client_fd]:
+            os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
+        self._drop_client(client_fd)
+
+    def _drop_client(self, client_fd):
+        self._poller.unregister(client_fd)
+        del self._daemons[client_fd]
+        for client in [pid for pid, fd in self._client_fds.items() if fd == client_fd]:
+            del self._client_fds[client]
+        os.close(client_fd)
 
     def _answer(self):
         """Serve one request.  False where there are no clients any more."""
         try:
             data, fds = _core.recv_fds(self._control_fd, _MAX_REQUEST)
-        except OSError as error:
-            # The request is lost with its descriptors, and its client sees the end of its pipe.
-            warnings.warn(f"forkserver: a request failed: {error}", RuntimeWarning)
+        except OSError:
+            # Without its descriptors there is nobody to answer to: the client sees the end of its
+            # pipe, and that the server lives.
             return True
         if not data:
             return False
         request = pickle.loads(data)
-        data_r, status_w, control_w, *rest = fds
-        client_fd = rest.pop(0) if request["client_fd"] else os.dup(data_r)
+        data_r, status_w, control_w, tracker_fd, *rest = fds
+        client_fd = os.dup(data_r) if request["client"] is None else rest.pop(0)
         child = _core.Child()
         try:
-            self._fork(child, request, data_r, status_w, control_w, client_fd, rest)
-        except OSError as error:
-            _tell(status_w, -error.errno)
-            util.close_fds(status_w, client_fd)
+            self._fork(child, request, status_w, data_r, control_w, tracker_fd, client_fd, rest)
+        except Exception as error:
+            _tell(status_w, -(getattr(error, "errno", None) or errno.ENOMEM))
+            os.close(status_w)
         else:
             _tell(status_w, child.pid)
-            self._children[child.sentinel] = child, status_w
-            self._poller.register(child.sentinel, select.POLLIN)
+            self._children[child.pid] = status_w
             if request["daemon"]:
-                self._clients[client_fd] = child
-                # A pidfd is readable at the end; the data pipe is before, and hangs up then.
-                self._poller.register(client_fd, select.POLLIN if request["client_fd"] else 0)
-            else:
-                os.close(client_fd)
+                client_fd = self._watch(request["client"], client_fd, child.pid)
         finally:
-            util.close_fds(data_r, control_w, *rest)
+            child.close()
+            util.close_fds(data_r, control_w, tracker_fd, *rest)
+            if client_fd is not None:
+                os.close(client_fd)
         return True
 
-    def _fork(self, child, request, data_r, status_w, control_w, client_fd, rest):
+    def _watch(self, client, client_fd, pid):
+        """Have the daemonic child killed with its client.  Returns the descriptor if it is not
+        needed: there is one for the client already."""
+        known_fd = self._client_fds.get(client)
+        if known_fd is not None:
+            self._daemons[known_fd].append(pid)
+            return client_fd
+        self._daemons[client_fd] = [pid]
+        if client is not None:
+            self._client_fds[client] = client_fd
+        # A pidfd is readable at the end; the data pipe is before, and hangs up then.
+        self._poller.register(client_fd, 0 if client is None else select.POLLIN)
+        return None
+
+    def _fork(self, child, request, status_w, *fds):
         server = os.getpid()
         try:
             server_fd = child._fork(request["daemon"])
             if server_fd is not None:
                 util.close_fds(server_fd, status_w)
-                popen_fork.run_child(self._run_child, request, data_r, control_w, client_fd, rest)
+                popen_fork.run_child(self._run_child, request, *fds)
         finally:
             if os.getpid() != server:
                 os._exit(1)
 
-    def _run_child(self, request, data_r, control_w, client_fd, fds):
+    def _run_child(self, request, data_r, control_w, tracker_fd, client_fd, fds):
         try:
-            signal.signal(signal.SIGINT, self._old_sigint)
-            self._close_inherited()
+            signal.set_wakeup_fd(-1)
+            for signum, handler in self._handlers.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+            util.close_fds(self._control_fd, self._wake_r, self._wake_w)
+            util.close_fds(*self._children.values(), *self._daemons)
             if request["alias"]:
                 from mproc_ext._alias import install
 
                 install()
-            _forkserver._forkserver_alive_fd = control_w
-            if request["tracker_fd"]:
-                from mproc_ext.resource_tracker import _resource_tracker
+            _forkserver._connect(control_w)
+            from mproc_ext.resource_tracker import _resource_tracker
 
-                _resource_tracker._fd = fds.pop(0)
+            _resource_tracker._fd = tracker_fd
             _forkserver._inherited_fds = fds
             return spawn._main(data_r, client_fd)
         except Exception:
             sys.excepthook(*sys.exc_info())
             util._flush_std_streams()
             return 1
-
-    def _close_inherited(self):
-        """In a child: close what the server holds for itself and for its other children."""
-        os.close(self._control_fd)
-        for child, status_w in self._children.values():
-            child.close()
-            os.close(status_w)
-        util.close_fds(*self._clients)
 
 
 def _tell(status_w, number):

@@ -47,11 +47,12 @@ class ThreadPool(Pool, _std.ThreadPool):
 
     @staticmethod
     def _help_stuff_finish(inqueue, task_handler, size):
-        inqueue.end()
+        if isinstance(inqueue, _Tasks):  # a subclass may have made queues of its own
+            inqueue.end()
         _std.ThreadPool._help_stuff_finish(inqueue, task_handler, size)
 
     def join(self):
-        running = self._inqueue.running_at_end
+        running = getattr(self._inqueue, "running_at_end", None)
         if not running:
             super().join()
             return

@@ -2,22 +2,26 @@
 
 import atexit
 import os
+import posix
 import signal
 import sys
 
-from mproc_ext import process, util
-from mproc_ext._core import Child
+from mproc_ext import _modules, util
+from mproc_ext._core import Child, thread_count
+
+_modules.announce(__name__)
 
 __all__ = ["Popen"]
 
 # Since 3.13 _bootstrap leaves the child's exit functions to whoever called it.
-_RUNS_ATEXIT = "_exit_function" not in process.BaseProcess._bootstrap.__code__.co_names
+_RUNS_ATEXIT = sys.version_info >= (3, 13)
 
 
 class Popen(Child):
     """The child of a started Process, as its parent sees it."""
 
     method = "fork"
+    finalizer = None  # for subclasses that have something to close
 
     def __init__(self, process_obj):
         util._flush_std_streams()
@@ -35,27 +39,55 @@ class Popen(Child):
     def kill(self):
         self._send_signal(signal.SIGKILL)
 
+    def close(self):
+        if self.finalizer is not None:
+            self.finalizer()
+        super().close()
+
     def _launch(self, process_obj):
         parent = os.getpid()
+        warn_of_threads()
         try:
             with sharing_tracker():
                 parent_sentinel = self._fork(process_obj.daemon)
             if parent_sentinel is not None:
-                run_child(process_obj._bootstrap, parent_sentinel)
+                run_child(process_obj._bootstrap, parent_sentinel=parent_sentinel)
         finally:
             # Whatever went wrong, the child must not return into its parent's code.
             if os.getpid() != parent:
                 os._exit(1)
 
 
-def run_child(bootstrap, *args):
+def warn_of_threads():
+    """Warn as os.fork does since 3.12, by the name of the module from which the stdlib calls it:
+    programs filter the warning by that.  It comes before the fork, so that, where warnings are
+    errors, there is no child that nobody knows."""
+    if sys.version_info < (3, 12) or os.fork is not posix.fork or thread_count() <= 1:
+        return
+    import warnings
+
+    warnings.warn_explicit(
+        f"This process (pid={os.getpid()}) is multi-threaded, use of fork() may lead to deadlocks "
+        "in the child.",
+        DeprecationWarning,
+        __file__,
+        sys._getframe().f_lineno,
+        "multiprocessing.popen_fork",
+        _warned,
+    )
+
+
+_warned = {}
+
+
+def run_child(bootstrap, *args, **kwargs):
     """In a forked child: run *bootstrap*, which returns an exit code, and exit with it."""
     code = 1
     try:
         if _RUNS_ATEXIT:
             atexit._clear()
             atexit.register(util._exit_function)
-        code = bootstrap(*args)
+        code = bootstrap(*args, **kwargs)
     finally:
         try:
             if _RUNS_ATEXIT:

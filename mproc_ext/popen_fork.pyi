@@ -1,6 +1,7 @@
 import sys
 
 if sys.platform != "win32":
+    from collections.abc import Callable
     from typing import ClassVar
 
     from mproc_ext._core import Child
@@ -10,6 +11,7 @@ if sys.platform != "win32":
 
     class Popen(Child):
         method: ClassVar[str]
+        finalizer: Callable[[], object] | None
         def __init__(self, process_obj: BaseProcess) -> None: ...
         def duplicate_for_child(self, fd: int) -> int: ...
         def interrupt(self) -> None: ...

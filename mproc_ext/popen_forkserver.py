@@ -1,10 +1,14 @@
 """Start of a child by the fork server."""
 
 import os
-import signal
 import threading
+import time
 
-from mproc_ext import _core, forkserver, popen_fork, popen_spawn_posix, util
+from mproc_ext import _core, _modules, forkserver, popen_fork, popen_spawn_posix, util
+
+_modules.announce(__name__)
+
+_RECHECK = 0.1  # seconds
 
 __all__ = ["Popen"]
 
@@ -28,7 +32,6 @@ class Popen(popen_fork.Popen):
     def __init__(self, process_obj):
         self._fds = []
         self._lock = threading.Lock()
-        self._pidfd = None
         super().__init__(process_obj)
 
     def duplicate_for_child(self, fd):
@@ -40,53 +43,53 @@ class Popen(popen_fork.Popen):
         status_r, data_w = forkserver.connect_to_new_process(
             self._fds, daemon=bool(process_obj.daemon)
         )
-        held = [status_r, data_w]
-        self._close = util.Finalize(self, _close_all, (held,))
+        self.finalizer = util.Finalize(self, util.close_fds, (status_r, data_w))
         popen_spawn_posix.write_data(data_w, data)
         try:
             pid = forkserver.read_signed(status_r)
         except EOFError as error:
-            forkserver._forkserver._explain(error)
-            raise
+            raise forkserver._forkserver._explained(error)
         if pid < 0:
-            raise OSError(-pid, f"the fork server cannot start a process: {os.strerror(-pid)}")
+            raise forkserver.start_error(-pid)
         self.pid = pid
         self.sentinel = status_r
-        try:
-            self._pidfd = _core.pidfd_open(pid)
-        except ProcessLookupError:
-            pass  # it has ended already; its exit code is on the way
-        if self._pidfd is not None:
-            held.append(self._pidfd)
 
     def poll(self, flag=os.WNOHANG):
         return self.wait(0 if flag == os.WNOHANG else None)
 
     def wait(self, timeout=None):
-        if self.returncode is None and _core.wait_readable(self.sentinel, timeout):
-            with self._lock:
+        if self.returncode is not None:
+            return self.returncode
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if deadline != deadline:
+            raise ValueError("Invalid value NaN (not a number)")
+        while self.returncode is None:
+            # In pieces: another thread may learn the exit code first, and close the sentinel.
+            left = _RECHECK if deadline is None else min(_RECHECK, deadline - time.monotonic())
+            try:
+                ended = _core.wait_readable(self.sentinel, left)
+            except OSError:
                 if self.returncode is None:
-                    try:
-                        self.returncode = forkserver.read_signed(self.sentinel)
-                    except (OSError, EOFError):
-                        # The server was killed, so nobody can tell.
-                        self.returncode = 255
+                    raise
+                break
+            if ended:
+                self._read_returncode()
+            elif deadline is not None and time.monotonic() >= deadline:
+                break
         return self.returncode
 
+    def _read_returncode(self):
+        with self._lock:
+            if self.returncode is None:
+                try:
+                    self.returncode = forkserver.read_signed(self.sentinel)
+                except (OSError, EOFError):
+                    # The server was killed, so nobody can tell.
+                    self.returncode = 255
+
     def _send_signal(self, sig):
-        if self.poll() is not None:
-            return
-        try:
-            if self._pidfd is not None:
-                signal.pidfd_send_signal(self._pidfd, sig)
-            else:
+        if self.poll() is None:
+            try:
                 os.kill(self.pid, sig)
-        except ProcessLookupError:
-            pass
-
-    def close(self):
-        self._close()
-
-
-def _close_all(fds):
-    util.close_fds(*fds)
+            except ProcessLookupError:
+                pass

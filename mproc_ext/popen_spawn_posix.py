@@ -3,7 +3,10 @@
 import io
 import os
 
-from mproc_ext import context, popen_fork, spawn, util
+from mproc_ext import _modules, context, popen_fork, spawn, util
+from mproc_ext.resource_tracker import _resource_tracker
+
+_modules.announce(__name__)
 
 __all__ = ["Popen"]
 
@@ -31,30 +34,43 @@ class Popen(popen_fork.Popen):
         return fd
 
     def _launch(self, process_obj):
+        tracked = _resource_tracker._fd is not None
+        tracker_fd = spawn.tracker_fd()
+        self._fds.append(tracker_fd)
         data = dump(self, process_obj)
         child_r, parent_w = os.pipe()
         try:
             try:
-                tracker_fd = spawn.running_tracker_fd()
-                if tracker_fd is not None:
-                    self._fds.append(tracker_fd)
-                self._spawn(
-                    spawn.get_executable(),
-                    lambda parent_fd: spawn.get_command_line(
-                        pipe_handle=child_r,
-                        parent_pid=os.getpid(),
-                        parent_fd=parent_fd,
-                        tracker_fd=tracker_fd,
-                        **spawn.header(process_obj),
-                    ),
-                    [*self._fds, child_r],
-                )
+                self._execute(process_obj, child_r, tracker_fd)
+            except OSError as error:
+                if error.filename is not None and not tracked:
+                    # What could not be executed as the child was no tracker either.
+                    _resource_tracker._stop()
+                raise
             finally:
                 # Closed before the data is written: if the child dies, the write must not block.
                 os.close(child_r)
             write_data(parent_w, data)
+        except BaseException:
+            # A signal handler's, say: if there is a child, nobody will ever know of it.
+            self.kill()
+            self.wait()
+            raise
         finally:
             os.close(parent_w)
+
+    def _execute(self, process_obj, child_r, tracker_fd):
+        self._spawn(
+            spawn.get_executable(),
+            lambda parent_fd: spawn.get_command_line(
+                pipe_handle=child_r,
+                parent_pid=os.getpid(),
+                parent_fd=parent_fd,
+                tracker_fd=tracker_fd,
+                **spawn.header(process_obj),
+            ),
+            [*self._fds, child_r],
+        )
 
 
 def dump(popen, process_obj):

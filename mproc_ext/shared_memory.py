@@ -10,7 +10,35 @@ if hasattr(_std.SharedMemory, "_track"):
     _modules.identity(__name__)
 else:
     _modules.overlay(__name__)
-    from mproc_ext.resource_tracker import register, unregister
+    import threading
+
+    from mproc_ext import resource_tracker
+
+    class _Tracker:
+        """What the stdlib's module takes for the resource tracker: does nothing for a thread that
+        is at an object which is not tracked."""
+
+        def __init__(self):
+            self.local = threading.local()
+
+        def register(self, name, kind):
+            if not getattr(self.local, "off", False):
+                resource_tracker.register(name, kind)
+
+        def unregister(self, name, kind):
+            if not getattr(self.local, "off", False):
+                resource_tracker.unregister(name, kind)
+
+        def __getattr__(self, name):
+            return getattr(resource_tracker, name)
+
+        def __enter__(self):
+            self.local.off = True
+
+        def __exit__(self, *exc_info):
+            self.local.off = False
+
+    _tracker = _std.resource_tracker = _Tracker()
 
     class SharedMemory(_std.SharedMemory):
         """Creates a shared memory block or attaches to one; see the stdlib's documentation.
@@ -22,13 +50,17 @@ else:
         _track = True
 
         def __init__(self, name=None, create=False, size=0, *, track=True):
-            super().__init__(name, create, size)
             self._track = track
-            if not track:
-                unregister(self._name, "shared_memory")
+            if track:
+                super().__init__(name, create, size)
+            else:
+                with _tracker:
+                    super().__init__(name, create, size)
 
         def unlink(self):
             """Requests that the underlying shared memory block be destroyed."""
-            if not self._track and self._name:
-                register(self._name, "shared_memory")  # which the stdlib's unlink takes back
-            super().unlink()
+            if self._track:
+                super().unlink()
+            else:
+                with _tracker:
+                    super().unlink()

@@ -8,7 +8,7 @@ check that parent and child run the same version of it.
 import os
 import sys
 
-from mproc_ext import _modules
+from mproc_ext import _core, _modules
 from mproc_ext._version import __version__
 
 _std = _modules.overlay(__name__)
@@ -36,6 +36,7 @@ def header(process_obj):
     """What a child has to know before it can read what it is about."""
     return {
         "daemon": bool(process_obj.daemon),
+        "by_main_thread": _core.in_main_thread(),
         "alias": _modules.aliased,
         "version": __version__,
     }
@@ -58,20 +59,8 @@ def get_command_line(**kwds):
     Returns prefix of command line used for spawning a child process
     """
     if getattr(sys, "frozen", False):
-        arguments = [f"{name}={value!r}" for name, value in kwds.items()]
-        return [sys.executable, "--multiprocessing-fork", *arguments]
+        return _std.get_command_line(**kwds)
     return [*interpreter_command("spawn_main", **kwds), "--multiprocessing-fork"]
-
-
-def freeze_support():
-    """
-    Run code for process object if this in not the main process
-    """
-    if _std.is_forking(sys.argv):
-        from ast import literal_eval
-
-        arguments = (argument.partition("=") for argument in sys.argv[2:])
-        sys.exit(spawn_main(**{name: literal_eval(value) for name, _, value in arguments}))
 
 
 def check_version(version):
@@ -89,6 +78,7 @@ def spawn_main(
     tracker_fd=None,
     parent_fd=None,
     daemon=False,
+    by_main_thread=False,
     alias=False,
     version=__version__,
 ):
@@ -98,7 +88,7 @@ def spawn_main(
     check_version(version)
     assert _std.is_forking(sys.argv), "Not forking"
     if daemon:
-        die_with_parent(parent_pid, parent_fd)
+        _core.die_with_parent(parent_pid, parent_fd, by_main_thread)
     if alias:
         from mproc_ext._alias import install
 
@@ -110,16 +100,18 @@ def spawn_main(
     return _std._main(pipe_handle, parent_fd)
 
 
-def running_tracker_fd():
-    """The descriptor of the resource tracker; None where nothing has needed one so far."""
-    tracker = sys.modules.get("mproc_ext._stdlib.resource_tracker") or sys.modules.get(
-        "multiprocessing.resource_tracker"
-    )
-    return None if tracker is None else tracker._resource_tracker._fd
+def tracker_fd():
+    """The descriptor of a resource tracker that runs.
 
+    One is shared by all processes, from the first start on: a child with its own would have shared
+    memory unlinked at its end that others still use.
+    """
+    from mproc_ext.resource_tracker import _resource_tracker
 
-def die_with_parent(parent_pid, parent_fd):
-    """Have this process killed when the process that started it ends, however it ends."""
-    from mproc_ext import _core
-
-    _core.die_with_parent(parent_pid, parent_fd if _core.features()["pidfd"] else -1)
+    try:
+        return _resource_tracker.getfd()
+    except OSError:
+        # The program closed it (closerange), and the tracker stumbles over that.  It ends with the
+        # last process that has the descriptor.
+        _resource_tracker._fd = _resource_tracker._pid = None
+        return _resource_tracker.getfd()

@@ -133,9 +133,6 @@ typedef struct {
  * -ENOSYS without MPX_HAS_PIDFD, -ESRCH where there is no such process. */
 MPX_NODISCARD int mpx_os_pidfd_open(pid_t pid);
 
-/* Sends a signal through a pidfd: cannot hit another process that got the number. */
-MPX_NODISCARD int mpx_os_pidfd_send_signal(int pidfd, int signal_number);
-
 /* When the process started. -ESRCH: no such process; -ENOENT: there is no /proc to ask.
  * Async-signal-safe. */
 MPX_NODISCARD int mpx_os_process_start(pid_t pid, uint64_t *start);

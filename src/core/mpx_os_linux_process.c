@@ -53,14 +53,6 @@ int mpx_os_pidfd_open(pid_t pid)
     return fd == -EINVAL || fd == -ENOENT ? -ESRCH : fd;
 }
 
-int mpx_os_pidfd_send_signal(int pidfd, int signal_number)
-{
-    if (!mpx_os_enabled(MPX_HAS_PIDFD)) {
-        return -ENOSYS;
-    }
-    return pidfd_send_signal(pidfd, signal_number);
-}
-
 /* ---- /proc/<pid>/stat ------------------------------------------------------------------------ */
 
 /* Numbers of the fields in proc(5). The third follows the name in parentheses, which may itself

@@ -6,10 +6,14 @@
  * at 512 MB) and that of vfork does not. The child shares the parent's memory until it executes,
  * so it runs only what is async-signal-safe, no handler of the parent's runs in it (all signals
  * are blocked until the handlers are gone). It tells of a failed exec through a pipe, not through
- * the memory: where vfork is made of fork (emulators, sandboxes) there is no common memory.
+ * the memory: where vfork is made of fork (emulators, sandboxes) there is no common memory. Where
+ * it is a real one, what is to be told has been told when it returns, so nobody waits for the end
+ * of the pipe, which another thread's fork may hold open.
  *
- * Death with the parent: PR_SET_PDEATHSIG fires when the *thread* that forked ends, so its signal
- * only asks a question: the handler looks whether the parent process is gone, which is so when
+ * Death with the parent: PR_SET_PDEATHSIG fires when the *thread* that forked ends. The main thread
+ * ends with its process (a program in C may end it alone: its children die then), and its
+ * children simply get SIGKILL, whatever signals they block or handle. For those of another thread
+ * the signal only asks a question: the handler looks whether the parent process is gone, so when
  * the kernel has given us another parent (after the end of one thread we are passed on to another
  * thread of the same process, and getppid stays the same). Each later end of a thread signals
  * again, the last one after the change of parent, so the question is always asked once more after
@@ -32,8 +36,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How often a child without a pidfd is looked at while a wait with a deadline goes on. */
-#define REAP_INTERVAL (20 * MPX_NANOS_PER_MILLI)
+/* How often a child is looked at while a wait with a deadline goes on: without a pidfd, and with
+ * one that may be another file's by now. */
+#define REAP_INTERVAL    (20 * MPX_NANOS_PER_MILLI)
+#define RECHECK_INTERVAL (100 * MPX_NANOS_PER_MILLI)
 
 pid_t mpx_process_fork(void)
 {
@@ -109,10 +115,12 @@ static int list_kept(start_t *start)
 }
 
 /* What the child has told before it ended or executed: 0, or the error. */
-static int read_error(int error_r)
+static int read_error(int error_r, bool wait)
 {
     int error = 0;
     ssize_t count;
+    if (!wait)
+        (void)fcntl(error_r, F_SETFL, O_NONBLOCK);
     do {
         count = read(error_r, &error, sizeof error);
     } while (count < 0 && errno == EINTR);
@@ -122,8 +130,10 @@ static int read_error(int error_r)
 /* The start proper, with all signals blocked. */
 static pid_t start_program(start_t *start, int error_r)
 {
+    volatile bool shares_memory = false;
     pid_t pid = MPX_SYS(vfork, vfork());
     if (pid == 0) {
+        shares_memory = true;
         int error = execute(start);
         (void)!write(start->error_w, &error, sizeof error);
         _exit(127);
@@ -132,7 +142,7 @@ static pid_t start_program(start_t *start, int error_r)
         return -errno;
     close(start->error_w);
     start->error_w = -1;
-    int error = read_error(error_r);
+    int error = read_error(error_r, !shares_memory);
     if (error == 0)
         return pid;
     while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
@@ -201,14 +211,29 @@ static int has_ended(pid_t pid, int flags)
     return info.si_pid != 0;
 }
 
+static int64_t earlier(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Passes some time, until the deadline at most: 0, or -EINTR. A pidfd that is closed, or ready
+ * although its child was just seen running, is given up. */
+static int pause_for(int *pidfd, int64_t deadline)
+{
+    int64_t now = mpx_os_now();
+    if (*pidfd >= 0) {
+        int status = mpx_fd_wait(*pidfd, POLLIN, earlier(deadline, now + RECHECK_INTERVAL));
+        if (status == -EBADF || status == 0)
+            *pidfd = -1;
+        return status == -EINTR ? status : 0;
+    }
+    int64_t left = earlier(deadline - now, REAP_INTERVAL);
+    struct timespec pause = {0, left > 0 ? (long)left : 0};
+    return nanosleep(&pause, NULL) < 0 ? -errno : 0;
+}
+
 int mpx_process_wait(pid_t pid, int pidfd, int64_t deadline)
 {
-    if (pidfd >= 0) {
-        int status = mpx_fd_wait(pidfd, POLLIN, deadline);
-        if (status != -EBADF)
-            return status;
-        /* The program closed our descriptor: go on without. */
-    }
     if (deadline == MPX_NEVER) {
         int ended = has_ended(pid, 0);
         return ended < 0 ? ended : 0;
@@ -217,13 +242,11 @@ int mpx_process_wait(pid_t pid, int pidfd, int64_t deadline)
         int ended = has_ended(pid, WNOHANG);
         if (ended != 0)
             return ended < 0 ? ended : 0;
-        int64_t now = mpx_os_now();
-        if (now >= deadline)
+        if (mpx_os_now() >= deadline)
             return -ETIMEDOUT;
-        int64_t left = deadline - now < REAP_INTERVAL ? deadline - now : REAP_INTERVAL;
-        struct timespec pause = {0, (long)left};
-        if (nanosleep(&pause, NULL) < 0)
-            return -errno;
+        int status = pause_for(&pidfd, deadline);
+        if (status < 0)
+            return status;
     }
 }
 
@@ -239,19 +262,15 @@ int mpx_process_reap(pid_t pid, int *exitcode)
     return 1;
 }
 
-int mpx_process_signal(pid_t pid, int pidfd, int signal_number)
+int mpx_process_signal(pid_t pid, int signal_number)
 {
-    if (pidfd >= 0) {
-        int status = mpx_os_pidfd_send_signal(pidfd, signal_number);
-        if (status != -EBADF && status != -ENOSYS)
-            return status;
-    }
     return kill(pid, signal_number) < 0 ? -errno : 0;
 }
 
 /* ---- Death with the parent ------------------------------------------------------------------- */
 
 /* Written before the handler is installed, read by it. A process has one parent, hence static. */
+static volatile sig_atomic_t armed; /* the process that asked for it: not one that it forks later */
 static volatile sig_atomic_t first_parent;
 static volatile sig_atomic_t first_parent_fd;
 
@@ -268,24 +287,43 @@ static void on_parent_signal(int signum)
 {
     int saved = errno;
     (void)signum;
-    if (parent_has_ended())
+    if (armed == getpid() && parent_has_ended())
         kill(getpid(), SIGKILL);
     errno = saved;
 }
 
-int mpx_process_die_with_parent(pid_t parent, int parent_fd)
+static int handle_parent_signal(void)
 {
     struct sigaction action = {.sa_handler = on_parent_signal, .sa_flags = SA_RESTART};
     sigset_t urgent;
-
-    first_parent = getppid();
-    first_parent_fd = parent_fd;
     sigemptyset(&action.sa_mask);
     sigemptyset(&urgent);
     sigaddset(&urgent, SIGURG);
-    if (sigaction(SIGURG, &action, NULL) < 0 || MPX_SYS(prctl, prctl(PR_SET_PDEATHSIG, SIGURG)) < 0)
+    if (sigaction(SIGURG, &action, NULL) < 0)
         return -errno;
     pthread_sigmask(SIG_UNBLOCK, &urgent, NULL);
+    return 0;
+}
+
+enum mpx_starter mpx_process_starter(void)
+{
+    return mpx_os_thread_id() == getpid() ? MPX_STARTED_BY_MAIN_THREAD : MPX_STARTED_BY_THREAD;
+}
+
+int mpx_process_die_with_parent(pid_t parent, int parent_fd, enum mpx_starter starter)
+{
+    int signal_number = starter == MPX_STARTED_BY_MAIN_THREAD ? SIGKILL : SIGURG;
+    int status = 0;
+
+    first_parent = getppid();
+    first_parent_fd = parent_fd;
+    armed = getpid();
+    if (signal_number == SIGURG)
+        status = handle_parent_signal();
+    if (status < 0)
+        return status;
+    if (MPX_SYS(prctl, prctl(PR_SET_PDEATHSIG, signal_number)) < 0)
+        return -errno;
 
     /* The parent may have ended before the kernel knew whom to tell. */
     bool ended;

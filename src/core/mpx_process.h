@@ -35,21 +35,31 @@ MPX_NODISCARD pid_t mpx_process_spawn(const mpx_program_t *program);
  *   -ETIMEDOUT  it had not by the deadline
  *   -EINTR      a signal handler ran
  *   -ECHILD     there is no such child: it was reaped already
- * `pidfd` is the child's, or -1 where there are none. */
+ * `pidfd` is the child's, or -1 where there are none. It only makes a wait with a deadline end
+ * sooner: what it says is never believed, as the program may have closed it, and the number may be
+ * another file's by now. */
 MPX_NODISCARD int mpx_process_wait(pid_t pid, int pidfd, int64_t deadline);
 
 /* Reaps the child if it has ended. 1 and the exit code (negative: the signal that killed it),
  * 0 where it runs, -ECHILD where there is no such child. Does not block. */
 MPX_NODISCARD int mpx_process_reap(pid_t pid, int *exitcode);
 
-/* Sends a signal to a child that has not been reaped. */
-MPX_NODISCARD int mpx_process_signal(pid_t pid, int pidfd, int signal_number);
+/* Sends a signal to a child. It has not been reaped, so the number is still its own. */
+MPX_NODISCARD int mpx_process_signal(pid_t pid, int signal_number);
+
+/* Which thread of the parent started this process. */
+enum mpx_starter { MPX_STARTED_BY_MAIN_THREAD, MPX_STARTED_BY_THREAD };
+
+/* What a child of the calling thread has to say of its starter. */
+enum mpx_starter mpx_process_starter(void);
 
 /* Kills this process with SIGKILL once its parent *process* has ended, be it before the call; that
  * the thread which started it ends means nothing. `parent` is the parent's pid as it sees itself,
- * `parent_fd` a pidfd of it, or -1. Replaces the handler of SIGURG, whose default action is to do
- * nothing, so that a program executed later is not hurt. */
-MPX_NODISCARD int mpx_process_die_with_parent(pid_t parent, int parent_fd);
+ * `parent_fd` a pidfd of it, or -1. For a process that a thread started it replaces the handler of
+ * SIGURG, whose default action is to do nothing, so that a program executed later is not hurt, and
+ * unblocks the signal. It ends with a change of the user: the kernel forgets it then. */
+MPX_NODISCARD int mpx_process_die_with_parent(pid_t parent, int parent_fd,
+                                              enum mpx_starter starter);
 
 /* Waits until a descriptor has one of the poll events, an error or a hangup: 0, -ETIMEDOUT, -EINTR,
  * -EBADF. */

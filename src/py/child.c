@@ -7,6 +7,8 @@
  * of the exit code are one step under the GIL (or the object's critical section), so no thread
  * finds the child gone and the exit code not there yet; and since a signal is sent under the same
  * lock, only while there is no exit code, it cannot reach another process that got the number.
+ * A thread may close the object while another waits: waiting asks for the pid, and takes what a
+ * descriptor says for a hint.
  *
  * Sentinels. The child's is its pidfd: readable when it has ended, whatever its own children do.
  * The parent's, given to the child, is a pidfd too. Where the kernel has none, each is the read end
@@ -27,11 +29,12 @@
 #define EXITCODE_UNKNOWN 255
 
 typedef struct {
-    PyObject_HEAD pid_t pid; /* 0 before the start */
+    PyObject_HEAD pid_t pid; /* 0 before the start, and in a child where a subclass has set it */
     pid_t owner;             /* the process that started it: only there is it a child */
     int pidfd;               /* -1: none */
     int sentinel; /* the pidfd, or a pipe's read end, or what a subclass has set; -1: none */
     int parent_w; /* -1, or the write end of the pipe that tells the child of our end */
+    bool started; /* pid is set */
     bool owns_sentinel;
     bool ended;
     int exitcode; /* where ended */
@@ -48,14 +51,17 @@ static void close_fd(int *fd)
     *fd = -1;
 }
 
+/* A process forked from the owner has copies of the descriptors, but the program there may have
+ * closed them and use the numbers: they are left alone, as the stdlib leaves them. */
 static void release_fds(ChildObject *self)
 {
-    if (self->owns_sentinel)
-        close_fd(&self->sentinel);
-    self->sentinel = -1;
-    self->pidfd = -1;
+    if (self->owner == getpid()) {
+        if (self->owns_sentinel)
+            close_fd(&self->sentinel);
+        close_fd(&self->parent_w);
+    }
+    self->sentinel = self->pidfd = self->parent_w = -1;
     self->owns_sentinel = false;
-    close_fd(&self->parent_w);
 }
 
 /* The descriptors of one start, before it is known whether it succeeds. All -1 where not open. */
@@ -128,6 +134,7 @@ static int open_sentinel(ChildObject *self)
 static int adopt(ChildObject *self, pid_t pid, links_t *links)
 {
     self->pid = pid;
+    self->started = true;
     self->owner = getpid();
     self->parent_w = links->parent_w;
     links->parent_w = -1;
@@ -138,7 +145,7 @@ static int adopt(ChildObject *self, pid_t pid, links_t *links)
         self->sentinel = open_sentinel(self);
         if (self->sentinel < 0) {
             int status = self->sentinel, ignored;
-            (void)!mpx_process_signal(pid, -1, SIGKILL);
+            (void)!mpx_process_signal(pid, SIGKILL);
             while (mpx_process_wait(pid, -1, MPX_NEVER) == -EINTR)
                 continue;
             (void)!mpx_process_reap(pid, &ignored);
@@ -192,29 +199,10 @@ static pid_t fork_by_os(void)
     return pid;
 }
 
-#if PY_VERSION_HEX >= 0x030C0000
-/* What os.fork says since 3.12. Said before the fork, so that, where warnings are errors, there is
- * no child that nobody knows. */
-static int warn_of_threads(void)
-{
-    if (mpx_os_thread_count() <= 1)
-        return 0;
-    return PyErr_WarnFormat(PyExc_DeprecationWarning, 1,
-                            "This process (pid=%d) is multi-threaded, use of fork() may lead to "
-                            "deadlocks in the child.",
-                            (int)getpid());
-}
-#else
-static int warn_of_threads(void)
-{
-    return 0;
-}
-#endif
-
 /* os.fork, by the core. The child's pid, 0 in the child, -1 with an exception. */
 static pid_t fork_by_core(void)
 {
-    if (PySys_Audit("os.fork", NULL) < 0 || warn_of_threads() < 0)
+    if (PySys_Audit("os.fork", NULL) < 0)
         return -1;
     PyOS_BeforeFork();
     pid_t pid = mpx_process_fork();
@@ -243,6 +231,7 @@ PyDoc_STRVAR(Child_fork_doc,
              "Fork: None in the parent; in the child a descriptor that becomes readable when the\n"
              "parent has ended.\n\n"
              "die_with_parent says whether the child is killed when the parent process ends.\n"
+             "Unlike os.fork it does not warn where this process has threads.\n"
              "OSError where the system refuses: then there is no child.");
 
 static PyObject *Child_fork(PyObject *object, PyObject *args)
@@ -253,7 +242,7 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "p:_fork", &die_with_parent))
         return NULL;
-    if (self->pid != 0)
+    if (self->started)
         return refuse_second_start(self);
     int special = fork_is_special();
     if (special < 0)
@@ -263,6 +252,7 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
         return mpx_raise(status);
 
     pid_t parent = getpid();
+    enum mpx_starter starter = mpx_process_starter();
     pid_t pid = special ? fork_by_os() : fork_by_core();
     if (pid < 0) {
         close_links(&links);
@@ -278,8 +268,8 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
     close_fd(&links.parent_w);
     close_fd(&links.child_r);
     if (die_with_parent) {
-        int armed =
-            mpx_process_die_with_parent(parent, mpx_os_has(MPX_HAS_PIDFD) ? links.parent_fd : -1);
+        int pidfd = mpx_os_has(MPX_HAS_PIDFD) ? links.parent_fd : -1;
+        int armed = mpx_process_die_with_parent(parent, pidfd, starter);
         if (armed < 0)
             return mpx_raise(armed);
     }
@@ -314,7 +304,7 @@ static PyObject *Child_spawn(PyObject *object, PyObject *args)
 
     if (!PyArg_ParseTuple(args, "OOO:_spawn", &path, &argv_of, &fds))
         return NULL;
-    if (self->pid != 0)
+    if (self->started)
         return refuse_second_start(self);
     int status = open_links(&links);
     if (status < 0)
@@ -427,7 +417,7 @@ static PyObject *Child_send_signal(PyObject *object, PyObject *args)
     Py_BEGIN_CRITICAL_SECTION(self);
     try_reap(self);
     if (!self->ended && self->pid > 0)
-        status = mpx_process_signal(self->pid, self->pidfd, signum);
+        status = mpx_process_signal(self->pid, signum);
     Py_END_CRITICAL_SECTION();
     if (status < 0 && status != -ESRCH)
         return mpx_raise(status);
@@ -474,8 +464,8 @@ static int store_int(PyObject *value, int *field)
 
 static PyObject *Child_get_pid(PyObject *object, void *Py_UNUSED(closure))
 {
-    pid_t pid = CHILD(object)->pid;
-    return pid == 0 ? missing(object, "pid") : PyLong_FromPid(pid);
+    ChildObject *self = CHILD(object);
+    return self->started ? PyLong_FromPid(self->pid) : missing(object, "pid");
 }
 
 /* Settable, like the two below, for subclasses that start the child by other means. */
@@ -485,6 +475,7 @@ static int Child_set_pid(PyObject *object, PyObject *value, void *Py_UNUSED(clos
     if (store_int(value, &pid) < 0)
         return -1;
     CHILD(object)->pid = pid;
+    CHILD(object)->started = true;
     CHILD(object)->owner = getpid();
     return 0;
 }

@@ -26,10 +26,11 @@ int mpx_deadline_of(PyObject *timeout, int64_t *deadline)
 
 int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count)
 {
-    PyObject *items = PySequence_Fast(sequence, "descriptors must be a sequence of integers");
+    /* A copy: an item's fileno() may change the caller's list. */
+    PyObject *items = PySequence_Tuple(sequence);
     if (items == NULL)
         return -1;
-    *count = PySequence_Fast_GET_SIZE(items);
+    *count = PyTuple_GET_SIZE(items);
     *fds = PyMem_New(int, *count > 0 ? (size_t)*count : 1);
     if (*fds == NULL) {
         PyErr_NoMemory();
@@ -37,7 +38,7 @@ int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count)
         return -1;
     }
     for (Py_ssize_t i = 0; i < *count; i++) {
-        (*fds)[i] = PyObject_AsFileDescriptor(PySequence_Fast_GET_ITEM(items, i));
+        (*fds)[i] = PyObject_AsFileDescriptor(PyTuple_GET_ITEM(items, i));
         if ((*fds)[i] < 0) {
             PyMem_Free(*fds);
             *fds = NULL;

@@ -70,6 +70,10 @@ static PyObject *recv_fds(PyObject *Py_UNUSED(module), PyObject *args)
 
     if (!PyArg_ParseTuple(args, "in:recv_fds", &socket_fd, &size))
         return NULL;
+    if (size < 0) {
+        PyErr_SetString(PyExc_ValueError, "the size of a message must not be negative");
+        return NULL;
+    }
     PyObject *buffer = PyBytes_FromStringAndSize(NULL, size);
     if (buffer == NULL)
         return NULL;

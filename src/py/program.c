@@ -140,18 +140,42 @@ static PyObject *pidfd_open_(PyObject *Py_UNUSED(module), PyObject *args)
     return fd < 0 ? mpx_raise(fd) : PyLong_FromLong(fd);
 }
 
-PyDoc_STRVAR(die_with_parent_doc,
-             "die_with_parent(parent_pid, parent_fd, /)\n--\n\n"
-             "Have this process killed once its parent process has ended.\n\n"
-             "That the thread which started it ends means nothing.  parent_fd is a pidfd of the\n"
-             "parent, or -1.");
+PyDoc_STRVAR(in_main_thread_doc,
+             "in_main_thread()\n--\n\n"
+             "Whether the calling thread is the one that the kernel takes for the process's main\n"
+             "thread.");
+
+static PyObject *in_main_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(mpx_process_starter() == MPX_STARTED_BY_MAIN_THREAD);
+}
+
+PyDoc_STRVAR(thread_count_doc, "thread_count()\n--\n\n"
+                               "The number of this process's threads; 0 where /proc does not say.");
+
+static PyObject *thread_count(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    int count = mpx_os_thread_count();
+    return PyLong_FromLong(count > 0 ? count : 0);
+}
+
+PyDoc_STRVAR(
+    die_with_parent_doc,
+    "die_with_parent(parent_pid, parent_fd, by_main_thread, /)\n--\n\n"
+    "Have this process killed once its parent process has ended.\n\n"
+    "That the thread which started it ends means nothing.  parent_fd is a descriptor from\n"
+    "the parent (see Child._spawn); by_main_thread says whether its main thread started\n"
+    "this process.");
 
 static PyObject *die_with_parent(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    int parent, parent_fd;
-    if (!PyArg_ParseTuple(args, "ii:die_with_parent", &parent, &parent_fd))
+    int parent, parent_fd, by_main_thread;
+    if (!PyArg_ParseTuple(args, "iip:die_with_parent", &parent, &parent_fd, &by_main_thread))
         return NULL;
-    int status = mpx_process_die_with_parent(parent, parent_fd);
+    /* Without pidfds it is the end of a pipe, which a sibling may hold open. */
+    int status = mpx_process_die_with_parent(parent, mpx_os_has(MPX_HAS_PIDFD) ? parent_fd : -1,
+                                             by_main_thread ? MPX_STARTED_BY_MAIN_THREAD
+                                                            : MPX_STARTED_BY_THREAD);
     if (status < 0)
         return mpx_raise(status);
     Py_RETURN_NONE;
@@ -161,6 +185,8 @@ static PyMethodDef program_methods[] = {
     {"spawn", spawn, METH_VARARGS, spawn_doc},
     {"pidfd_open", pidfd_open_, METH_VARARGS, pidfd_open_doc},
     {"die_with_parent", die_with_parent, METH_VARARGS, die_with_parent_doc},
+    {"in_main_thread", in_main_thread, METH_NOARGS, in_main_thread_doc},
+    {"thread_count", thread_count, METH_NOARGS, thread_count_doc},
     {NULL, NULL, 0, NULL},
 };
 

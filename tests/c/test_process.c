@@ -93,9 +93,29 @@ TEST(a_pidfd_that_the_program_closed_is_done_without)
     REQUIRE(pid > 0);
     close(pipes[1]);
     CHECK_EQ(mpx_process_wait(pid, 1000, mpx_os_deadline(SOON)), 0);
-    CHECK_EQ(mpx_process_signal(pid, 1000, 0), 0);
+    CHECK_EQ(mpx_process_signal(pid, 0), 0);
     CHECK_EQ(mpx_process_reap(pid, &code), 1);
     CHECK_EQ(code, 9);
+}
+
+/* The program closed it, and the number is another file's by now. */
+TEST(a_descriptor_that_is_no_pidfd_of_the_child_is_not_believed)
+{
+    int pipes[2], other[2], code = 0;
+    pid_t pid = start_waiting(9, pipes);
+    REQUIRE(pid > 0 && pipe(other) == 0);
+    int64_t soon = 150 * MPX_NANOS_PER_MILLI;
+    CHECK_EQ(mpx_process_wait(pid, other[0], mpx_os_deadline(soon)), -ETIMEDOUT);
+    CHECK_EQ(write(other[1], "x", 1), 1);
+    CHECK_EQ(mpx_process_wait(pid, other[0], mpx_os_deadline(soon)), -ETIMEDOUT);
+    CHECK_EQ(read(other[0], &(char){0}, 1), 1);
+    close(pipes[1]);
+    CHECK_EQ(mpx_process_wait(pid, other[0], mpx_os_deadline(SOON)), 0);
+    CHECK_EQ(mpx_process_wait(pid, other[0], MPX_NEVER), 0);
+    CHECK_EQ(mpx_process_reap(pid, &code), 1);
+    CHECK_EQ(code, 9);
+    close(other[0]);
+    close(other[1]);
 }
 
 TEST(signals_are_sent_and_reported)
@@ -103,13 +123,13 @@ TEST(signals_are_sent_and_reported)
     int pipes[2], code = 0;
     pid_t pid = start_waiting(0, pipes);
     REQUIRE(pid > 0);
-    CHECK_EQ(mpx_process_signal(pid, -1, 0), 0);
-    CHECK_EQ(mpx_process_signal(pid, -1, 10000), -EINVAL);
-    CHECK_EQ(mpx_process_signal(pid, -1, SIGKILL), 0);
+    CHECK_EQ(mpx_process_signal(pid, 0), 0);
+    CHECK_EQ(mpx_process_signal(pid, 10000), -EINVAL);
+    CHECK_EQ(mpx_process_signal(pid, SIGKILL), 0);
     CHECK_EQ(mpx_process_wait(pid, -1, mpx_os_deadline(SOON)), 0);
     CHECK_EQ(mpx_process_reap(pid, &code), 1);
     CHECK_EQ(code, -SIGKILL);
-    CHECK_EQ(mpx_process_signal(pid, -1, SIGKILL), -ESRCH);
+    CHECK_EQ(mpx_process_signal(pid, SIGKILL), -ESRCH);
     close(pipes[1]);
 }
 
@@ -240,6 +260,7 @@ struct family {
     int ready_w; /* written to by the child once it is armed */
     int go_r;    /* the child arms after this is closed; -1: at once */
     bool with_pidfd;
+    enum mpx_starter starter;
 };
 
 static void *fork_child(void *argument)
@@ -247,6 +268,7 @@ static void *fork_child(void *argument)
     struct family *family = argument;
     pid_t parent = getpid();
     int parent_fd = family->with_pidfd ? mpx_os_pidfd_open(parent) : -1;
+    family->starter = mpx_process_starter();
     pid_t pid = mpx_process_fork();
     if (pid == 0) {
         char byte;
@@ -254,7 +276,7 @@ static void *fork_child(void *argument)
             (void)!write(family->ready_w, "b", 1);
             (void)!read(family->go_r, &byte, 1);
         }
-        if (mpx_process_die_with_parent(parent, parent_fd) < 0) {
+        if (mpx_process_die_with_parent(parent, parent_fd, family->starter) < 0) {
             _exit(2);
         }
         (void)!write(family->ready_w, "r", 1);
@@ -268,6 +290,14 @@ static void *fork_child(void *argument)
     return NULL;
 }
 
+static void start_from_the_main_thread(void *argument)
+{
+    fork_child(argument);
+    for (;;) {
+        pause();
+    }
+}
+
 static void be_the_middle(void *argument)
 {
     pthread_t thread;
@@ -278,13 +308,13 @@ static void be_the_middle(void *argument)
     }
 }
 
-static void check_death(bool with_pidfd)
+static void check_death(void (*middle_part)(void *), bool with_pidfd)
 {
     int alive[2], ready[2];
     char byte;
     REQUIRE(pipe(alive) == 0 && pipe(ready) == 0);
-    struct family family = {alive[1], ready[1], -1, with_pidfd};
-    pid_t middle = start_process(be_the_middle, &family);
+    struct family family = {alive[1], ready[1], -1, with_pidfd, MPX_STARTED_BY_THREAD};
+    pid_t middle = start_process(middle_part, &family);
     close(alive[1]);
     close(ready[1]);
     CHECK_EQ(read(ready[0], &byte, 1), 1);
@@ -313,8 +343,10 @@ TEST(a_child_dies_with_its_parent_and_not_with_a_thread)
     if (holds_back_signals()) {
         return;
     }
-    check_death(true);
-    check_death(false);
+    for (int with_pidfd = 0; with_pidfd < 2; with_pidfd++) {
+        check_death(be_the_middle, with_pidfd != 0);
+        check_death(start_from_the_main_thread, with_pidfd != 0);
+    }
 }
 
 TEST(a_parent_that_died_before_is_noticed)
@@ -324,7 +356,7 @@ TEST(a_parent_that_died_before_is_noticed)
         char byte;
         REQUIRE(pipe(alive) == 0 && pipe(ready) == 0 && pipe(go) == 0);
         fcntl(go[1], F_SETFD, FD_CLOEXEC);
-        struct family family = {alive[1], ready[1], go[0], with_pidfd != 0};
+        struct family family = {alive[1], ready[1], go[0], with_pidfd != 0, MPX_STARTED_BY_THREAD};
         pid_t middle = start_process(be_the_middle, &family);
         close(alive[1]);
         close(ready[1]);
@@ -344,7 +376,9 @@ TEST(a_parent_that_died_before_is_noticed)
 TEST(death_with_the_parent_can_be_refused)
 {
     inject("prctl", EPERM, 0, 1);
-    CHECK_EQ(mpx_process_die_with_parent(getppid(), -1), -EPERM);
+    CHECK_EQ(mpx_process_die_with_parent(getppid(), -1, MPX_STARTED_BY_THREAD), -EPERM);
+    inject("prctl", EPERM, 0, 1);
+    CHECK_EQ(mpx_process_die_with_parent(getppid(), -1, MPX_STARTED_BY_MAIN_THREAD), -EPERM);
 }
 
 /* ---- Descriptors from process to process ----------------------------------------------------- */

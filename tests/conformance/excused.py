@@ -15,7 +15,7 @@ _NO_ADDRESS = (
     {"pythons": ("3.14", "3.15")},
 )
 
-# Tests with a race of CPython's own: they need not pass at the first try, but at the second.
+# Tests with a race of CPython's own: they need not pass at the first try, but at one of the next.
 RACY = {
     f"test_multiprocessing_{method}.WithProcessesTestProcess.test_interrupt": (
         "CPython does not see a SIGINT that comes between its last look for signals and the system"

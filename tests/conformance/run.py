@@ -32,6 +32,7 @@ SPLIT_ABOVE = 45.0  # a class that takes longer is run in parts
 GRACE = 5.0  # for processes that end on their own after their class has ended
 SHOWN = 25  # tracebacks printed at the end
 TRIES = 8  # of the stdlib, for a test that fails now and then
+RACY_TRIES = 4  # for a test that is known to fail now and then
 RERUNS = 40  # more failures than this are not tried again: something is broken
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
@@ -510,7 +511,7 @@ def judge(
         outcome = outcomes[name]
         if mode != "baseline" and not again("baseline", name):
             outcome.state = STDLIB
-        elif again(mode, name):
+        elif any(again(mode, name) for _ in range(RACY_TRIES if name in RACY else 1)):
             # Some tests hang with the stdlib now and then (3.12.1: test_shutdown_deadlock_pickle).
             known = mode != "baseline" and known_to_fail(name)
             outcome.state = STDLIB if known else FLAKY

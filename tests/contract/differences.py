@@ -16,7 +16,7 @@ for popen in ("popen_fork", "popen_spawn_posix", "popen_forkserver"):
     for name in ("__new__", "__new__ signature", "pid", "returncode", "sentinel"):
         DIFFERENCES[f"{popen}/Popen.{name}"] = "Popen is a type in C"
 for popen in ("popen_fork", "popen_spawn_posix"):
-    for name in ("close", "poll", "wait"):
+    for name in ("poll", "wait"):
         DIFFERENCES[f"{popen}/Popen.{name} signature"] = "a method of a type in C: (self, /, ...)"
 DIFFERENCES["popen_fork/Popen._send_signal signature"] = "a method of a type in C: (self, /, ...)"
 
@@ -27,6 +27,10 @@ for method in ("fork", "spawn"):
             "the stdlib calls a child that it lost alive for ever; ours has ended, with exit code "
             "255, which is what the stdlib's forkserver says of a child that it lost"
         )
+
+DIFFERENCES["context/_concrete_contexts"] = (
+    "a dict that also puts into the stdlib's what another library registers"
+)
 
 # The forkserver is ours, and so is what it and its clients say to each other.
 for name in (

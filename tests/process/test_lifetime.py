@@ -203,7 +203,8 @@ def test_program_executed_by_a_daemonic_child(program, method):
         """
         def become(w):
             os.set_inheritable(w.fileno(), True)
-            os.execv("/bin/sh", ["sh", "-c", f"echo $$ >&{w.fileno()}; exec sleep 1000"])
+            told = f"echo $$ >/proc/self/fd/{w.fileno()}"
+            os.execv("/bin/sh", ["sh", "-c", f"{told}; exec sleep 1000"])
 
         if __name__ == "__main__":
             ctx = mp.get_context(sys.argv[1])
