@@ -219,6 +219,66 @@ def test_everywhere(programs, tmp_path, begin):
         assert result.stderr == ""
 
 
+def test_modules_are_found_by_both_names(programs):
+    code = f"""
+import inspect, sys
+for name in {submodules()!r}:
+    names = {{}}
+    exec(f"from multiprocessing import {{name}} as found", names) if "." not in name else \\
+        exec(f"from multiprocessing.dummy import {{name[6:]}} as found", names)
+    for package in ("multiprocessing", "mproc_ext"):
+        assert sys.modules[f"{{package}}.{{name}}"] is names["found"], (package, name)
+from multiprocessing import pool, util
+assert inspect.getmodule(pool.ApplyResult) is pool
+assert inspect.getmodule(util.Finalize) is util
+"""
+    result = programs.run_python("-m", "mproc_ext", "-c", code)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_our_private_modules_have_one_name(programs):
+    code = """
+import multiprocessing.managers, sys
+for name in ('_modules', '_core', '_alias', '_stdlib', '_run', 'no_such_module'):
+    try:
+        __import__('multiprocessing.' + name)
+    except ModuleNotFoundError as error:
+        assert error.name == 'multiprocessing.' + name, error
+    else:
+        raise AssertionError(name)
+import multiprocessing.pool
+assert sum(type(finder) is type and finder.__name__ == '_Finder' for finder in sys.meta_path) == 1
+"""
+    result = programs.run_python("-m", "mproc_ext", "-c", code)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_modules_are_pickled_by_name(programs):
+    """As cloudpickle and dill have it, where a function of __main__ uses one."""
+    code = (
+        "import copyreg, pickle, multiprocessing.util, multiprocessing.context as context\n"
+        "for module in (multiprocessing.util, context):\n"
+        "    assert pickle.loads(pickle.dumps(module)) is module\n"
+    )
+    result = programs.run_python("-m", "mproc_ext", "-c", code)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_source_of_a_program_is_found_from_another_folder(programs, tmp_path):
+    (tmp_path / "program.py").write_text(
+        "import inspect, os\n"
+        "def function(): pass\n"
+        "os.chdir('/')\n"
+        "print(inspect.getsource(function), end='')\n"
+        "print(function.__code__.co_filename == __file__, __builtins__.len([1]),"
+        " '__annotations__' in globals())\n"
+    )
+    theirs = programs.run_python("program.py", cwd=tmp_path)
+    ours = programs.run_python("-m", "mproc_ext", "program.py", cwd=tmp_path)
+    assert (ours.stdout, ours.stderr) == (theirs.stdout, "")
+    assert ours.stdout.startswith("def function(): pass\nTrue 1 ")
+
+
 def test_without_the_alias_multiprocessing_is_the_stdlibs(programs):
     code = "import multiprocessing, mproc_ext; print(multiprocessing is mproc_ext)"
     assert programs.run_python("-c", code).stdout == "False\n"
