@@ -28,12 +28,16 @@ def leave(code):
 """
 
 
+# A debug build of Python shows these by default.
+QUIET = ("-W", "ignore::DeprecationWarning", "-W", "ignore::ResourceWarning")
+
+
 @pytest.fixture
 def outcome(programs, tmp_path):
     """Runs PROLOGUE and a text, of which what follows a line "main:" is for the main process; what
     it printed."""
 
-    def run(text, *arguments, options=(), env=None):
+    def run(text, *arguments, options=QUIET, env=None):
         text = textwrap.dedent(text)
         functions, _, main = text.rpartition("main:\n")
         main = "if __name__ == '__main__':\n" + textwrap.indent(main, "    ")
@@ -653,7 +657,7 @@ def test_more_children_than_the_fork_server_has_descriptors_for(outcome):
         try:
             while len(running) < 60:
                 ours, theirs = context.Pipe()
-                process = context.Process(target=wait, args=(theirs,), daemon=True)
+                process = context.Process(target=wait, args=(theirs,))
                 process.start()
                 theirs.close()
                 running.append((process, ours))
