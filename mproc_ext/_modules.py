@@ -67,17 +67,25 @@ def _load_stdlib(name):
 
 
 class _Loader:
-    """Makes a name in sys.modules mean a module that exists, or is made, elsewhere."""
+    """Makes a name in sys.modules mean a module that exists, or is made, elsewhere.
+
+    The module is put there itself, never a stand-in for it: another thread that imports the same
+    name meanwhile would be given the stand-in for good.
+    """
 
     def __init__(self, obtain):
         self._obtain = obtain
 
     def create_module(self, spec):
-        return None
+        module = self._obtain()
+        self._spec = module.__spec__
+        # What the import system sets where it is missing, and what it sets in any case.
+        if not hasattr(module, "__path__"):
+            spec.submodule_search_locations = None
+        return module
 
     def exec_module(self, module):
-        # The import system takes what stands in sys.modules after this call for the result.
-        sys.modules[module.__spec__.name] = self._obtain()
+        module.__spec__ = self._spec
 
 
 class _Finder:

@@ -316,6 +316,7 @@ def test_variable_imports_nothing_before_it_is_needed(programs):
         "from mproc_ext import pool",
         "import mproc_ext; mproc_ext.install()",
         "import concurrent.futures.process",
+        "import threading; assert threading.__spec__.loader is not None",
         "__import__('multiprocessing')",
         "import importlib; importlib.import_module('multiprocessing.pool')",
     ],
@@ -328,6 +329,38 @@ def test_variable_whatever_is_imported_first(programs, first):
     )
     result = programs.run_python("-c", code, env={"MPROC_EXT_ALIAS": "1"})
     assert (result.stdout, result.stderr) == ("True True False\n", "")
+
+
+THREADS = """
+import sys, threading
+barrier = threading.Barrier(6)
+errors = []
+
+def load(*names):
+    barrier.wait()
+    try:
+        for name in names:
+            __import__(name)
+    except BaseException as error:
+        errors.append(repr(error))
+
+names = ('', '.queues', '.pool', '.context', '.managers', '.connection')
+threads = [threading.Thread(target=load, args=('multiprocessing' + name,)) for name in names]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+import multiprocessing, mproc_ext
+print(errors, multiprocessing is mproc_ext, multiprocessing.pool is mproc_ext.pool)
+"""
+
+
+@pytest.mark.parametrize("begin", ["-m mproc_ext", "variable"])
+def test_threads_that_import_at_the_same_time(programs, begin):
+    _, options, environ = BEGINS[begin]
+    for _ in range(10):
+        result = programs.run_python(*options, "-c", THREADS, env=environ)
+        assert (result.stdout, result.stderr) == ("[] True True\n", "")
 
 
 def test_variable_and_a_look_for_the_package(programs):
