@@ -43,6 +43,13 @@ def is_submodule(name):
     return _find_stdlib(name) is not None
 
 
+def _is_private(name):
+    """Whether this package has a module of this name, which the stdlib's has not."""
+    if "." in name:
+        return False
+    return PathFinder.find_spec(f"{OURS}.{name}", sys.modules[OURS].__path__) is not None
+
+
 def _find_stdlib(name):
     parent = name.rpartition(".")[0]
     path = _find_stdlib(parent).submodule_search_locations if parent else _package.__path__
@@ -104,9 +111,9 @@ class _Finder:
         elif aliased and top == STDLIB:
             if not name:
                 return _spec(fullname, lambda: sys.modules[OURS])
-            if not is_submodule(name):
-                # No private module of ours must come by this name, a second time.
-                raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+            # Our private modules too: pkgutil lists them, and they must not be loaded twice.
+            if not is_submodule(name) and not _is_private(name):
+                return None
             return _spec(fullname, lambda: importlib.import_module(f"{OURS}.{name}"))
         return None
 

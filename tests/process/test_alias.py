@@ -236,16 +236,19 @@ assert inspect.getmodule(util.Finalize) is util
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_our_private_modules_have_one_name(programs):
+def test_our_private_modules_are_loaded_once(programs):
     code = """
 import multiprocessing.managers, sys
-for name in ('_modules', '_core', '_alias', '_stdlib', '_run', 'no_such_module'):
-    try:
-        __import__('multiprocessing.' + name)
-    except ModuleNotFoundError as error:
-        assert error.name == 'multiprocessing.' + name, error
-    else:
-        raise AssertionError(name)
+import mproc_ext
+for name in ('_modules', '_core', '_alias', '_stdlib', '_run'):
+    __import__('multiprocessing.' + name)
+    assert sys.modules['multiprocessing.' + name] is sys.modules['mproc_ext.' + name], name
+try:
+    import multiprocessing.no_such_module
+except ModuleNotFoundError as error:
+    assert str(error) == "No module named 'multiprocessing.no_such_module'", error
+else:
+    raise AssertionError
 import multiprocessing.pool
 assert sum(type(finder) is type and finder.__name__ == '_Finder' for finder in sys.meta_path) == 1
 """
