@@ -22,6 +22,9 @@ import warnings
 from mproc_ext import _core, _modules, popen_fork, process, spawn, util
 from mproc_ext.reduction import pickle
 
+# Here and not in each child of the server.
+from mproc_ext.resource_tracker import _resource_tracker
+
 _modules.announce(__name__)
 
 __all__ = [
@@ -434,8 +437,6 @@ class _Server:
 
                 install()
             _forkserver._connect(control_w)
-            from mproc_ext.resource_tracker import _resource_tracker
-
             _resource_tracker._fd = tracker_fd
             _forkserver._inherited_fds = fds
             return spawn._main(data_r, client_fd)
