@@ -13,11 +13,11 @@
  * Death with the parent: PR_SET_PDEATHSIG fires when the *thread* that forked ends. The main thread
  * ends with its process (a program in C may end it alone: its children die then), and its
  * children simply get SIGKILL, whatever signals they block or handle. For those of another thread
- * the signal only asks a question: the handler looks whether the parent process is gone, so when
- * the kernel has given us another parent (after the end of one thread we are passed on to another
- * thread of the same process, and getppid stays the same). Each later end of a thread signals
- * again, the last one after the change of parent, so the question is always asked once more after
- * its answer has become yes.
+ * the signal only asks a question: the handler looks whether the parent process is gone, which is
+ * so when the kernel has given us another parent (after the end of one thread we are passed on to
+ * another thread of the same process, and getppid stays the same). Each later end of a thread
+ * signals again, the last one after the change of parent, so the question is always asked once more
+ * after its answer has become yes.
  */
 #define _GNU_SOURCE
 #include "mpx_process.h"
@@ -305,24 +305,25 @@ static int handle_parent_signal(void)
     return 0;
 }
 
-enum mpx_starter mpx_process_starter(void)
+bool mpx_process_in_main_thread(void)
 {
-    return mpx_os_thread_id() == getpid() ? MPX_STARTED_BY_MAIN_THREAD : MPX_STARTED_BY_THREAD;
+    return mpx_os_thread_id() == getpid();
 }
 
-int mpx_process_die_with_parent(pid_t parent, int parent_fd, enum mpx_starter starter)
+int mpx_process_die_with_parent(pid_t parent, int parent_fd, bool by_main_thread)
 {
-    int signal_number = starter == MPX_STARTED_BY_MAIN_THREAD ? SIGKILL : SIGURG;
-    int status = 0;
-
+    /* Without pidfds it is the end of a pipe, which a sibling may hold open. */
+    if (!mpx_os_has(MPX_HAS_PIDFD))
+        parent_fd = -1;
     first_parent = getppid();
     first_parent_fd = parent_fd;
     armed = getpid();
-    if (signal_number == SIGURG)
-        status = handle_parent_signal();
-    if (status < 0)
-        return status;
-    if (MPX_SYS(prctl, prctl(PR_SET_PDEATHSIG, signal_number)) < 0)
+    if (!by_main_thread) {
+        int status = handle_parent_signal();
+        if (status < 0)
+            return status;
+    }
+    if (MPX_SYS(prctl, prctl(PR_SET_PDEATHSIG, by_main_thread ? SIGKILL : SIGURG)) < 0)
         return -errno;
 
     /* The parent may have ended before the kernel knew whom to tell. */

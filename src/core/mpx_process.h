@@ -47,19 +47,17 @@ MPX_NODISCARD int mpx_process_reap(pid_t pid, int *exitcode);
 /* Sends a signal to a child. It has not been reaped, so the number is still its own. */
 MPX_NODISCARD int mpx_process_signal(pid_t pid, int signal_number);
 
-/* Which thread of the parent started this process. */
-enum mpx_starter { MPX_STARTED_BY_MAIN_THREAD, MPX_STARTED_BY_THREAD };
-
-/* What a child of the calling thread has to say of its starter. */
-enum mpx_starter mpx_process_starter(void);
+/* Whether the calling thread is its process's main thread, as the kernel sees it. */
+bool mpx_process_in_main_thread(void);
 
 /* Kills this process with SIGKILL once its parent *process* has ended, be it before the call; that
- * the thread which started it ends means nothing. `parent` is the parent's pid as it sees itself,
- * `parent_fd` a pidfd of it, or -1. For a process that a thread started it replaces the handler of
- * SIGURG, whose default action is to do nothing, so that a program executed later is not hurt, and
- * unblocks the signal. It ends with a change of the user: the kernel forgets it then. */
-MPX_NODISCARD int mpx_process_die_with_parent(pid_t parent, int parent_fd,
-                                              enum mpx_starter starter);
+ * the thread which started it ends means nothing. `parent` is the parent's pid as it sees itself;
+ * `parent_fd` is readable when it has ended, its pidfd where there are pidfds, or -1;
+ * `by_main_thread` says whether the parent's main thread started this process. Where another thread
+ * did, the handler of SIGURG is replaced, whose default action is to do nothing, so that a program
+ * executed later is not hurt, and the signal is unblocked. All this ends with a change of the user:
+ * the kernel forgets it then. */
+MPX_NODISCARD int mpx_process_die_with_parent(pid_t parent, int parent_fd, bool by_main_thread);
 
 /* Waits until a descriptor has one of the poll events, an error or a hangup: 0, -ETIMEDOUT, -EINTR,
  * -EBADF. */

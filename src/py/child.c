@@ -252,7 +252,7 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
         return mpx_raise(status);
 
     pid_t parent = getpid();
-    enum mpx_starter starter = mpx_process_starter();
+    bool by_main_thread = mpx_process_in_main_thread();
     pid_t pid = special ? fork_by_os() : fork_by_core();
     if (pid < 0) {
         close_links(&links);
@@ -268,8 +268,7 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
     close_fd(&links.parent_w);
     close_fd(&links.child_r);
     if (die_with_parent) {
-        int pidfd = mpx_os_has(MPX_HAS_PIDFD) ? links.parent_fd : -1;
-        int armed = mpx_process_die_with_parent(parent, pidfd, starter);
+        int armed = mpx_process_die_with_parent(parent, links.parent_fd, by_main_thread);
         if (armed < 0)
             return mpx_raise(armed);
     }

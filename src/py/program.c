@@ -147,7 +147,7 @@ PyDoc_STRVAR(in_main_thread_doc,
 
 static PyObject *in_main_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    return PyBool_FromLong(mpx_process_starter() == MPX_STARTED_BY_MAIN_THREAD);
+    return PyBool_FromLong(mpx_process_in_main_thread());
 }
 
 PyDoc_STRVAR(thread_count_doc, "thread_count()\n--\n\n"
@@ -172,10 +172,7 @@ static PyObject *die_with_parent(PyObject *Py_UNUSED(module), PyObject *args)
     int parent, parent_fd, by_main_thread;
     if (!PyArg_ParseTuple(args, "iip:die_with_parent", &parent, &parent_fd, &by_main_thread))
         return NULL;
-    /* Without pidfds it is the end of a pipe, which a sibling may hold open. */
-    int status = mpx_process_die_with_parent(parent, mpx_os_has(MPX_HAS_PIDFD) ? parent_fd : -1,
-                                             by_main_thread ? MPX_STARTED_BY_MAIN_THREAD
-                                                            : MPX_STARTED_BY_THREAD);
+    int status = mpx_process_die_with_parent(parent, parent_fd, by_main_thread != 0);
     if (status < 0)
         return mpx_raise(status);
     Py_RETURN_NONE;

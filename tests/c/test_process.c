@@ -260,7 +260,7 @@ struct family {
     int ready_w; /* written to by the child once it is armed */
     int go_r;    /* the child arms after this is closed; -1: at once */
     bool with_pidfd;
-    enum mpx_starter starter;
+    bool by_main_thread;
 };
 
 static void *fork_child(void *argument)
@@ -268,7 +268,7 @@ static void *fork_child(void *argument)
     struct family *family = argument;
     pid_t parent = getpid();
     int parent_fd = family->with_pidfd ? mpx_os_pidfd_open(parent) : -1;
-    family->starter = mpx_process_starter();
+    family->by_main_thread = mpx_process_in_main_thread();
     pid_t pid = mpx_process_fork();
     if (pid == 0) {
         char byte;
@@ -276,7 +276,7 @@ static void *fork_child(void *argument)
             (void)!write(family->ready_w, "b", 1);
             (void)!read(family->go_r, &byte, 1);
         }
-        if (mpx_process_die_with_parent(parent, parent_fd, family->starter) < 0) {
+        if (mpx_process_die_with_parent(parent, parent_fd, family->by_main_thread) < 0) {
             _exit(2);
         }
         (void)!write(family->ready_w, "r", 1);
@@ -313,7 +313,7 @@ static void check_death(void (*middle_part)(void *), bool with_pidfd)
     int alive[2], ready[2];
     char byte;
     REQUIRE(pipe(alive) == 0 && pipe(ready) == 0);
-    struct family family = {alive[1], ready[1], -1, with_pidfd, MPX_STARTED_BY_THREAD};
+    struct family family = {alive[1], ready[1], -1, with_pidfd, false};
     pid_t middle = start_process(middle_part, &family);
     close(alive[1]);
     close(ready[1]);
@@ -356,7 +356,7 @@ TEST(a_parent_that_died_before_is_noticed)
         char byte;
         REQUIRE(pipe(alive) == 0 && pipe(ready) == 0 && pipe(go) == 0);
         fcntl(go[1], F_SETFD, FD_CLOEXEC);
-        struct family family = {alive[1], ready[1], go[0], with_pidfd != 0, MPX_STARTED_BY_THREAD};
+        struct family family = {alive[1], ready[1], go[0], with_pidfd != 0, false};
         pid_t middle = start_process(be_the_middle, &family);
         close(alive[1]);
         close(ready[1]);
@@ -376,9 +376,9 @@ TEST(a_parent_that_died_before_is_noticed)
 TEST(death_with_the_parent_can_be_refused)
 {
     inject("prctl", EPERM, 0, 1);
-    CHECK_EQ(mpx_process_die_with_parent(getppid(), -1, MPX_STARTED_BY_THREAD), -EPERM);
+    CHECK_EQ(mpx_process_die_with_parent(getppid(), -1, false), -EPERM);
     inject("prctl", EPERM, 0, 1);
-    CHECK_EQ(mpx_process_die_with_parent(getppid(), -1, MPX_STARTED_BY_MAIN_THREAD), -EPERM);
+    CHECK_EQ(mpx_process_die_with_parent(getppid(), -1, true), -EPERM);
 }
 
 /* ---- Descriptors from process to process ----------------------------------------------------- */
