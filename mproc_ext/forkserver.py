@@ -140,8 +140,7 @@ class ForkServer:
 
     def _explained(self, error):
         """The exception to raise where a request came to nothing."""
-        fd = self._forkserver_alive_fd
-        if fd is not None and self._identity == _identity(fd) and not _hung_up(fd):
+        if self._is_alive():
             # The server lives: it could not receive the descriptors of the request.
             return start_error(errno.EMFILE)
         if self._preload_modules and self._preload_on_error == "fail":
@@ -162,12 +161,16 @@ class ForkServer:
     def _running(self):
         """The control socket of a server that runs."""
         with self._lock:
-            fd = self._forkserver_alive_fd
-            if fd is None or self._identity != _identity(fd) or _hung_up(fd):
-                if fd is not None:
+            if not self._is_alive():
+                if self._forkserver_alive_fd is not None:
                     self._forget()
                 self._launch()
             return self._forkserver_alive_fd
+
+    def _is_alive(self):
+        """Whether there is a server, our end of its socket is still that, and so is its own."""
+        fd = self._forkserver_alive_fd
+        return fd is not None and self._identity == _identity(fd) and not _hung_up(fd)
 
     def _launch(self):
         startup = pickle.dumps(self._startup_data())

@@ -60,12 +60,12 @@ class Popen(popen_fork.Popen):
     def wait(self, timeout=None):
         if self.returncode is not None:
             return self.returncode
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
         if deadline != deadline:
             raise ValueError("Invalid value NaN (not a number)")
         while self.returncode is None:
             # In pieces: another thread may learn the exit code first, and close the sentinel.
-            left = _RECHECK if deadline is None else min(_RECHECK, deadline - time.monotonic())
+            left = min(_RECHECK, deadline - time.monotonic())
             try:
                 ended = _core.wait_readable(self.sentinel, left)
             except OSError:
@@ -74,7 +74,7 @@ class Popen(popen_fork.Popen):
                 break
             if ended:
                 self._read_returncode()
-            elif deadline is not None and time.monotonic() >= deadline:
+            elif time.monotonic() >= deadline:
                 break
         return self.returncode
 

@@ -1,7 +1,5 @@
 """Shared memory blocks with a name: the stdlib's; on older Pythons with the track parameter."""
 
-from inspect import signature
-
 from mproc_ext import _modules
 
 _std = _modules.stdlib("shared_memory")
@@ -11,6 +9,7 @@ if hasattr(_std.SharedMemory, "_track"):
 else:
     _modules.overlay(__name__)
     import threading
+    from contextlib import nullcontext
 
     from mproc_ext import resource_tracker
 
@@ -51,16 +50,13 @@ else:
 
         def __init__(self, name=None, create=False, size=0, *, track=True):
             self._track = track
-            if track:
+            with self._tracking():
                 super().__init__(name, create, size)
-            else:
-                with _tracker:
-                    super().__init__(name, create, size)
 
         def unlink(self):
             """Requests that the underlying shared memory block be destroyed."""
-            if self._track:
+            with self._tracking():
                 super().unlink()
-            else:
-                with _tracker:
-                    super().unlink()
+
+        def _tracking(self):
+            return nullcontext() if self._track else _tracker

@@ -94,6 +94,7 @@ def spawn_main(
 
         install()
     if tracker_fd is not None:
+        # Not above: the stdlib's resource_tracker imports spawn, which under the alias is this.
         from mproc_ext.resource_tracker import _resource_tracker
 
         _resource_tracker._fd = tracker_fd

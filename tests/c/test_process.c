@@ -203,6 +203,63 @@ TEST(a_program_that_cannot_be_executed_leaves_no_child)
     CHECK_EQ(start_shell("exit", &closed, 1), -EBADF);
 }
 
+/* Emulators, valgrind and ThreadSanitizer make it of fork: a failed exec can only be told by the
+ * pipe then, and a start waits for its end. */
+static bool vfork_shares_memory(void)
+{
+    volatile bool shared = false;
+    pid_t pid = vfork();
+    if (pid == 0) {
+        shared = true;
+        _exit(0);
+    }
+    wait_for(pid);
+    return shared;
+}
+
+struct forks {
+    mpx_atomic_u32 stop;
+    pid_t pids[64];
+    size_t count;
+};
+
+static void *fork_until_stopped(void *argument)
+{
+    struct forks *forks = argument;
+    while (!mpx_u32_load_relaxed(&forks->stop) && forks->count < MPX_ARRAY_LENGTH(forks->pids)) {
+        pid_t pid = fork();
+        if (pid == 0) {
+            for (;;) {
+                pause();
+            }
+        }
+        forks->pids[forks->count++] = pid;
+    }
+    return NULL;
+}
+
+/* What it forks in the middle of a start has a copy of the pipe that tells of a failed exec, and
+ * lives until the starts are done. */
+TEST(a_start_does_not_wait_for_what_another_thread_forked)
+{
+    struct forks forks = {.count = 0};
+    pthread_t thread;
+    if (!vfork_shares_memory()) {
+        return;
+    }
+    REQUIRE(pthread_create(&thread, NULL, fork_until_stopped, &forks) == 0);
+    for (int i = 0; i < 100; i++) {
+        check_ends(start_shell("exit 6", NULL, 0), 6);
+    }
+    mpx_u32_store_relaxed(&forks.stop, 1);
+    pthread_join(thread, NULL);
+    CHECK(forks.count > 0);
+    for (size_t i = 0; i < forks.count; i++) {
+        kill(forks.pids[i], SIGKILL);
+        wait_for(forks.pids[i]);
+    }
+}
+
 TEST(a_program_inherits_what_is_named_and_nothing_else)
 {
     int kept = fcntl(0, F_DUPFD_CLOEXEC, 50), other = fcntl(0, F_DUPFD, 60);

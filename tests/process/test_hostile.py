@@ -25,8 +25,12 @@ def sleep(seconds):
 def leave(code):
     sys.exit(code)
 
-"""
+def exitcode_of(process):
+    process.start()
+    process.join()
+    return process.exitcode
 
+"""
 
 # A debug build of Python shows these by default.
 QUIET = ("-W", "ignore::DeprecationWarning", "-W", "ignore::ResourceWarning")
@@ -37,13 +41,13 @@ def outcome(programs, tmp_path):
     """Runs PROLOGUE and a text, of which what follows a line "main:" is for the main process; what
     it printed."""
 
-    def run(text, *arguments, options=QUIET, env=None):
+    def run(text, *arguments, options=QUIET):
         text = textwrap.dedent(text)
         functions, _, main = text.rpartition("main:\n")
         main = "if __name__ == '__main__':\n" + textwrap.indent(main, "    ")
         path = tmp_path / "program.py"
         path.write_text(PROLOGUE + functions + main)
-        done = programs.run_python(*options, path, *arguments, env=env)
+        done = programs.run_python(*options, path, *arguments)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         return done.stdout
 
@@ -106,16 +110,11 @@ def test_the_fork_servers_socket_is_another_file_now(outcome):
         """
         main:
         from mproc_ext.forkserver import _forkserver
-        def start():
-            process = context.Process(target=nothing)
-            process.start()
-            process.join()
-            return process.exitcode
-        print(start())
+        print(exitcode_of(context.Process(target=nothing)))
         fd = _forkserver._forkserver_alive_fd
         pair = socket.socketpair()
         os.dup2(pair[0].fileno(), fd)
-        print(start())
+        print(exitcode_of(context.Process(target=nothing)))
         pair[1].setblocking(False)
         try:
             print(pair[1].recv(1000))
@@ -265,10 +264,7 @@ def test_exit_codes_where_sigchld_is_ignored(outcome):
 
         main:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-        process = context.Process(target=dispositions, args=(3,))
-        process.start()
-        process.join()
-        print(process.exitcode)
+        print(exitcode_of(context.Process(target=dispositions, args=(3,))))
         """,
         "forkserver",
     )
@@ -307,42 +303,6 @@ def test_a_handler_that_raises_during_a_start_leaves_no_child(outcome):
     assert said == "stopped\nno child\n"
 
 
-def test_a_start_does_not_wait_for_what_others_forked(outcome):
-    """Not even where they have a copy of the pipe by which a failed exec is told."""
-    said = outcome(
-        """
-        from mproc_ext.util import spawnv_passfds
-
-        main:
-        ends = []
-        stop = threading.Event()
-        def fork_on():
-            while not stop.is_set():
-                pid = os.fork()
-                if pid == 0:
-                    time.sleep(30)
-                    os._exit(0)
-                ends.append(pid)
-                time.sleep(0.002)
-        thread = threading.Thread(target=fork_on)
-        thread.start()
-        longest = 0
-        for _ in range(100):
-            began = time.monotonic()
-            os.waitpid(spawnv_passfds(b"/bin/true", [b"true"], []), 0)
-            longest = max(longest, time.monotonic() - began)
-        stop.set()
-        thread.join()
-        for pid in ends:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        print(longest < 20)
-        """,
-        options=["-W", "ignore"],
-    )
-    assert said == "True\n"
-
-
 # ---- warnings --------------------------------------------------------------------------------
 
 
@@ -378,10 +338,7 @@ def test_a_fork_server_with_threads_where_warnings_are_errors(outcome):
         threading.Thread(target=started.wait, daemon=True).start()
 
         main:
-        process = context.Process(target=leave, args=(4,))
-        process.start()
-        process.join()
-        print(process.exitcode)
+        print(exitcode_of(context.Process(target=leave, args=(4,))))
         """,
         "forkserver",
         options=["-W", "error"],
@@ -401,10 +358,7 @@ def test_bootstrap_is_called_by_keyword(outcome):
                 return super()._bootstrap(**keywords)
 
         main:
-        process = Process(target=leave, args=(5,))
-        process.start()
-        process.join()
-        print(process.exitcode)
+        print(exitcode_of(Process(target=leave, args=(5,))))
         """
     )
     assert said == "['parent_sentinel']\n5\n"
@@ -418,12 +372,9 @@ def test_bootstrap_that_was_patched_before_the_first_start(outcome):
         import atexit
         import multiprocessing.process
         atexit.register(print, "at exit of the parent")
-        original = multiprocessing.process.BaseProcess._bootstrap
         with mock.patch.object(multiprocessing.process.BaseProcess, "_bootstrap", return_value=6):
-            process = context.Process(target=nothing)
-            process.start()
-            process.join()
-        print(process.exitcode, flush=True)
+            exitcode = exitcode_of(context.Process(target=nothing))
+        print(exitcode, flush=True)
         """
     )
     assert said == "6\nat exit of the parent\n"
@@ -495,10 +446,7 @@ def test_a_context_that_another_library_registers(outcome, method):
             print(mp.get_start_method(), flush=True)
 
         main:
-        process = mp.get_context("own").Process(target=method)
-        process.start()
-        process.join()
-        print(process.exitcode)
+        print(exitcode_of(mp.get_context("own").Process(target=method)))
         """,
         method,
     )
@@ -668,10 +616,7 @@ def test_more_children_than_the_fork_server_has_descriptors_for(outcome):
             ours.send(None)
             process.join()
             assert process.exitcode == 0, process.exitcode
-        process = context.Process(target=leave, args=(9,))
-        process.start()
-        process.join()
-        print(process.exitcode)
+        print(exitcode_of(context.Process(target=leave, args=(9,))))
         """,
         "forkserver",
     )

@@ -250,9 +250,8 @@ def test_same_as_with_the_stdlib(programs, tmp_path_factory, name, method, varia
     if (name, method) == ("standard_input", "forkserver") and sys.version_info[:2] == (3, 14):
         # The stdlib's server dies of a main module that has no file, ours lets the child fail.
         assert "ConnectionResetError" in theirs[0]
-        theirs = outcome(programs, tmp_path_factory, name, "spawn", "stdlib")
-        theirs = json.loads(json.dumps(theirs).replace('"spawn"', '"forkserver"'))
-        ours = json.loads(json.dumps(ours))
+        value, status, _ = outcome(programs, tmp_path_factory, name, "spawn", "stdlib")
+        theirs = json.loads(json.dumps(value).replace('"spawn"', '"forkserver"')), status
     assert isinstance(theirs[0], list), theirs
     assert ours[:2] == theirs[:2], ours[2]
 
