@@ -105,8 +105,7 @@ class _Finder:
             if name.startswith("_stdlib."):
                 name = name.removeprefix("_stdlib.")
                 return _spec(fullname, lambda: _load_stdlib(name))
-            # A submodule of a module that is the stdlib's itself (dummy) is the stdlib's too.
-            if ("." in name or not accelerated) and is_submodule(name):
+            if not accelerated and is_submodule(name):
                 return _spec(fullname, lambda: stdlib(name))
         elif aliased and top == STDLIB:
             if not name:
@@ -181,3 +180,5 @@ def announce(module_name):
 
 
 sys.meta_path.insert(0, _Finder)
+# Now: another thread would take it for no package until it has been executed.
+importlib.import_module(TRUE)

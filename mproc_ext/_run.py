@@ -11,6 +11,7 @@ It sets MPROC_EXT_ALIAS=1, so that a Python which the program starts by other me
 import builtins
 import os
 import sys
+from importlib.machinery import BuiltinImporter
 from types import ModuleType
 
 __all__ = ["main"]
@@ -46,7 +47,7 @@ def main():
 def _fresh_main():
     """A new, empty ``__main__`` that stays: threads and exit functions outlive the program."""
     module = ModuleType("__main__")
-    vars(module)["__builtins__"] = builtins
+    vars(module).update(__builtins__=builtins, __loader__=BuiltinImporter)
     if sys.version_info < (3, 14):
         vars(module)["__annotations__"] = {}
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
@@ -75,6 +76,7 @@ def _run_code(arguments):
 def _run_stdin(arguments):
     sys.argv[:] = arguments
     _set_path0("")
+    _set_file("<stdin>")
     _execute(sys.stdin.buffer.read(), "<stdin>")
 
 
@@ -103,16 +105,18 @@ def _run_path(arguments):
         )
         sys.exit(2)
     _set_path0(os.path.dirname(os.path.realpath(path)))
-    main = vars(sys.modules["__main__"])
-    main.update(
-        __file__=os.path.abspath(path),
-        __cached__=None,
-        __loader__=SourceFileLoader("__main__", path),
-    )
+    path = os.path.join(os.getcwd(), path)  # as it was given: Python keeps the dots too
+    _set_file(path, __loader__=SourceFileLoader("__main__", path))
     if path.endswith(".pyc"):
-        exec(_code_of_pyc(source), main)
+        exec(_code_of_pyc(source), vars(sys.modules["__main__"]))
     else:
-        _execute(source, os.path.abspath(path))
+        _execute(source, path)
+
+
+def _set_file(path, **more):
+    if sys.version_info < (3, 15):
+        more["__cached__"] = None
+    vars(sys.modules["__main__"]).update(__file__=path, **more)
 
 
 def _code_of_pyc(data):

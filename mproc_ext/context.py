@@ -7,9 +7,11 @@ default start method is one for both packages: it is kept by the stdlib's defaul
 
 import sys
 
-from mproc_ext import _modules
+# Not `from mproc_ext import`, here and in all that the package's __init__ imports: a thread that
+# imports this module would wait for the package, and one that imports the package for this module.
+from mproc_ext._modules import overlay, stdlib
 
-_std = _modules.overlay(__name__)
+_std = overlay(__name__)
 
 __all__ = ()
 
@@ -209,7 +211,7 @@ class SpawnProcess(_NewerProcess, _std.SpawnProcess):
     @staticmethod
     def _Popen(process_obj):
         if _is_frozen():
-            return _modules.stdlib("popen_spawn_posix").Popen(process_obj)
+            return stdlib("popen_spawn_posix").Popen(process_obj)
         from mproc_ext.popen_spawn_posix import Popen
 
         return Popen(process_obj)
@@ -219,7 +221,7 @@ class ForkServerProcess(_NewerProcess, _std.ForkServerProcess):
     @staticmethod
     def _Popen(process_obj):
         if _is_frozen():
-            return _modules.stdlib("popen_forkserver").Popen(process_obj)
+            return stdlib("popen_forkserver").Popen(process_obj)
         from mproc_ext.popen_forkserver import Popen
 
         return Popen(process_obj)

@@ -18,7 +18,7 @@ print(json.dumps({
     'file': globals().get('__file__'), 'spec': getattr(globals().get('__spec__'), 'name', None),
     'package': globals().get('__package__'), 'doc': globals().get('__doc__'),
     'is main': vars(main) is globals(), 'cached': globals().get('__cached__', 'none'),
-    'loader': type(globals().get('__loader__')).__name__,
+    'loader': getattr(__loader__, '__name__', type(__loader__).__name__),
     'builtins': '__builtins__' in globals(),
     'ours': sorted(name for name in globals() if 'mproc' in name or 'install' in name),
 }))
@@ -38,6 +38,7 @@ def files(folder):
 FORMS = {
     "script": ["tell.py"],
     "script in a folder": ["./tell.py"],
+    "standard input": ["-"],
     "module": ["-m", "tell"],
     "package": ["-m", "package"],
     "folder": ["app"],
@@ -49,16 +50,13 @@ FORMS = {
 def test_program_sees_what_it_sees_without(programs, tmp_path, form):
     files(tmp_path)
     command = [*FORMS[form], *ARGUMENTS]
-    theirs = programs.run_python(*command, cwd=tmp_path)
-    ours = programs.run_python("-m", "mproc_ext", *command, cwd=tmp_path)
+    given = {"cwd": tmp_path, "input": TELL if form == "standard input" else None}
+    theirs = programs.run_python(*command, **given)
+    ours = programs.run_python("-m", "mproc_ext", *command, **given)
     assert theirs.returncode == ours.returncode == 0, ours.stderr
     theirs, ours = json.loads(theirs.stdout), json.loads(ours.stdout)
-    for told in (theirs, ours):  # Python has FOLDER/./tell.py for ./tell.py
-        told["file"] = told["file"] and os.path.normpath(told["file"])
     assert theirs["argv"][1:] == ARGUMENTS
-    differing = {name: (theirs[name], ours[name]) for name in theirs if theirs[name] != ours[name]}
-    # A namespace that runpy has made: how the code was loaded may be told in another way.
-    assert differing.keys() <= {"loader", "cached"}, differing
+    assert ours == theirs
 
 
 EXITS = {
@@ -356,6 +354,49 @@ for thread in threads:
 import multiprocessing, mproc_ext
 print(errors, multiprocessing is mproc_ext, multiprocessing.pool is mproc_ext.pool)
 """
+
+
+# One thread is in the middle of the package when the other executes a submodule of it.
+TWO_THREADS = """
+import importlib, sys, threading
+other_may_begin, first_may_go_on = threading.Event(), threading.Event()
+errors = []
+
+def load(name):
+    try:
+        importlib.import_module(name).__name__
+        importlib.import_module('mproc_ext').get_context('spawn').Process
+    except BaseException as error:
+        errors.append((name, repr(error)))
+
+def meet(event, arguments):
+    if event != 'exec':
+        return
+    path = getattr(arguments[0], 'co_filename', '')
+    if path.endswith('/mproc_ext/POINT.py'):
+        other_may_begin.set()
+        first_may_go_on.wait()
+    elif path.endswith(('/mproc_ext/SUBMODULE.py', '/mproc_ext/SUBMODULE/__init__.py')):
+        first_may_go_on.set()
+
+sys.addaudithook(meet)
+threads = [threading.Thread(target=load, args=('mproc_ext',))]
+threads[0].start()
+other_may_begin.wait()
+threads.append(threading.Thread(target=load, args=('mproc_ext.SUBMODULE',)))
+threads[1].start()
+for thread in threads:
+    thread.join()
+print(errors)
+"""
+
+
+@pytest.mark.parametrize("submodule", ["context", "connection", "pool", "spawn", "dummy"])
+@pytest.mark.parametrize("point", ["_modules", "_stdlib", "_version"])
+def test_threads_that_import_package_and_submodule(programs, submodule, point):
+    code = TWO_THREADS.replace("SUBMODULE", submodule).replace("POINT", point)
+    result = programs.run_python("-c", code)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
 @pytest.mark.parametrize("begin", ["-m mproc_ext", "variable"])
