@@ -10,7 +10,7 @@ _std = _modules.overlay(__name__)
 
 __all__ = ["Pool", "ThreadPool"]
 
-_TERMINATE_GRACE = 1.0  # seconds
+_TERMINATE_GRACE = 5.0  # seconds
 
 
 class Pool(_std.Pool):
@@ -33,7 +33,7 @@ class ThreadPool(Pool, _std.ThreadPool):
     """A pool of worker threads.
 
     After terminate(), join() waits for the pool's threads, but for those that were running a task
-    then no longer than a second: a thread cannot be stopped, and the task may take for ever.
+    then no longer than five seconds: a thread cannot be stopped, and the task may take for ever.
     """
 
     def __init__(self, processes=None, initializer=None, initargs=()):
