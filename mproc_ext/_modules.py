@@ -17,6 +17,7 @@ to, the stdlib's module, live.  Whoever assigns to an internal (``mproc_ext.util
 patches one reaches the code that uses it.
 """
 
+import atexit
 import importlib
 import multiprocessing as _package
 import sys
@@ -182,3 +183,11 @@ def announce(module_name):
 sys.meta_path.insert(0, _Finder)
 # Now: another thread would take it for no package until it has been executed.
 importlib.import_module(TRUE)
+
+if sys.version_info < (3, 12):
+    # The finder would keep everything that multiprocessing knows (the target of this process, and
+    # its globals) from the last garbage collection: a __del__ would find its globals gone.
+    @atexit.register
+    def _leave():
+        if _Finder in sys.meta_path:
+            sys.meta_path.remove(_Finder)

@@ -133,10 +133,36 @@ class ForkServer:
             opened.remove(status_r)
             opened.remove(data_w)
             return status_r, data_w
-        except ConnectionError as error:
-            raise self._explained(error)
         finally:
             util.close_fds(*opened)
+
+    def _start(self, fds, daemon):
+        """Have the server make a child.  Returns its pid and what connect_to_new_process does.
+
+        A server that was killed may be found dead only now: then another one is asked.  If the
+        first had made a child, that finds its data pipe closed, and ends.
+        """
+        had_server = self._is_alive()
+        try:
+            return self._request(fds, daemon)
+        except (ConnectionError, EOFError) as error:
+            if not had_server or self._is_alive():
+                raise self._explained(error)
+        try:
+            return self._request(fds, daemon)
+        except (ConnectionError, EOFError) as error:
+            raise self._explained(error)
+
+    def _request(self, fds, daemon):
+        status_r, data_w = self.connect_to_new_process(fds, daemon=daemon)
+        try:
+            pid = read_signed(status_r)
+            if pid < 0:
+                raise start_error(-pid)
+            return pid, status_r, data_w
+        except BaseException:
+            util.close_fds(status_r, data_w)
+            raise
 
     def _explained(self, error):
         """The exception to raise where a request came to nothing."""
@@ -174,30 +200,30 @@ class ForkServer:
 
     def _launch(self):
         startup = pickle.dumps(self._startup_data())
-        client, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with client, server:
-            opened = []
+        opened = []
+        try:
+            client_fd, server_fd = _socketpair(opened)
+            startup_r, startup_w = _pipe(opened)
+            command = spawn.interpreter_command(
+                "main",
+                "forkserver",
+                control_fd=server_fd,
+                startup_fd=startup_r,
+                version=spawn.__version__,
+            )
+            pid = util.spawnv_passfds(command[0], command, [server_fd, startup_r])
+            opened.remove(startup_r)
+            os.close(startup_r)
             try:
-                startup_r, startup_w = _pipe(opened)
-                command = spawn.interpreter_command(
-                    "main",
-                    "forkserver",
-                    control_fd=server.fileno(),
-                    startup_fd=startup_r,
-                    version=spawn.__version__,
-                )
-                pid = _core.spawn(command[0], command, [server.fileno(), startup_r])
-                opened.remove(startup_r)
-                os.close(startup_r)
-                try:
-                    popen_fork.write_all(startup_w, startup)
-                except BaseException:
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-                    raise
-            finally:
-                util.close_fds(*opened)
-            self._connect(client.detach(), pid)
+                popen_fork.write_all(startup_w, startup)
+            except BaseException:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
+            opened.remove(client_fd)
+            self._connect(client_fd, pid)
+        finally:
+            util.close_fds(*opened)
 
     def _startup_data(self):
         data = {"preload": self._preload_modules, "on_error": self._preload_on_error}
@@ -214,10 +240,17 @@ class ForkServer:
 
 
 def _pipe(opened):
-    """os.pipe, noting both ends in a list of what is to be closed on an error."""
-    ends = os.pipe()
+    """A pipe, both ends noted in a list of what is to be closed on an error."""
+    ends = _core.pipe()
     opened.extend(ends)
     return ends
+
+
+def _socketpair(opened):
+    """A pair of sockets for messages, noted like the ends of a pipe."""
+    for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        opened.append(_core.above_stdio(end.detach()))
+    return opened[-2:]
 
 
 def start_error(number):
@@ -302,7 +335,16 @@ def main(control_fd, startup_fd, version):
         install()
     _handle_preload(**startup["preload"])
     util._close_stdin()
+    _fill_standard_streams()
     _Server(control_fd).serve()
+
+
+def _fill_standard_streams():
+    """No descriptor that comes with a request may get the number of one, to be printed to."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd <= 2:
+        fd = os.dup(fd)
+    os.close(fd)
 
 
 class _Server:
@@ -422,7 +464,8 @@ class _Server:
         try:
             server_fd = child._fork(request["daemon"])
             if server_fd is not None:
-                util.close_fds(server_fd, status_w)
+                # In this order: a client that finds its pipe closed asks whether the server lives.
+                util.close_fds(server_fd, self._control_fd, status_w)
                 popen_fork.run_child(self._run_child, request, *fds)
         finally:
             if os.getpid() != server:
@@ -433,8 +476,7 @@ class _Server:
             signal.set_wakeup_fd(-1)
             for signum, handler in self._handlers.items():
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-            util.close_fds(self._control_fd, self._wake_r, self._wake_w)
-            util.close_fds(*self._children.values(), *self._daemons)
+            util.close_fds(self._wake_r, self._wake_w, *self._children.values(), *self._daemons)
             if request["alias"]:
                 from mproc_ext._alias import install
 

@@ -3,11 +3,12 @@
 import atexit
 import os
 import posix
+import select
 import signal
 import sys
 
 from mproc_ext import _modules, util
-from mproc_ext._core import Child, thread_count
+from mproc_ext._core import Child, thread_count, wait_readable
 
 _modules.announce(__name__)
 
@@ -18,7 +19,11 @@ _RUNS_ATEXIT = sys.version_info >= (3, 13)
 
 
 class Popen(Child):
-    """The child of a started Process, as its parent sees it."""
+    """The child of a started Process, as its parent sees it.
+
+    Where another library has replaced the functions by which the stdlib waits and signals (gevent,
+    whose threads wait for its event loop), the stdlib's code runs, which calls them.
+    """
 
     method = "fork"
     finalizer = None  # for subclasses that have something to close
@@ -29,6 +34,22 @@ class Popen(Child):
 
     def duplicate_for_child(self, fd):
         return fd
+
+    def poll(self, flag=os.WNOHANG):
+        return self._stdlib().poll(self, flag) if waits_otherwise() else super().poll(flag)
+
+    def wait(self, timeout=None):
+        return self._stdlib().wait(self, timeout) if waits_otherwise() else super().wait(timeout)
+
+    def _send_signal(self, sig):
+        if waits_otherwise() or util.is_replaced(os.kill):
+            self._stdlib()._send_signal(self, sig)
+        else:
+            super()._send_signal(sig)
+
+    @staticmethod
+    def _stdlib():
+        return _modules.stdlib("popen_fork").Popen
 
     def interrupt(self):
         self._send_signal(signal.SIGINT)
@@ -58,6 +79,20 @@ class Popen(Child):
                 os._exit(1)
 
 
+def waits_otherwise():
+    """Whether another library has replaced what the stdlib waits for processes with."""
+    return util.is_replaced(os.waitpid) or util.is_replaced(getattr(select, "poll", None))
+
+
+def wait_for(fd, timeout):
+    """Wait until a descriptor is readable; whether it is so after *timeout* seconds."""
+    if waits_otherwise():
+        from mproc_ext.connection import wait
+
+        return bool(wait([fd], timeout))
+    return wait_readable(fd, timeout)
+
+
 def warn_of_threads():
     """Warn as os.fork does since 3.12, by the name of the module from which the stdlib calls it:
     programs filter the warning by that.  It comes before the fork, so that, where warnings are
@@ -71,7 +106,7 @@ def warn_of_threads():
         "in the child.",
         DeprecationWarning,
         __file__,
-        sys._getframe().f_lineno,
+        sys._getframe(1).f_lineno,
         "multiprocessing.popen_fork",
         _warned,
     )

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 
-from mproc_ext import _core, _modules, forkserver, popen_fork, popen_spawn_posix, util
+from mproc_ext import _modules, forkserver, popen_fork, popen_spawn_posix, util
 
 _modules.announce(__name__)
 
@@ -40,19 +40,11 @@ class Popen(popen_fork.Popen):
 
     def _launch(self, process_obj):
         data = popen_spawn_posix.dump(self, process_obj)
-        status_r, data_w = forkserver.connect_to_new_process(
-            self._fds, daemon=bool(process_obj.daemon)
-        )
+        pid, status_r, data_w = forkserver._forkserver._start(self._fds, bool(process_obj.daemon))
         self.finalizer = util.Finalize(self, util.close_fds, (status_r, data_w))
-        popen_spawn_posix.write_data(data_w, data)
-        try:
-            pid = forkserver.read_signed(status_r)
-        except EOFError as error:
-            raise forkserver._forkserver._explained(error)
-        if pid < 0:
-            raise forkserver.start_error(-pid)
         self.pid = pid
         self.sentinel = status_r
+        popen_spawn_posix.write_data(data_w, data)
 
     def poll(self, flag=os.WNOHANG):
         return self.wait(0 if flag == os.WNOHANG else None)
@@ -67,7 +59,7 @@ class Popen(popen_fork.Popen):
             # In pieces: another thread may learn the exit code first, and close the sentinel.
             left = min(_RECHECK, deadline - time.monotonic())
             try:
-                ended = _core.wait_readable(self.sentinel, left)
+                ended = popen_fork.wait_for(self.sentinel, left)
             except OSError:
                 if self.returncode is None:
                     raise

@@ -3,7 +3,7 @@
 import io
 import os
 
-from mproc_ext import _modules, context, popen_fork, spawn, util
+from mproc_ext import _core, _modules, context, popen_fork, spawn, util
 from mproc_ext.resource_tracker import _resource_tracker
 
 _modules.announce(__name__)
@@ -38,7 +38,7 @@ class Popen(popen_fork.Popen):
         tracker_fd = spawn.tracker_fd()
         self._fds.append(tracker_fd)
         data = dump(self, process_obj)
-        child_r, parent_w = os.pipe()
+        child_r, parent_w = _core.pipe()
         try:
             try:
                 self._execute(process_obj, child_r, tracker_fd)
@@ -70,6 +70,7 @@ class Popen(popen_fork.Popen):
                 **spawn.header(process_obj),
             ),
             [*self._fds, child_r],
+            util.starter(),
         )
 
 

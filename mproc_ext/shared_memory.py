@@ -39,6 +39,9 @@ else:
 
     _tracker = _std.resource_tracker = _Tracker()
 
+    def _tracking(track):
+        return nullcontext() if track else _tracker
+
     class SharedMemory(_std.SharedMemory):
         """Creates a shared memory block or attaches to one; see the stdlib's documentation.
 
@@ -50,13 +53,10 @@ else:
 
         def __init__(self, name=None, create=False, size=0, *, track=True):
             self._track = track
-            with self._tracking():
+            with _tracking(self._track):
                 super().__init__(name, create, size)
 
         def unlink(self):
             """Requests that the underlying shared memory block be destroyed."""
-            with self._tracking():
+            with _tracking(self._track):
                 super().unlink()
-
-        def _tracking(self):
-            return nullcontext() if self._track else _tracker

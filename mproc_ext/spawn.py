@@ -110,9 +110,11 @@ def tracker_fd():
     from mproc_ext.resource_tracker import _resource_tracker
 
     try:
-        return _resource_tracker.getfd()
+        fd = _resource_tracker.getfd()
     except OSError:
         # The program closed it (closerange), and the tracker stumbles over that.  It ends with the
         # last process that has the descriptor.
         _resource_tracker._fd = _resource_tracker._pid = None
-        return _resource_tracker.getfd()
+        fd = _resource_tracker.getfd()
+    _resource_tracker._fd = _core.above_stdio(fd)
+    return _resource_tracker._fd

@@ -130,7 +130,7 @@ typedef struct {
 } mpx_process_id_t;
 
 /* A descriptor of the process, close-on-exec, readable once all its threads have ended.
- * -ENOSYS without MPX_HAS_PIDFD, -ESRCH where there is no such process. */
+ * -ENOSYS without MPX_HAS_PIDFD, -ESRCH where there is no such process. It is above 2. */
 MPX_NODISCARD int mpx_os_pidfd_open(pid_t pid);
 
 /* When the process started. -ESRCH: no such process; -ENOENT: there is no /proc to ask.
@@ -149,6 +149,14 @@ MPX_NODISCARD int mpx_os_thread_count(void);
 pid_t mpx_os_thread_id(void);
 
 /* ---- Descriptors ----------------------------------------------------------------------------- */
+
+/* Moves a descriptor that got the number of a standard stream, because the program has closed that:
+ * what is printed must not come to us. Takes a descriptor or a negative errno, which it returns;
+ * the new descriptor is above 2 and close-on-exec. */
+MPX_NODISCARD int mpx_os_above_stdio(int fd);
+
+/* A pipe, both ends close-on-exec and above 2: 0 or a negative errno. */
+MPX_NODISCARD int mpx_os_pipe(int ends[2]);
 
 /* Closes every open descriptor in [first, last]; ~0U is "to the end". Async-signal-safe. Where
  * neither close_range nor /proc is there, descriptors from 1,048,576 on (the kernel's default

@@ -1,10 +1,13 @@
-/* mpx_os_linux_fds.c - Linux: closing many descriptors, also between vfork and exec.
+/* mpx_os_linux_fds.c - Linux: closing many descriptors, also between vfork and exec; descriptors
+ * that stay off the standard streams.
  *
  * Layer: L1
  *
- * Runs on the parent's memory while the parent is suspended: no allocation, no lock, no opendir.
- * Three ways, each where the one before is missing: close_range, /proc/self/fd, trying them all.
+ * What closes runs on the parent's memory while the parent is suspended: no allocation, no lock, no
+ * opendir. Three ways, each where the one before is missing: close_range, /proc/self/fd, trying
+ * them all.
  */
+#define _GNU_SOURCE
 #include "mpx_os_linux_pvt.h"
 
 #include <errno.h>
@@ -12,6 +15,33 @@
 #include <limits.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+int mpx_os_above_stdio(int fd)
+{
+    if (fd < 0 || fd > STDERR_FILENO) {
+        return fd;
+    }
+    int moved = MPX_SYS(above_stdio, fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+    int status = moved < 0 ? -errno : moved;
+    close(fd);
+    return status;
+}
+
+int mpx_os_pipe(int ends[2])
+{
+    if (MPX_SYS(pipe, pipe2(ends, O_CLOEXEC)) < 0) {
+        return -errno;
+    }
+    for (int i = 0; i < 2; i++) {
+        ends[i] = mpx_os_above_stdio(ends[i]);
+        if (ends[i] < 0) {
+            int status = ends[i];
+            close(ends[1 - i]);
+            return status;
+        }
+    }
+    return 0;
+}
 
 /* As the kernel writes them; libc's struct dirent is another layout on some systems. */
 struct kernel_dirent {

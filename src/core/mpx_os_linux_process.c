@@ -50,7 +50,7 @@ int mpx_os_pidfd_open(pid_t pid)
     }
     int fd = pidfd_open(pid);
     /* The number of a thread that is no process: EINVAL, ENOENT from 6.15 on. */
-    return fd == -EINVAL || fd == -ENOENT ? -ESRCH : fd;
+    return fd == -EINVAL || fd == -ENOENT ? -ESRCH : mpx_os_above_stdio(fd);
 }
 
 /* ---- /proc/<pid>/stat ------------------------------------------------------------------------ */

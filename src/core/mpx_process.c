@@ -156,8 +156,9 @@ pid_t mpx_process_spawn(const mpx_program_t *program)
     sigset_t all;
     int error_pipe[2];
 
-    if (MPX_SYS(pipe, pipe2(error_pipe, O_CLOEXEC)) < 0)
-        return -errno;
+    int status = mpx_os_pipe(error_pipe);
+    if (status < 0)
+        return status;
     start.error_w = error_pipe[1];
     pid_t pid = list_kept(&start);
     if (pid == 0) {

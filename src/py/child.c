@@ -89,12 +89,13 @@ static int open_links(links_t *links)
     if (links->parent_fd != -ENOSYS)
         return links->parent_fd;
     links->parent_fd = -1;
-    if (pipe2(pipes, O_CLOEXEC) < 0)
-        return -errno;
+    int status = mpx_os_pipe(pipes);
+    if (status < 0)
+        return status;
     links->parent_fd = pipes[0];
     links->parent_w = pipes[1];
-    if (pipe2(pipes, O_CLOEXEC) < 0) {
-        int status = -errno;
+    status = mpx_os_pipe(pipes);
+    if (status < 0) {
         close_links(links);
         return status;
     }
@@ -107,8 +108,9 @@ static int open_links(links_t *links)
 static int open_ready(void)
 {
     int pipes[2];
-    if (pipe2(pipes, O_CLOEXEC) < 0)
-        return -errno;
+    int status = mpx_os_pipe(pipes);
+    if (status < 0)
+        return status;
     close(pipes[1]);
     return pipes[0];
 }
@@ -275,12 +277,14 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
     return PyLong_FromLong(links.parent_fd);
 }
 
-PyDoc_STRVAR(Child_spawn_doc,
-             "_spawn($self, path, argv_of, fds, /)\n--\n\n"
-             "Start a program: argv_of(parent_fd) gives its argument list, where parent_fd is the\n"
-             "number of a descriptor that becomes readable in it when this process has ended.\n\n"
-             "fds are the descriptors it inherits besides.  OSError where it cannot be executed:\n"
-             "then there is no child.");
+PyDoc_STRVAR(
+    Child_spawn_doc,
+    "_spawn($self, path, argv_of, fds, start=None, /)\n--\n\n"
+    "Start a program: argv_of(parent_fd) gives its argument list, where parent_fd is the\n"
+    "number of a descriptor that becomes readable in it when this process has ended.\n\n"
+    "fds are the descriptors it inherits besides.  start(path, argv, fds) is what starts it\n"
+    "and gives its pid in place of the core.  OSError where it cannot be executed: then\n"
+    "there is no child.");
 
 static PyObject *fds_with(PyObject *fds, const links_t *links)
 {
@@ -295,13 +299,23 @@ static PyObject *fds_with(PyObject *fds, const links_t *links)
     return all;
 }
 
+static pid_t start_by(PyObject *start, PyObject *path, PyObject *argv, PyObject *fds)
+{
+    if (start == Py_None)
+        return mpx_start_program(path, argv, fds);
+    PyObject *result = PyObject_CallFunctionObjArgs(start, path, argv, fds, NULL);
+    pid_t pid = result == NULL ? -1 : PyLong_AsPid(result);
+    Py_XDECREF(result);
+    return pid;
+}
+
 static PyObject *Child_spawn(PyObject *object, PyObject *args)
 {
     ChildObject *self = CHILD(object);
-    PyObject *path, *argv_of, *fds, *argv = NULL, *all = NULL;
+    PyObject *path, *argv_of, *fds, *start = Py_None, *argv = NULL, *all = NULL;
     links_t links;
 
-    if (!PyArg_ParseTuple(args, "OOO:_spawn", &path, &argv_of, &fds))
+    if (!PyArg_ParseTuple(args, "OOO|O:_spawn", &path, &argv_of, &fds, &start))
         return NULL;
     if (self->started)
         return refuse_second_start(self);
@@ -310,7 +324,7 @@ static PyObject *Child_spawn(PyObject *object, PyObject *args)
         return mpx_raise(status);
     argv = PyObject_CallFunction(argv_of, "i", links.parent_fd);
     all = argv == NULL ? NULL : fds_with(fds, &links);
-    pid_t pid = all == NULL ? -1 : mpx_start_program(path, argv, all);
+    pid_t pid = all == NULL ? -1 : start_by(start, path, argv, all);
     Py_XDECREF(argv);
     Py_XDECREF(all);
     if (pid < 0) {

@@ -1,10 +1,12 @@
-/* fds.c - descriptors sent from process to process: `_core.send_fds`, `_core.recv_fds`. */
+/* fds.c - descriptors: waiting for one, sending them from process to process, keeping them off the
+ * standard streams. */
 #include "module.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <unistd.h>
 
+#include "mpx_os.h"
 #include "mpx_process.h"
 
 PyDoc_STRVAR(send_fds_doc,
@@ -119,7 +121,34 @@ static PyObject *wait_readable(PyObject *Py_UNUSED(module), PyObject *args)
     return PyBool_FromLong(status == 0);
 }
 
+PyDoc_STRVAR(
+    above_stdio_doc,
+    "above_stdio(fd, /)\n--\n\n"
+    "The descriptor, moved to a number above 2 where it has one of the standard streams'.\n\n"
+    "A program that has closed such a stream goes on printing to its number.");
+
+static PyObject *above_stdio(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int fd;
+    if (!PyArg_ParseTuple(args, "i:above_stdio", &fd))
+        return NULL;
+    fd = mpx_os_above_stdio(fd);
+    return fd < 0 ? mpx_raise(fd) : PyLong_FromLong(fd);
+}
+
+PyDoc_STRVAR(pipe_doc, "pipe()\n--\n\n"
+                       "os.pipe, with both ends above 2.");
+
+static PyObject *pipe_(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    int ends[2];
+    int status = mpx_os_pipe(ends);
+    return status < 0 ? mpx_raise(status) : Py_BuildValue("ii", ends[0], ends[1]);
+}
+
 static PyMethodDef fds_methods[] = {
+    {"above_stdio", above_stdio, METH_VARARGS, above_stdio_doc},
+    {"pipe", pipe_, METH_NOARGS, pipe_doc},
     {"wait_readable", wait_readable, METH_VARARGS, wait_readable_doc},
     {"send_fds", send_fds, METH_VARARGS, send_fds_doc},
     {"recv_fds", recv_fds, METH_VARARGS, recv_fds_doc},

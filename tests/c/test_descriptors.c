@@ -1,4 +1,5 @@
-/* test_descriptors.c - closing many descriptors in each of the three ways. */
+/* test_descriptors.c - closing many descriptors in each of the three ways; keeping off the standard
+ * streams. */
 #include "harness.h"
 
 #include "mpx_os.h"
@@ -166,4 +167,57 @@ TEST(in_a_vfork_child_by_listing_proc)
 {
     inject("close_range", ENOSYS, 0, ALWAYS);
     check_in_vfork();
+}
+
+/* ---- Off the standard streams ---------------------------------------------------------------- */
+
+static int count_low(void)
+{
+    int count = 0;
+    for (int fd = 0; fd < 10; fd++) {
+        count += is_open(fd);
+    }
+    return count;
+}
+
+/* In a process without standard streams: its exit status is the number of what went wrong. */
+static int without_streams(void)
+{
+    int ends[2];
+    for (int fd = 0; fd < 10; fd++) {
+        close(fd);
+    }
+    int pidfd = mpx_os_pidfd_open(getpid());
+    if (pidfd != -ENOSYS && pidfd <= STDERR_FILENO) {
+        return 1;
+    }
+    close(pidfd);
+    if (mpx_os_pipe(ends) != 0 || ends[0] <= STDERR_FILENO || ends[1] <= STDERR_FILENO) {
+        return 2;
+    }
+    if (!(fcntl(ends[0], F_GETFD) & fcntl(ends[1], F_GETFD) & FD_CLOEXEC)) {
+        return 3;
+    }
+    close(ends[0]);
+    close(ends[1]);
+    if (count_low() != 0 || mpx_os_above_stdio(-EPERM) != -EPERM || mpx_os_above_stdio(7) != 7) {
+        return 4;
+    }
+    for (unsigned failing = 0; failing < 2; failing++) {
+        inject("above_stdio", EMFILE, failing, 1);
+        if (mpx_os_pipe(ends) != -EMFILE || count_low() != 0) {
+            return 5;
+        }
+        inject_nothing();
+    }
+    return 0;
+}
+
+TEST(no_descriptor_is_a_standard_stream)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        _exit(without_streams());
+    }
+    CHECK_EQ(wait_for(pid), 0);
 }

@@ -25,9 +25,9 @@ RACY = {
     for method in ("fork", "spawn", "forkserver")
 } | {
     f"test_multiprocessing_{method}.WithThreadsTestPool.<environment>": (
-        "before 3.13 test_terminate leaves threads that sleep for minutes, where they began to sleep"
-        " before terminate(): no pool can end them. The stdlib's join waits for them, and the test"
-        " fails; ours does not, and they are left over"
+        "before 3.13 test_terminate leaves threads that sleep for minutes, where they began before"
+        " terminate(): no pool can end them. The stdlib's join waits for them, and the test fails;"
+        " ours does not, and they are left over"
     )
     for method in ("fork", "spawn", "forkserver")
 }

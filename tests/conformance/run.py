@@ -573,6 +573,8 @@ def record(outcomes: dict[str, Outcome]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", choices=_suite.MODES, default="name")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="classes at a time (2)")

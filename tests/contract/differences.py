@@ -11,14 +11,10 @@ DIFFERENCES = {
 }
 
 # The classes that start processes are C types: what the stdlib sets on their instances is a
-# descriptor, and their methods take self by position only.
+# descriptor.
 for popen in ("popen_fork", "popen_spawn_posix", "popen_forkserver"):
     for name in ("__new__", "__new__ signature", "pid", "returncode", "sentinel"):
         DIFFERENCES[f"{popen}/Popen.{name}"] = "Popen is a type in C"
-for popen in ("popen_fork", "popen_spawn_posix"):
-    for name in ("poll", "wait"):
-        DIFFERENCES[f"{popen}/Popen.{name} signature"] = "a method of a type in C: (self, /, ...)"
-DIFFERENCES["popen_fork/Popen._send_signal signature"] = "a method of a type in C: (self, /, ...)"
 
 # Acting on children that somebody else has waited for.
 for method in ("fork", "spawn"):

@@ -391,6 +391,10 @@ print(errors)
 """
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14),
+    reason="the import system lets nobody begin with a submodule while its package is executed",
+)
 @pytest.mark.parametrize("submodule", ["context", "connection", "pool", "spawn", "dummy"])
 @pytest.mark.parametrize("point", ["_modules", "_stdlib", "_version"])
 def test_threads_that_import_package_and_submodule(programs, submodule, point):

@@ -154,6 +154,48 @@ def test_no_file_of_a_forked_process_is_closed(outcome):
     assert said == "0\n"
 
 
+@pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])
+def test_standard_streams_that_are_closed(outcome, method, closed, tmp_path):
+    """What is printed to their numbers goes into no pipe and no socket of ours."""
+    report = tmp_path / "report"
+    outcome(
+        f"""
+        from multiprocessing.shared_memory import SharedMemory
+
+        def tell(number):
+            for garbage in (lambda: os.write(1, b"garbage"), lambda: print("more", flush=True)):
+                try:
+                    garbage()
+                except OSError:
+                    pass
+            memory = SharedMemory(create=True, size=8)  # its tracker is to understand it
+            memory.close()
+            memory.unlink()
+            with open({str(report)!r}, "a") as file:
+                print(number, mp.parent_process().is_alive(), file=file)
+            sys.exit(number)
+
+        main:
+        for fd in {closed}:
+            os.close(fd)
+        mp.set_forkserver_preload([])
+        for number in (4, 5):
+            process = context.Process(target=tell, args=(number,))
+            process.start()
+            try:
+                print("and yet more", flush=True)
+            except OSError:
+                pass
+            process.join()
+            with open({str(report)!r}, "a") as file:
+                print("ended with", process.exitcode, file=file)
+        os._exit(0)
+        """,
+        method,
+    )
+    assert report.read_text() == "4 True\nended with 4\n5 True\nended with 5\n"
+
+
 # ---- threads ---------------------------------------------------------------------------------
 
 
@@ -380,6 +422,107 @@ def test_bootstrap_that_was_patched_before_the_first_start(outcome):
     assert said == "6\nat exit of the parent\n"
 
 
+@pytest.mark.parametrize("function", ["os.waitpid", "select.poll"])
+def test_what_the_stdlib_waits_with_was_replaced(outcome, method, function):
+    """As gevent does: it is called, so that other green threads run meanwhile."""
+    said = outcome(
+        f"""
+        from unittest import mock
+        import select, multiprocessing.connection
+
+        main:
+        # What waits with poll is the stdlib's wait.
+        called = {function!r}.replace("select.poll", "multiprocessing.connection.wait")
+        with (
+            mock.patch({function!r}, side_effect={function}),
+            mock.patch(called, side_effect=eval(called)) as replaced,
+        ):
+            process = context.Process(target=sleep, args=(0.3,))
+            process.start()
+            process.join(0.01)
+            process.join(60)
+            print(process.exitcode, replaced.called)
+            process = context.Process(target=leave, args=(6,))
+            process.start()
+            process.join()
+            print(process.exitcode, process.is_alive())
+            process = context.Process(target=sleep, args=(100,))
+            process.start()
+            process.terminate()
+            process.join()
+            print(process.exitcode)
+        """,
+        method,
+    )
+    called = function == "select.poll" or method != "forkserver"  # as in the stdlib
+    assert said == f"0 {called}\n6 False\n-15\n"
+
+
+def test_kill_was_replaced(outcome, method):
+    said = outcome(
+        """
+        from unittest import mock
+
+        main:
+        process = context.Process(target=sleep, args=(100,))
+        process.start()
+        with mock.patch("os.kill") as replaced:
+            process.terminate()
+        print(replaced.mock_calls == [mock.call(process.pid, signal.SIGTERM)], process.is_alive())
+        process.kill()
+        process.join()
+        """,
+        method,
+    )
+    assert said == "True True\n"
+
+
+@pytest.mark.parametrize("way", ["spawn", "forkserver"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "_posixsubprocess.fork_exec",
+        "multiprocessing.util.spawnv_passfds",
+        "mproc_ext.util.spawnv_passfds",
+    ],
+)
+def test_what_the_stdlib_starts_programs_with_was_replaced(outcome, way, function):
+    """As debuggers do, whose code is to run in the child first."""
+    said = outcome(
+        f"""
+        from unittest import mock
+        import _posixsubprocess, multiprocessing.util, mproc_ext.util
+
+        def is_prepared():
+            sys.exit(7 if hasattr(sys, "prepared") else 8)
+
+        main:
+        mp.set_forkserver_preload([])
+        SharedMemory = __import__("multiprocessing.shared_memory").shared_memory.SharedMemory
+        memory = SharedMemory(create=True, size=1)  # the tracker is not what is to be prepared
+        memory.close()
+        memory.unlink()
+        original = {function}
+        def prepared(*arguments):
+            at = 0 if {function!r}.endswith("fork_exec") else 1  # the path comes before the argv
+            argv = [
+                os.fsencode(text).replace(b"import sys;", b"import sys; sys.prepared = True;", 1)
+                for text in arguments[at]
+            ]
+            return original(*arguments[:at], argv, *arguments[at + 1 :])
+        with mock.patch({function!r}, prepared):
+            print(exitcode_of(context.Process(target=is_prepared)))
+        process = context.Process(target=sleep, args=(100,))
+        process.start()
+        process.kill()
+        process.join()
+        print(process.exitcode)
+        """,
+        way,
+    )
+    assert said == "7\n-9\n"
+
+
 def test_a_popen_that_forks_itself(outcome):
     said = outcome(
         """
@@ -493,6 +636,35 @@ def test_a_thread_pool_with_queues_of_its_own(outcome):
         """
     )
     assert said == "[1, 2]\n"
+
+
+# ---- the end of an interpreter ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["child", "parent"])
+def test_the_finalizer_of_a_global_finds_the_other_globals(outcome, where):
+    said = outcome(
+        f"""
+        class Last:
+            def __del__(self):
+                print(word)
+
+        last = None
+        word = "finalized"
+
+        def set_last():
+            global last
+            last = Last()
+
+        main:
+        if {where!r} == "parent":
+            set_last()
+        else:
+            exitcode_of(context.Process(target=set_last))
+        """,
+        "spawn",
+    )
+    assert said == "finalized\n"
 
 
 # ---- shared memory that a child made ---------------------------------------------------------
@@ -665,3 +837,85 @@ def test_an_executable_that_is_no_python_leaves_no_fork_server(outcome):
     )
     assert said.splitlines()[-1] == "no child"
     assert len(said.splitlines()) == 4
+
+
+def test_the_fork_server_was_killed_just_now(outcome):
+    """A request that the dying server takes with it is made again."""
+    said = outcome(
+        """
+        main:
+        from mproc_ext.forkserver import _forkserver
+        for number in range(40):
+            _forkserver.ensure_running()
+            os.kill(_forkserver._forkserver_pid, signal.SIGKILL)
+            assert exitcode_of(context.Process(target=leave, args=(number,))) == number
+        """,
+        "forkserver",
+    )
+    assert said == ""
+
+
+def test_the_fork_server_ignores_ctrl_c_and_its_children_do_not(outcome):
+    said = outcome(
+        """
+        def has_default_handler():
+            sys.exit(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+
+        main:
+        from mproc_ext.forkserver import _forkserver
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert exitcode_of(context.Process(target=has_default_handler)) == 1
+        server = _forkserver._forkserver_pid
+        os.kill(server, signal.SIGINT)
+        assert exitcode_of(context.Process(target=has_default_handler)) == 1
+        print(server == _forkserver._forkserver_pid)
+        """,
+        "forkserver",
+    )
+    assert said == "True\n"
+
+
+def test_what_a_preloaded_module_prints_is_printed_once(outcome, tmp_path):
+    (tmp_path / "prints.py").write_text("print('loaded', end='')")
+    said = outcome(
+        """
+        main:
+        mp.set_forkserver_preload(["prints"])
+        for _ in range(3):
+            assert exitcode_of(context.Process(target=nothing)) == 0
+        """,
+        "forkserver",
+    )
+    assert said == "loaded"
+
+
+def test_a_preloaded_module_that_waits_for_every_child(outcome, tmp_path):
+    """Their exit codes are lost to the server, but not their ends."""
+    (tmp_path / "reaps.py").write_text(
+        textwrap.dedent(
+            """
+            import os, threading, time
+
+            def reap():
+                while True:
+                    try:
+                        os.waitpid(-1, 0)
+                    except ChildProcessError:
+                        time.sleep(0.001)
+
+            threading.Thread(target=reap, daemon=True).start()
+            """
+        )
+    )
+    said = outcome(
+        """
+        main:
+        mp.set_forkserver_preload(["reaps"])
+        found = set()
+        while 255 not in found:
+            found.add(exitcode_of(context.Process(target=leave, args=(3,))))
+        print(found <= {3, 255})
+        """,
+        "forkserver",
+    )
+    assert said == "True\n"
