@@ -84,12 +84,15 @@ def install():
 
 
 def __getattr__(name):
-    """A submodule that some other import has loaded in the stdlib's package is an attribute of
-    it; so it is here."""
-    if f"{_modules.STDLIB}.{name}" in sys.modules or f"{_modules.TRUE}.{name}" in sys.modules:
+    """A submodule that something else has loaded is an attribute of the stdlib's package, and what
+    loads which is another thing there than here: so all of them are attributes of ours."""
+    if not name.startswith("_") and _modules.is_submodule(name):
         from importlib import import_module
 
-        return import_module(f"{__name__}.{name}")
+        try:
+            return import_module(f"{__name__}.{name}")
+        except ImportError:
+            pass  # one for another platform
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -158,18 +158,27 @@ class Overlay(ModuleType):
 
 def overlay(module_name):
     """Turn the calling module into an :class:`Overlay`; returns the stdlib's module under it."""
-    under = stdlib(module_name.removeprefix(OURS + "."))
-    module = sys.modules[module_name]
-    module.__dict__["_stdlib"] = under
-    module.__class__ = Overlay
+    under = _lay_over(module_name)
     announce(module_name)
     return under
 
 
 def identity(module_name):
-    """Make *module_name*, which is being imported, the stdlib's module itself."""
-    sys.modules[module_name] = stdlib(module_name.removeprefix(OURS + "."))
+    """Make *module_name*, which is being imported, the stdlib's module itself.
+
+    A thread that imports it meanwhile has found the module that is being executed, and keeps that
+    one: hence it has the stdlib's names too.
+    """
+    sys.modules[module_name] = _lay_over(module_name)
     announce(module_name)
+
+
+def _lay_over(module_name):
+    under = stdlib(module_name.removeprefix(OURS + "."))
+    module = sys.modules[module_name]
+    module.__dict__["_stdlib"] = under
+    module.__class__ = Overlay
+    return under
 
 
 def announce(module_name):

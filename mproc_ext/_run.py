@@ -70,7 +70,19 @@ def _run_module(arguments):
 def _run_code(arguments):
     sys.argv[:] = ["-c", *arguments[1:]]
     _set_path0("")
-    _execute(arguments[0].encode(), "<string>")
+    code = compile(arguments[0], "<string>", "exec", dont_inherit=True)
+    if sys.version_info >= (3, 13):
+        _register_source(code, arguments[0], "<string>")
+    exec(code, vars(sys.modules["__main__"]))
+
+
+def _register_source(code, source, name):
+    """Let tracebacks show the lines, as those of -c do since 3.13."""
+    import linecache
+
+    register = getattr(linecache, "_register_code", None)
+    if register is not None:
+        register(code if sys.version_info >= (3, 14) else name, source, name)
 
 
 def _run_stdin(arguments):
@@ -91,7 +103,7 @@ def _run_path(arguments):
         os.path.isdir(path)
     ):
         # A folder or an archive with a __main__ module.
-        _set_path0(os.path.abspath(path))
+        _set_path0(os.path.join(os.getcwd(), path))
         runpy._run_module_as_main("__main__", alter_argv=False)
         return
     try:

@@ -426,9 +426,11 @@ class _Server:
             return False
         request = pickle.loads(data)
         data_r, status_w, control_w, tracker_fd, *rest = fds
-        client_fd = os.dup(data_r) if request["client"] is None else rest.pop(0)
+        client_fd = None if request["client"] is None else rest.pop(0)
         child = _core.Child()
         try:
+            if client_fd is None:
+                client_fd = os.dup(data_r)
             self._fork(child, request, status_w, data_r, control_w, tracker_fd, client_fd, rest)
         except Exception as error:
             _tell(status_w, -(getattr(error, "errno", None) or errno.ENOMEM))

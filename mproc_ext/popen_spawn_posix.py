@@ -53,8 +53,9 @@ class Popen(popen_fork.Popen):
             write_data(parent_w, data)
         except BaseException:
             # A signal handler's, say: if there is a child, nobody will ever know of it.
-            self.kill()
-            self.wait()
+            if hasattr(self, "pid"):
+                self.kill()
+                self.wait()
             raise
         finally:
             os.close(parent_w)

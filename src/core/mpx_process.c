@@ -75,6 +75,8 @@ static int make_inheritable(const int *fds, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         int flags = fcntl(fds[i], F_GETFD);
+        if (flags < 0 && fds[i] <= STDERR_FILENO)
+            continue; /* a standard stream that is closed here is closed there */
         if (flags < 0 || fcntl(fds[i], F_SETFD, flags & ~FD_CLOEXEC) < 0)
             return -errno;
     }

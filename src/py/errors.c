@@ -6,6 +6,9 @@
 
 PyObject *mpx_raise(int status)
 {
+    if (status == -EMFILE)
+        return mpx_raise_message(status, "Too many open files (RLIMIT_NOFILE, see ulimit -n)",
+                                 NULL);
     errno = -status;
     return PyErr_SetFromErrno(PyExc_OSError);
 }

@@ -61,7 +61,9 @@ static void raise_spawn_error(int status, PyObject *path)
                           NULL);
         return;
     }
-    if (status == -ENOENT)
+    if (status == -EMFILE)
+        mpx_raise(status); /* not the executable's fault */
+    else if (status == -ENOENT)
         mpx_raise_message(status, "cannot execute, no such file; see set_executable()", path);
     else if (status == -EACCES)
         mpx_raise_message(status, "cannot execute, permission denied; see set_executable()", path);

@@ -203,6 +203,22 @@ TEST(a_program_that_cannot_be_executed_leaves_no_child)
     CHECK_EQ(start_shell("exit", &closed, 1), -EBADF);
 }
 
+static void start_without_stderr(void *unused)
+{
+    int error_output = STDERR_FILENO;
+    (void)unused;
+    int saved = fcntl(error_output, F_DUPFD_CLOEXEC, 100);
+    close(error_output);
+    pid_t pid = start_shell("exit 4", &error_output, 1);
+    dup2(saved, error_output);
+    check_ends(pid, 4);
+}
+
+TEST(a_standard_stream_that_is_closed_may_be_named)
+{
+    CHECK_EQ(wait_for(start_process(start_without_stderr, NULL)), 0);
+}
+
 /* Emulators, valgrind and ThreadSanitizer make it of fork: a failed exec can only be told by the
  * pipe then, and a start waits for its end. */
 static bool vfork_shares_memory(void)

@@ -1,5 +1,6 @@
 """Names, kinds, signatures and class hierarchy are those of the running Python's stdlib."""
 
+import subprocess
 import sys
 
 import pytest
@@ -225,3 +226,15 @@ def test_processes_of_one_package_with_objects_of_the_other(contract, method, tm
     result = contract.json_of(script, method)
     assert len(result) == 16
     assert all(result), result
+
+
+def test_submodules_are_attributes_whatever_loads_them():
+    """The stdlib's start methods load modules that ours do not; programs use what is loaded."""
+    code = """
+import mproc_ext
+for name in "connection context heap managers pool process queues reduction spawn util".split():
+    assert getattr(mproc_ext, name).__name__.endswith("." + name), name
+for name in ("popen_spawn_win32", "nothing", "_private"):
+    assert not hasattr(mproc_ext, name), name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")

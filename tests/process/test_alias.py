@@ -96,6 +96,13 @@ def test_options_of_python_come_first(programs):
     assert result.stdout == "1 1 ['error']\n", result.stderr
 
 
+def test_tracebacks_show_the_lines_of_a_command(programs):
+    command = ["-c", "def fail():\n    1 / 0\nfail()"]
+    theirs = programs.run_python(*command)
+    ours = programs.run_python("-m", "mproc_ext", *command)
+    assert ours.stderr == theirs.stderr
+
+
 @pytest.mark.parametrize("command", [[], ["-m"], ["-c"]])
 def test_without_a_program_there_is_a_message(programs, command):
     result = programs.run_python("-m", "mproc_ext", *command)

@@ -155,7 +155,8 @@ def test_no_file_of_a_forked_process_is_closed(outcome):
 
 
 @pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])
-def test_standard_streams_that_are_closed(outcome, method, closed, tmp_path):
+@pytest.mark.parametrize("run", [(), ("-m", "mproc_ext")])
+def test_standard_streams_that_are_closed(outcome, method, closed, run, tmp_path):
     """What is printed to their numbers goes into no pipe and no socket of ours."""
     report = tmp_path / "report"
     outcome(
@@ -192,6 +193,7 @@ def test_standard_streams_that_are_closed(outcome, method, closed, tmp_path):
         os._exit(0)
         """,
         method,
+        options=[*QUIET, *run],
     )
     assert report.read_text() == "4 True\nended with 4\n5 True\nended with 5\n"
 
@@ -230,6 +232,29 @@ def test_close_while_another_thread_joins(outcome, method, timeout):
         method,
     )
     assert set(said.splitlines()) == {"False False False"}
+
+
+@pytest.mark.parametrize("run", [(), ("-m", "mproc_ext")])
+@pytest.mark.parametrize("make", ["Pipe()", "Value('i', 1)", "Queue()", "Lock()", "Pool"])
+def test_threads_that_are_the_first_to_use_a_module(outcome, make, run):
+    """Each of them imports it, and gets the whole of it."""
+    for _ in range(3):
+        said = outcome(
+            f"""
+            main:
+            barrier = threading.Barrier(8)
+            def use():
+                barrier.wait()
+                context.{make}
+            threads = [threading.Thread(target=use) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            """,
+            options=[*QUIET, *run],
+        )
+        assert said == ""
 
 
 # ---- signals ---------------------------------------------------------------------------------
@@ -456,6 +481,24 @@ def test_what_the_stdlib_waits_with_was_replaced(outcome, method, function):
     )
     called = function == "select.poll" or method != "forkserver"  # as in the stdlib
     assert said == f"0 {called}\n6 False\n-15\n"
+
+
+def test_a_failed_start_where_functions_were_replaced(outcome):
+    said = outcome(
+        """
+        from unittest import mock
+
+        main:
+        context.set_executable("/nonexistent/python")
+        with mock.patch("os.kill"), mock.patch("os.waitpid", side_effect=os.waitpid):
+            try:
+                context.Process(target=nothing).start()
+            except FileNotFoundError as error:
+                print(os.fsdecode(error.filename))
+        """,
+        "spawn",
+    )
+    assert said == "/nonexistent/python\n"
 
 
 def test_kill_was_replaced(outcome, method):
