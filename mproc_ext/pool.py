@@ -10,7 +10,9 @@ _std = _modules.overlay(__name__)
 
 __all__ = ["Pool", "ThreadPool"]
 
-_TERMINATE_GRACE = 5.0  # seconds
+# Seconds.
+_TERMINATE_GRACE = 5.0
+_PUT_GRACE = 1.0
 
 
 class Pool(_std.Pool):
@@ -26,6 +28,31 @@ class Pool(_std.Pool):
     ):
         super().__init__(
             processes, initializer, initargs, maxtasksperchild, context or _default_context()
+        )
+
+    @classmethod
+    def _terminate_pool(
+        cls,
+        taskqueue,
+        inqueue,
+        outqueue,
+        pool,
+        change_notifier,
+        worker_handler,
+        task_handler,
+        result_handler,
+        cache,
+    ):
+        super()._terminate_pool(
+            taskqueue,
+            inqueue,
+            outqueue,
+            _Victims(pool, outqueue),
+            change_notifier,
+            worker_handler,
+            task_handler,
+            result_handler,
+            cache,
         )
 
 
@@ -65,6 +92,30 @@ class ThreadPool(Pool, _std.ThreadPool):
         deadline = time.monotonic() + _TERMINATE_GRACE
         for worker in workers:
             worker.join(max(0, deadline - time.monotonic()))
+
+
+class _Victims(list):
+    """The workers of a pool that is terminated: none is killed in the middle of putting a result.
+
+    It would keep the lock of the results, and the threads that end the pool would wait for that.
+    """
+
+    def __init__(self, workers, results):
+        super().__init__(workers)
+        self._lock = getattr(results, "_wlock", None)
+
+    def __iter__(self):
+        # Not for ever: a worker may be in the middle because nobody reads its result any more.
+        deadline = time.monotonic() + _PUT_GRACE
+        held = self._lock is not None and self._lock.acquire(timeout=_PUT_GRACE)
+        try:
+            yield from super().__iter__()
+            if held:  # until those that were just told to end have done so
+                for worker in super().__iter__():
+                    worker.join(max(0, deadline - time.monotonic()))
+        finally:
+            if held:
+                self._lock.release()
 
 
 class _Tasks(queue.SimpleQueue):

@@ -133,7 +133,10 @@ def _manager(mp):
 
 def _through_pool(mp, use):
     with mp.get_context("fork").Pool(1) as pool:
-        return use(pool)
+        result = use(pool)
+        pool.close()
+        pool.join()  # the stdlib hangs now and then where it terminates a worker that has a task
+        return result
 
 
 def normal(text):

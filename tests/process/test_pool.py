@@ -1,4 +1,4 @@
-"""ThreadPool: terminate and join with tasks that do not end."""
+"""Pools: terminate and join with tasks that do not end, and with workers that put a result."""
 
 import threading
 
@@ -65,11 +65,11 @@ def test_terminate_at_any_moment(monkeypatch):
         pool.map_async(task, range(1000), chunksize=1)
         pool.terminate()
         pool.join()
-        count = len(begun)
+        taken = len(pool._inqueue.running_at_end)  # and begun, sooner or later
         release.set()
         for thread in threads:
             thread.join()
-        assert len(begun) == count <= 3
+        assert len(begun) == taken <= 3
 
 
 def test_close_and_join_wait_for_the_tasks():
@@ -78,3 +78,61 @@ def test_close_and_join_wait_for_the_tasks():
         pool.close()
         pool.join()
         assert result.get() == [str(number) for number in range(100)]
+
+
+# The moment at which a worker must not be killed: the pool has told its threads to end, and the
+# thread that hands out the tasks has its last word, through the queue of the results, still to say.
+SLOW_RESULTS = """
+import multiprocessing.pool, os, time
+import mproc_ext.pool
+
+ready, begin, inside = os.pipe(), os.pipe(), os.pipe()
+
+class Pool(mproc_ext.pool.Pool):
+    def _setup_queues(self):
+        super()._setup_queues()
+        queue = self._outqueue
+
+        def put_in_worker(result):
+            os.write(ready[1], b"x")
+            os.read(begin[0], 1)
+            with queue._wlock:
+                os.write(inside[1], b"x")
+                time.sleep(0.3)
+                queue._writer.send(result)
+
+        queue.put = put_in_worker
+
+handle_tasks = multiprocessing.pool.Pool._handle_tasks
+
+def handle_tasks_late(taskqueue, put, outqueue, pool, cache):
+    class Late:
+        def put(self, result):
+            for worker in pool:
+                os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+            type(outqueue).put(outqueue, result)
+
+    handle_tasks(taskqueue, put, Late(), pool, cache)
+
+multiprocessing.pool.Pool._handle_tasks = handle_tasks_late
+
+def put_in_parent(result):
+    type(pool._outqueue).put(pool._outqueue, result)
+    os.write(begin[1], b"x")
+    os.read(inside[0], 1)
+
+if __name__ == "__main__":
+    pool = Pool(2, context=mproc_ext.get_context("fork"))
+    pool._outqueue.put = put_in_parent
+    pool.map_async(int, range(2), chunksize=1)
+    os.read(ready[0], 1)
+    pool.terminate()
+    pool.join()
+    print([worker.exitcode for worker in pool._pool])
+"""
+
+
+def test_terminate_while_a_worker_puts_a_result(programs):
+    """A worker that was killed there would keep the lock for good."""
+    result = programs.run_python("-c", SLOW_RESULTS)
+    assert (result.stdout, result.stderr) == ("[-15, -15]\n", "")
