@@ -9,7 +9,7 @@ Three families of names meet here, and one meta path finder answers for all of t
 ``multiprocessing`` and ``multiprocessing.X``
     After :func:`alias`, ``mproc_ext`` and ``mproc_ext.X``.
 ``mproc_ext.X`` without the C core
-    The stdlib's ``multiprocessing.X``.
+    The stdlib's ``multiprocessing.X``; in a frozen program this holds for what starts processes.
 
 Most of our submodules replace only a few names of the stdlib's.  Such a module is an
 :class:`Overlay`: what it defines itself is its own, everything else is read from, and written
@@ -34,6 +34,15 @@ aliased = False
 accelerated = True
 
 
+def need_core():
+    """End this child, with one sentence, if it has no core: its parent speaks to one."""
+    if not accelerated:
+        sys.exit(
+            "mproc_ext: the process that started this one runs with the package's C core, and this "
+            "one without (see the log): unset MPROC_EXT_DISABLE, or make both use one installation"
+        )
+
+
 def stdlib(name):
     """The stdlib's submodule *name*, loaded if need be, whatever ``multiprocessing`` means."""
     return importlib.import_module(f"{TRUE}.{name}")
@@ -49,6 +58,14 @@ def _is_private(name):
     if "." in name:
         return False
     return PathFinder.find_spec(f"{OURS}.{name}", sys.modules[OURS].__path__) is not None
+
+
+def _is_frozen_start(name):
+    """Whether the module starts processes, and this program has no interpreter that a command line
+    could be given to.  Those who freeze programs (PyInstaller) know the stdlib's command lines."""
+    return name in ("forkserver", "popen_forkserver", "popen_spawn_posix") and getattr(
+        sys, "frozen", False
+    )
 
 
 def _find_stdlib(name):
@@ -106,7 +123,7 @@ class _Finder:
             if name.startswith("_stdlib."):
                 name = name.removeprefix("_stdlib.")
                 return _spec(fullname, lambda: _load_stdlib(name))
-            if not accelerated and is_submodule(name):
+            if (not accelerated or _is_frozen_start(name)) and is_submodule(name):
                 return _spec(fullname, lambda: stdlib(name))
         elif aliased and top == STDLIB:
             if not name:

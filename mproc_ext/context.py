@@ -9,7 +9,7 @@ import sys
 
 # Not `from mproc_ext import`, here and in all that the package's __init__ imports: a thread that
 # imports this module would wait for the package, and one that imports the package for this module.
-from mproc_ext._modules import overlay, stdlib
+from mproc_ext._modules import overlay
 
 _std = overlay(__name__)
 
@@ -131,7 +131,7 @@ class BaseContext(_std.BaseContext):
         """Check whether this is a fake forked process in a frozen executable.
         If so then run code specified by commandline and exit.
         """
-        if _is_frozen():
+        if getattr(sys, "frozen", False):
             from mproc_ext.spawn import freeze_support
 
             freeze_support()
@@ -145,7 +145,10 @@ class BaseContext(_std.BaseContext):
         """
         from mproc_ext.forkserver import set_forkserver_preload
 
-        set_forkserver_preload(module_names, on_error=on_error)
+        # An older stdlib's, in a frozen program, has no on_error.
+        set_forkserver_preload(
+            module_names, **({} if on_error == "ignore" else {"on_error": on_error})
+        )
 
     def get_context(self, method=None):
         if method is None:
@@ -156,12 +159,6 @@ class BaseContext(_std.BaseContext):
             return super().get_context(method)
         ctx._check_available()
         return ctx
-
-
-def _is_frozen():
-    """Whether this program has no interpreter that a command line could be given to.  Those who
-    freeze programs (PyInstaller) recognise the stdlib's command lines, so its code serves then."""
-    return getattr(sys, "frozen", False)
 
 
 class _NewerProcess:
@@ -210,8 +207,6 @@ class ForkProcess(_NewerProcess, _std.ForkProcess):
 class SpawnProcess(_NewerProcess, _std.SpawnProcess):
     @staticmethod
     def _Popen(process_obj):
-        if _is_frozen():
-            return stdlib("popen_spawn_posix").Popen(process_obj)
         from mproc_ext.popen_spawn_posix import Popen
 
         return Popen(process_obj)
@@ -220,8 +215,6 @@ class SpawnProcess(_NewerProcess, _std.SpawnProcess):
 class ForkServerProcess(_NewerProcess, _std.ForkServerProcess):
     @staticmethod
     def _Popen(process_obj):
-        if _is_frozen():
-            return stdlib("popen_forkserver").Popen(process_obj)
         from mproc_ext.popen_forkserver import Popen
 
         return Popen(process_obj)

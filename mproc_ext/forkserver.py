@@ -358,9 +358,11 @@ class _Server:
         self._wake_r, self._wake_w = os.pipe()
         for fd in (self._wake_r, self._wake_w):
             os.set_blocking(fd, False)
-        # Protect the server from ^C, and have it woken by the ends of its children. The children
-        # get back what was there: SIGCHLD may be ignored, and nobody would learn an exit code.
+        # Protect the server from ^C, and from clients that have gone, and have it woken by the ends
+        # of its children. The children get back what was there, or what the main module has set:
+        # SIGCHLD may be ignored, and nobody would learn an exit code.
         self._handlers = {
+            signal.SIGPIPE: signal.signal(signal.SIGPIPE, signal.SIG_IGN),
             signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda signum, frame: None),
             signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
         }

@@ -22,7 +22,8 @@ class Popen(Child):
     """The child of a started Process, as its parent sees it.
 
     Where another library has replaced the functions by which the stdlib waits and signals (gevent,
-    whose threads wait for its event loop), the stdlib's code runs, which calls them.
+    whose threads wait for its event loop), the stdlib's code runs, which calls them; so it does
+    where a subclass has its own way to learn the exit code, which need not be that of a child.
     """
 
     method = "fork"
@@ -39,13 +40,18 @@ class Popen(Child):
         return self._stdlib().poll(self, flag) if waits_otherwise() else super().poll(flag)
 
     def wait(self, timeout=None):
-        return self._stdlib().wait(self, timeout) if waits_otherwise() else super().wait(timeout)
+        if waits_otherwise() or self._polls_otherwise():
+            return self._stdlib().wait(self, timeout)
+        return super().wait(timeout)
 
     def _send_signal(self, sig):
-        if waits_otherwise() or util.is_replaced(os.kill):
+        if waits_otherwise() or self._polls_otherwise() or util.is_replaced(os.kill):
             self._stdlib()._send_signal(self, sig)
         else:
             super()._send_signal(sig)
+
+    def _polls_otherwise(self):
+        return type(self).poll is not Popen.poll
 
     @staticmethod
     def _stdlib():

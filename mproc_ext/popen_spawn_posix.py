@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 
 from mproc_ext import _core, _modules, context, popen_fork, spawn, util
 from mproc_ext.resource_tracker import _resource_tracker
@@ -91,7 +92,12 @@ def dump(popen, process_obj):
 def write_data(fd, data):
     """Send the data to the child.  A child that died before it read them has an exit code, which
     tells more than an exception here would."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])
     try:
         popen_fork.write_all(fd, data)
     except BrokenPipeError:
-        pass
+        # Where the program has not left SIGPIPE ignored, it is on its way to this thread.
+        if signal.SIGPIPE not in before:
+            signal.sigtimedwait([signal.SIGPIPE], 0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

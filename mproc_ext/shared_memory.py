@@ -60,3 +60,15 @@ else:
             """Requests that the underlying shared memory block be destroyed."""
             with _tracking(self._track):
                 super().unlink()
+
+    def _adopt(memory):
+        """Make a block that the stdlib's code has made one of ours."""
+        memory.__class__ = SharedMemory
+        return memory
+
+    class ShareableList(_std.ShareableList):
+        __doc__ = _std.ShareableList.__doc__
+
+        def __init__(self, sequence=None, *, name=None):
+            super().__init__(sequence, name=name)
+            _adopt(self.shm)

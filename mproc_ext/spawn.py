@@ -28,6 +28,7 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # The current folder, which -c puts first on sys.path, may hold another copy of this package.
 _PROGRAM = (
     "import sys; sys.path[:] = [*filter(None, sys.path), {root!r}]; "
+    "from mproc_ext._modules import need_core; need_core(); "
     "from mproc_ext.{module} import {function} as main; sys.exit(main({arguments}))"
 )
 

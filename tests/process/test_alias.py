@@ -541,7 +541,35 @@ if __name__ == '__main__':
     assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", "")
 
 
-# ---- another version in the child ------------------------------------------------------------
+# ---- another version in the child, or no core ------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["spawn", "forkserver"])
+def test_child_without_the_core_stops(programs, tmp_path, way):
+    (tmp_path / "program.py").write_text(
+        f"""
+import os
+import mproc_ext
+
+def child():
+    print('the child ran')
+
+if __name__ == '__main__':
+    os.environ['MPROC_EXT_DISABLE'] = '1'
+    process = mproc_ext.get_context({way!r}).Process(target=child)
+    try:
+        process.start()
+    except EOFError:
+        print('exit code 1')
+    else:
+        process.join()
+        print('exit code', process.exitcode)
+"""
+    )
+    result = programs.run_python(tmp_path / "program.py")
+    assert result.stdout == "exit code 1\n", result.stdout + result.stderr
+    assert result.stderr.startswith("mproc_ext: the process that started this one runs with")
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 
 def test_child_with_another_version_stops(programs, tmp_path):

@@ -370,6 +370,47 @@ def test_a_handler_that_raises_during_a_start_leaves_no_child(outcome):
     assert said == "stopped\nno child\n"
 
 
+def test_a_program_that_dies_of_sigpipe_keeps_its_fork_server(outcome):
+    """What the main module sets holds in the server too; a client that has gone must not end it."""
+    said = outcome(
+        """
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+        def leave_a_child():
+            context.Process(target=sleep, args=(0.3,)).start()
+            os._exit(0)
+
+        def has_the_programs_action():
+            time.sleep(0.6)
+            sys.exit(signal.getsignal(signal.SIGPIPE) is signal.SIG_DFL)
+
+        main:
+        other = context.Process(target=has_the_programs_action)
+        other.start()
+        assert exitcode_of(context.Process(target=leave_a_child)) == 0
+        other.join()
+        print(other.exitcode)
+        """,
+        "forkserver",
+    )
+    assert said == "1\n"
+
+
+def test_a_child_that_reads_nothing_where_sigpipe_kills(outcome):
+    said = outcome(
+        """
+        main:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        context.set_executable("/bin/false")
+        print(exitcode_of(context.Process(target=len, args=(b"x" * (1 << 20),))))
+        print(signal.SIGPIPE in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        print(signal.SIGPIPE in signal.sigpending())
+        """,
+        "spawn",
+    )
+    assert said == "1\nFalse\nFalse\n"
+
+
 # ---- warnings --------------------------------------------------------------------------------
 
 
@@ -713,6 +754,55 @@ def test_the_finalizer_of_a_global_finds_the_other_globals(outcome, where):
     assert said == "finalized\n"
 
 
+# ---- frozen programs -------------------------------------------------------------------------
+
+
+FROZEN = """
+import sys
+sys.frozen, sys.executable = True, EXECUTABLE
+import mproc_ext
+if ALIAS:
+    mproc_ext.install()
+import multiprocessing.spawn
+multiprocessing.set_executable(EXECUTABLE)
+
+def answer(connection):
+    connection.send(sys.argv[1])
+
+if __name__ == "__main__":
+    mproc_ext.freeze_support()
+    context = (multiprocessing if ALIAS else mproc_ext).get_context(sys.argv[1])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=answer, args=(theirs,))
+    process.start()
+    theirs.close()
+    said = ours.recv()
+    process.join()
+    print(said, process.exitcode, type(process._popen).__module__.partition(".")[0])
+"""
+
+
+@pytest.mark.parametrize("alias", [False, True])
+@pytest.mark.parametrize("way", ["spawn", "forkserver"])
+def test_a_frozen_program(programs, way, alias, tmp_path):
+    """Its executable takes the stdlib's command lines, and no others."""
+    executable, program = tmp_path / "frozen", tmp_path / "program.py"
+    executable.write_text(
+        f"""#!/bin/sh
+case "$*" in
+*"-c from multiprocessing."*) exec {sys.executable} "$@" ;;
+*"-c "*) exit 99 ;;
+*) exec {sys.executable} {program} "$@" ;;
+esac
+"""
+    )
+    executable.chmod(0o755)
+    text = FROZEN.replace("EXECUTABLE", repr(str(executable))).replace("ALIAS", str(alias))
+    program.write_text(text)
+    done = programs.run_python(program, way)
+    assert (done.stdout, done.stderr) == (f"{way} 0 multiprocessing\n", "")
+
+
 # ---- shared memory that a child made ---------------------------------------------------------
 
 
@@ -778,6 +868,29 @@ def test_shared_memory_of_the_parent_outlives_a_child_that_attached(outcome, met
         method,
     )
     assert said == "8\n8\n"
+
+
+@pytest.mark.parametrize("run", [(), ("-m", "mproc_ext")])
+def test_the_blocks_of_lists_and_managers_are_of_the_one_class(outcome, run):
+    said = outcome(
+        """
+        import pickle
+        from mproc_ext.managers import SharedMemoryManager
+        from mproc_ext.shared_memory import ShareableList, SharedMemory
+
+        main:
+        shared = ShareableList([1, 2])
+        with SharedMemoryManager() as manager:
+            for block in (shared.shm, manager.SharedMemory(8), manager.ShareableList([3]).shm):
+                copy = pickle.loads(pickle.dumps(block))
+                print(isinstance(block, SharedMemory), isinstance(copy, SharedMemory))
+                copy.close()
+        shared.shm.close()
+        shared.shm.unlink()
+        """,
+        options=[*QUIET, *run],
+    )
+    assert said == "True True\n" * 3
 
 
 def test_untracked_shared_memory_leaves_the_tracker_alone(outcome):
