@@ -95,7 +95,7 @@ SAME = """
     pool.MaybeEncodingError pool.RemoteTraceback pool.ExceptionWithTraceback
     context._tls context.set_spawning_popen context.get_spawning_popen context.assert_spawning
     resource_sharer.DupFd resource_tracker._resource_tracker heap.Arena
-    shared_memory.ShareableList managers.RemoteError managers.Token dummy.Process
+    managers.RemoteError managers.Token dummy.Process
     dummy.connection.Connection
     connection.Connection connection.wait
 """
@@ -111,7 +111,8 @@ SUBCLASS = """
     sharedctypes.SynchronizedBase sharedctypes.Synchronized sharedctypes.SynchronizedArray
     sharedctypes.SynchronizedString
     managers.BaseManager managers.SyncManager managers.SharedMemoryManager managers.BaseProxy
-    managers.Namespace shared_memory.SharedMemory resource_tracker.ResourceTracker
+    managers.Namespace shared_memory.SharedMemory shared_memory.ShareableList
+    resource_tracker.ResourceTracker
 """
 
 ONE_WORLD = """
