@@ -187,4 +187,21 @@ typedef struct {
  * again in every thread, and after fork in the child. Not async-signal-safe. */
 mpx_robust_head_t *mpx_os_robust_head(void);
 
+/* ---- The calling thread ---------------------------------------------------------------------- */
+
+/* A thread as shared words name it. */
+typedef struct {
+    uint32_t id;               /* the kernel's number */
+    uint32_t start;            /* when it started; 0 where that is not known */
+    mpx_robust_head_t *robust; /* NULL without MPX_HAS_ROBUST_LIST */
+} mpx_thread_t;
+
+/* The calling thread. Costs a few system calls once in every thread, and again after fork in the
+ * child (of libc's fork: a raw clone keeps what it copied). Not async-signal-safe. */
+const mpx_thread_t *mpx_os_self(void);
+
+/* 1 while the thread runs, 0 once it is dead: gone, a zombie, or its number is another thread's.
+ * Only ever says 0 when sure. Async-signal-safe. */
+MPX_NODISCARD int mpx_os_thread_alive(uint32_t id, uint32_t start);
+
 #endif

@@ -7,7 +7,6 @@
  * opendir. Three ways, each where the one before is missing: close_range, /proc/self/fd, trying
  * them all.
  */
-#define _GNU_SOURCE
 #include "mpx_os_linux_pvt.h"
 
 #include <errno.h>

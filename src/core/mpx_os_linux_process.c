@@ -141,18 +141,29 @@ static int read_stat(const char *path, mpx_proc_stat_t *stat)
     return length < 0 ? (int)length : mpx_proc_stat_parse(text, (size_t)length, stat);
 }
 
-static int read_stat_of(pid_t pid, mpx_proc_stat_t *stat)
+static int read_stat_in(const char *folder, pid_t id, mpx_proc_stat_t *stat)
 {
-    char path[sizeof("/proc//stat") + MPX_DECIMAL_SIZE] = "/proc/";
-    size_t length = 6 + mpx_os_decimal(path + 6, (uint64_t)pid);
+    char path[sizeof("/proc/self/task//stat") + MPX_DECIMAL_SIZE];
+    size_t length = strlen(folder);
+    memcpy(path, folder, length);
+    length += mpx_os_decimal(path + length, (uint64_t)id);
     memcpy(path + length, "/stat", sizeof("/stat"));
     return read_stat(path, stat);
 }
 
+int mpx_proc_stat_of(pid_t id, mpx_proc_stat_t *stat)
+{
+    return read_stat_in("/proc/", id, stat);
+}
+
+int mpx_proc_stat_of_own_thread(pid_t id, mpx_proc_stat_t *stat)
+{
+    return read_stat_in("/proc/self/task/", id, stat);
+}
+
 /* ---- Processes ------------------------------------------------------------------------------- */
 
-/* False only where there is certainly none; a zombie counts as one. */
-static bool pid_in_use(pid_t pid)
+bool mpx_os_pid_in_use(pid_t pid)
 {
     return kill(pid, 0) == 0 || errno != ESRCH;
 }
@@ -163,8 +174,8 @@ int mpx_os_process_start(pid_t pid, uint64_t *start)
     if (pid <= 0) {
         return -EINVAL;
     }
-    int status = read_stat_of(pid, &stat);
-    if (status == -ENOENT && !pid_in_use(pid)) {
+    int status = mpx_proc_stat_of(pid, &stat);
+    if (status == -ENOENT && !mpx_os_pid_in_use(pid)) {
         return -ESRCH; /* not for want of /proc */
     }
     if (status == 0) {
@@ -196,8 +207,8 @@ static bool has_ended(const mpx_proc_stat_t *stat)
 static int alive_by_proc(mpx_process_id_t id)
 {
     mpx_proc_stat_t stat;
-    if (read_stat_of(id.pid, &stat) < 0) {
-        return pid_in_use(id.pid);
+    if (mpx_proc_stat_of(id.pid, &stat) < 0) {
+        return mpx_os_pid_in_use(id.pid);
     }
     return !is_another(id, &stat) && !has_ended(&stat);
 }
@@ -213,7 +224,7 @@ static int alive_by_pidfd(int pidfd, mpx_process_id_t id)
     if (id.start == 0) {
         return 1;
     }
-    int status = read_stat_of(id.pid, &stat);
+    int status = mpx_proc_stat_of(id.pid, &stat);
     if (status < 0) {
         return !is_readable(pidfd);
     }

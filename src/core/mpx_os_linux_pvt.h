@@ -54,6 +54,15 @@ typedef struct {
 /* -EPROTO where the text is no such line. Async-signal-safe. */
 MPX_NODISCARD int mpx_proc_stat_parse(const char *text, size_t length, mpx_proc_stat_t *stat);
 
+/* Reads /proc/<id>/stat of a process or of any thread: 0, or why not. Async-signal-safe. */
+MPX_NODISCARD int mpx_proc_stat_of(pid_t id, mpx_proc_stat_t *stat);
+
+/* The same of a thread of this process, as others see it: emulators make up a /proc/self/stat. */
+MPX_NODISCARD int mpx_proc_stat_of_own_thread(pid_t id, mpx_proc_stat_t *stat);
+
+/* False only where certainly nobody has the number; a zombie counts. Async-signal-safe. */
+bool mpx_os_pid_in_use(pid_t pid);
+
 /* Writes `number` in decimal and a terminating zero; returns the length without the zero. `text`
  * has room for MPX_DECIMAL_SIZE bytes. (snprintf is not async-signal-safe.) */
 #define MPX_DECIMAL_SIZE 21

@@ -19,7 +19,6 @@
  * signals again, the last one after the change of parent, so the question is always asked once more
  * after its answer has become yes.
  */
-#define _GNU_SOURCE
 #include "mpx_process.h"
 
 #include "mpx_fault.h"
