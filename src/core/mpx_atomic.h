@@ -126,8 +126,8 @@ MPX_ATOMIC_INTEGER(mpx_atomic_u64, uint64_t, mpx_u64)
 #undef MPX_ATOMIC_WORD
 #undef MPX_ATOMIC_INTEGER
 
-/* Keeps the compiler from moving accesses across it. For what the kernel reads of a thread when that
- * dies: it sees the thread's own stores in order, whatever other processors see. */
+/* Keeps the compiler from moving accesses across it. For what the kernel reads of a thread when
+ * that dies: it sees the thread's own stores in order, whatever other processors see. */
 static inline void mpx_compiler_barrier(void)
 {
     atomic_signal_fence(memory_order_seq_cst);

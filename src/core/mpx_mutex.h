@@ -15,14 +15,12 @@
 #ifndef MPX_MUTEX_H
 #define MPX_MUTEX_H
 
-#include "mpx_os.h"
+#include "mpx_owned.h"
 
 /* In shared memory; all zero is a free lock. */
 typedef struct {
-    mpx_atomic_u64 word;
+    mpx_owned_t owned; /* by a thread */
 } mpx_mutex_t;
-
-#define MPX_OWNER_DIED 1
 
 /* Takes the lock.
  *   0               it was free, or its owner released it

@@ -122,11 +122,11 @@ size_t mpx_os_page_size(void);
 
 /* ---- Processes ------------------------------------------------------------------------------- */
 
-/* A pid is reused, a pid with its start time is not. `start` is the kernel's clock tick since boot
- * plus one, so that 0 can stand for "not known" (the first process starts in tick 0). */
+/* A number is reused, a number with its start time is not. `start` is the kernel's clock tick since
+ * boot, as far as 32 bits hold it, and never 0: that stands for "not known". */
 typedef struct {
     pid_t pid;
-    uint64_t start;
+    uint32_t start;
 } mpx_process_id_t;
 
 /* A descriptor of the process, close-on-exec, readable once all its threads have ended.
@@ -135,12 +135,16 @@ MPX_NODISCARD int mpx_os_pidfd_open(pid_t pid);
 
 /* When the process started. -ESRCH: no such process; -ENOENT: there is no /proc to ask.
  * Async-signal-safe. */
-MPX_NODISCARD int mpx_os_process_start(pid_t pid, uint64_t *start);
+MPX_NODISCARD int mpx_os_process_start(pid_t pid, uint32_t *start);
 
 /* 1 while the process runs, 0 once it is dead: gone, or all its threads have ended and it waits
  * to be reaped, or its number belongs to another process. id.start may be 0 (not known); then
  * the number alone counts. Only ever says 0 when sure. Async-signal-safe. */
 MPX_NODISCARD int mpx_os_process_alive(mpx_process_id_t id);
+
+/* The calling process. Costs a few system calls once, and again after fork in the child (see
+ * mpx_os_self). Not async-signal-safe. */
+mpx_process_id_t mpx_os_own_process(void);
 
 /* The number of threads of this process; -ENOENT where /proc does not say. Async-signal-safe. */
 MPX_NODISCARD int mpx_os_thread_count(void);

@@ -168,7 +168,13 @@ bool mpx_os_pid_in_use(pid_t pid)
     return kill(pid, 0) == 0 || errno != ESRCH;
 }
 
-int mpx_os_process_start(pid_t pid, uint64_t *start)
+uint32_t mpx_proc_start(const mpx_proc_stat_t *stat)
+{
+    uint32_t start = (uint32_t)(stat->start_ticks + 1);
+    return start != 0 ? start : 1;
+}
+
+int mpx_os_process_start(pid_t pid, uint32_t *start)
 {
     mpx_proc_stat_t stat;
     if (pid <= 0) {
@@ -179,7 +185,7 @@ int mpx_os_process_start(pid_t pid, uint64_t *start)
         return -ESRCH; /* not for want of /proc */
     }
     if (status == 0) {
-        *start = stat.start_ticks + 1;
+        *start = mpx_proc_start(&stat);
     }
     return status;
 }
@@ -193,7 +199,7 @@ static bool is_readable(int fd)
 /* Whether the process that has the number now is not the one that started at `start`. */
 static bool is_another(mpx_process_id_t id, const mpx_proc_stat_t *stat)
 {
-    return id.start != 0 && id.start != stat->start_ticks + 1;
+    return id.start != 0 && id.start != mpx_proc_start(stat);
 }
 
 /* A main thread that ended before the others is a zombie too; the process is dead with the last. */

@@ -60,6 +60,9 @@ MPX_NODISCARD int mpx_proc_stat_of(pid_t id, mpx_proc_stat_t *stat);
 /* The same of a thread of this process, as others see it: emulators make up a /proc/self/stat. */
 MPX_NODISCARD int mpx_proc_stat_of_own_thread(pid_t id, mpx_proc_stat_t *stat);
 
+/* The start time as the core holds it: 32 bits, never 0. */
+uint32_t mpx_proc_start(const mpx_proc_stat_t *stat);
+
 /* False only where certainly nobody has the number; a zombie counts. Async-signal-safe. */
 bool mpx_os_pid_in_use(pid_t pid);
 

@@ -3,37 +3,35 @@
  *
  * Layer: L1
  *
- * What a thread knows of itself is kept in a variable of its own. A forked child has one thread, a
- * copy of the one that forked, with another number: a handler that libc runs in the child makes it
- * ask again.
+ * What a thread knows of itself is kept in a variable of its own, what the process knows in a word
+ * that is whole at every moment. A forked child has one thread, a copy of the one that forked, with
+ * another number: a handler that libc runs in the child makes it ask again.
  */
 #include "mpx_os_linux_pvt.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 static _Thread_local mpx_thread_t self; /* id 0: not asked yet */
+static mpx_atomic_u64 own_process;      /* pid and start, 0: not asked yet */
 static pthread_once_t registered = PTHREAD_ONCE_INIT;
 static bool forks_are_seen; /* written once, before any thread relies on it */
 
-static void forget_self(void)
+static void forget(void)
 {
     self.id = 0;
+    mpx_u64_store_relaxed(&own_process, 0);
 }
 
 static void register_handler(void)
 {
-    forks_are_seen = !MPX_FAULT(pthread_atfork) && pthread_atfork(NULL, NULL, forget_self) == 0;
+    forks_are_seen = !MPX_FAULT(pthread_atfork) && pthread_atfork(NULL, NULL, forget) == 0;
 }
 
-/* As words of 32 bits hold it; what is not known stays 0. */
-static uint32_t start_of(pid_t id)
+static uint32_t start_of_own_thread(pid_t id)
 {
     mpx_proc_stat_t stat;
-    if (mpx_proc_stat_of_own_thread(id, &stat) < 0) {
-        return 0;
-    }
-    uint32_t start = (uint32_t)(stat.start_ticks + 1);
-    return start != 0 ? start : 1;
+    return mpx_proc_stat_of_own_thread(id, &stat) < 0 ? 0 : mpx_proc_start(&stat);
 }
 
 const mpx_thread_t *mpx_os_self(void)
@@ -48,10 +46,25 @@ const mpx_thread_t *mpx_os_self(void)
             self.robust->pending = NULL; /* a copy of what the thread that forked had announced */
         }
         self.robust = mpx_os_robust_head();
-        self.start = start_of(id);
+        self.start = start_of_own_thread(id);
         self.id = (uint32_t)id;
     }
     return &self;
+}
+
+/* The process started with its main thread. */
+mpx_process_id_t mpx_os_own_process(void)
+{
+    uint64_t known = mpx_u64_load_relaxed(&own_process);
+    if (MPX_UNLIKELY(known == 0 || !forks_are_seen)) {
+        pthread_once(&registered, register_handler);
+        pid_t pid = getpid();
+        if ((pid_t)known != pid) {
+            known = (uint64_t)start_of_own_thread(pid) << 32 | (uint32_t)pid;
+            mpx_u64_store_relaxed(&own_process, known);
+        }
+    }
+    return (mpx_process_id_t){.pid = (pid_t)(uint32_t)known, .start = (uint32_t)(known >> 32)};
 }
 
 int mpx_os_thread_alive(uint32_t id, uint32_t start)
@@ -64,6 +77,5 @@ int mpx_os_thread_alive(uint32_t id, uint32_t start)
     if (stat.state == 'Z' || stat.state == 'X' || stat.state == 'x') {
         return 0;
     }
-    uint32_t found = (uint32_t)(stat.start_ticks + 1);
-    return start == 0 || start == (found != 0 ? found : 1);
+    return start == 0 || start == mpx_proc_start(&stat);
 }

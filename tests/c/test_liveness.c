@@ -125,7 +125,7 @@ TEST(the_start_time_does_not_change_and_survives_a_strange_name)
 
 TEST(the_start_time_of_nobody)
 {
-    uint64_t start;
+    uint32_t start;
     pid_t pid = start_process(wait_forever, NULL);
     kill_and_reap(pid);
     CHECK_EQ(mpx_os_process_start(pid, &start), -ESRCH);
@@ -135,7 +135,7 @@ TEST(the_start_time_of_nobody)
 
 TEST(start_time_without_proc)
 {
-    uint64_t start;
+    uint32_t start;
     inject("open_proc", ENOENT, 0, 1);
     CHECK_EQ(mpx_os_process_start(getpid(), &start), -ENOENT);
     inject_nothing();

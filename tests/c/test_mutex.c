@@ -98,25 +98,25 @@ TEST(without_proc_only_a_free_number_is_a_dead_thread)
 
 TEST(lock_and_unlock)
 {
-    mpx_mutex_t mutex = {{0}};
+    mpx_mutex_t mutex = {{{0}}};
     for (int i = 0; i < 3; i++) {
         CHECK_EQ(mpx_mutex_lock(&mutex, MPX_NEVER), 0);
-        CHECK_EQ((uint32_t)mpx_u64_load_relaxed(&mutex.word), mpx_os_thread_id());
+        CHECK_EQ((uint32_t)mpx_u64_load_relaxed(&mutex.owned.word), mpx_os_thread_id());
         mpx_mutex_unlock(&mutex);
-        CHECK_EQ(mpx_u64_load_relaxed(&mutex.word), 0);
+        CHECK_EQ(mpx_u64_load_relaxed(&mutex.owned.word), 0);
         CHECK(is_withdrawn());
     }
 }
 
 TEST(a_second_lock_at_once_is_refused)
 {
-    mpx_mutex_t first = {{0}}, second = {{0}};
+    mpx_mutex_t first = {{{0}}}, second = {{{0}}};
     if (!mpx_os_has(MPX_HAS_ROBUST_LIST)) {
         return; /* nobody notices then */
     }
     REQUIRE(mpx_mutex_lock(&first, MPX_NEVER) == 0);
     CHECK_EQ(mpx_mutex_lock(&second, MPX_NEVER), -EDEADLK);
-    CHECK_EQ(mpx_u64_load_relaxed(&second.word), 0);
+    CHECK_EQ(mpx_u64_load_relaxed(&second.owned.word), 0);
     mpx_mutex_unlock(&first);
     CHECK_EQ(mpx_mutex_lock(&second, MPX_NEVER), 0);
     mpx_mutex_unlock(&second);
@@ -163,7 +163,7 @@ TEST(threads_exclude_each_other)
         pthread_join(threads[i], NULL);
     }
     CHECK_EQ(shared.count, CONTENDERS * ROUNDS);
-    CHECK_EQ(mpx_u64_load_relaxed(&shared.mutex.word) & MPX_FUTEX_TID_MASK, 0);
+    CHECK_EQ(mpx_u64_load_relaxed(&shared.mutex.owned.word) & MPX_FUTEX_TID_MASK, 0);
 }
 
 TEST(processes_exclude_each_other)
@@ -280,7 +280,7 @@ static void check_killed_at(const char *step, int expected)
 TEST(killed_at_each_step)
 {
     check_killed_at("mutex_announced", 0);
-    check_killed_at("mutex_taken", MPX_OWNER_DIED);
+    check_killed_at("owned_taken", MPX_OWNER_DIED);
     check_killed_at("mutex_releasing", MPX_OWNER_DIED);
     check_killed_at("mutex_released", 0);
     check_killed_at("mutex_woken", 0);
@@ -288,7 +288,7 @@ TEST(killed_at_each_step)
 
 static bool has_waiters(struct shared *shared)
 {
-    return (mpx_u64_load_relaxed(&shared->mutex.word) & MPX_FUTEX_WAITERS) != 0;
+    return (mpx_u64_load_relaxed(&shared->mutex.owned.word) & MPX_FUTEX_WAITERS) != 0;
 }
 
 /* The lock is held here, a victim waits for it and dies, and another one waits: it gets it. */
@@ -313,8 +313,8 @@ static void check_waiter_killed_at(const char *step)
 
 TEST(a_waiter_killed_at_each_step_strands_nobody)
 {
-    check_waiter_killed_at("mutex_waiting");
-    check_waiter_killed_at("mutex_awake");
+    check_waiter_killed_at("owned_waiting");
+    check_waiter_killed_at("owned_awake");
 }
 
 /* A word as it was left by a thread whose number is ours now: the second net has to find it. */
@@ -325,7 +325,7 @@ TEST(an_owner_whose_number_was_given_again)
     if (self->start == 0) {
         return;
     }
-    mpx_u64_store_relaxed(&mutex.word, (uint64_t)(self->start + 1) << 32 | self->id);
+    mpx_u64_store_relaxed(&mutex.owned.word, (uint64_t)(self->start + 1) << 32 | self->id);
     CHECK_EQ(mpx_mutex_lock(&mutex, much_later()), MPX_OWNER_DIED);
     mpx_mutex_unlock(&mutex);
 }
