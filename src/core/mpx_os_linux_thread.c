@@ -15,7 +15,7 @@
 static _Thread_local mpx_thread_t self; /* id 0: not asked yet */
 static mpx_atomic_u64 own_process;      /* pid and start, 0: not asked yet */
 static pthread_once_t registered = PTHREAD_ONCE_INIT;
-static bool forks_are_seen; /* written once, before any thread relies on it */
+static mpx_atomic_u32 forks_are_seen; /* set once; who sees it late asks more often */
 
 static void forget(void)
 {
@@ -25,7 +25,9 @@ static void forget(void)
 
 static void register_handler(void)
 {
-    forks_are_seen = !MPX_FAULT(pthread_atfork) && pthread_atfork(NULL, NULL, forget) == 0;
+    if (!MPX_FAULT(pthread_atfork) && pthread_atfork(NULL, NULL, forget) == 0) {
+        mpx_u32_store_relaxed(&forks_are_seen, 1);
+    }
 }
 
 static uint32_t start_of_own_thread(pid_t id)
@@ -36,7 +38,7 @@ static uint32_t start_of_own_thread(pid_t id)
 
 const mpx_thread_t *mpx_os_self(void)
 {
-    if (MPX_LIKELY(self.id != 0 && forks_are_seen)) {
+    if (MPX_LIKELY(self.id != 0 && mpx_u32_load_relaxed(&forks_are_seen))) {
         return &self;
     }
     pthread_once(&registered, register_handler);
@@ -56,7 +58,7 @@ const mpx_thread_t *mpx_os_self(void)
 mpx_process_id_t mpx_os_own_process(void)
 {
     uint64_t known = mpx_u64_load_relaxed(&own_process);
-    if (MPX_UNLIKELY(known == 0 || !forks_are_seen)) {
+    if (MPX_UNLIKELY(known == 0 || !mpx_u32_load_relaxed(&forks_are_seen))) {
         pthread_once(&registered, register_handler);
         pid_t pid = getpid();
         if ((pid_t)known != pid) {

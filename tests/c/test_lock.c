@@ -32,10 +32,17 @@ static bool was_killed(int status)
 
 /* ---- One process ----------------------------------------------------------------------------- */
 
+/* An emulator makes up the /proc of a process's own number, where a process that looks at its own
+ * lock would find another one. */
+static bool looks_at_itself(void)
+{
+    return !emulated();
+}
+
 TEST(try_acquire_release)
 {
     mpx_lock_t lock = {{{0}}};
-    int64_t next_look = 0;
+    int64_t next_look = looks_at_itself() ? 0 : MPX_NEVER;
     CHECK(!mpx_lock_is_held(&lock) && !mpx_lock_is_own(&lock));
     CHECK_EQ(mpx_lock_release(&lock), -EPERM);
     CHECK_EQ(mpx_lock_try(&lock, &next_look), 0);
@@ -44,7 +51,9 @@ TEST(try_acquire_release)
     CHECK(next_look > 0);
     CHECK_EQ(mpx_lock_try(&lock, &next_look), -EAGAIN); /* does not */
     CHECK_EQ(mpx_lock_acquire(&lock, mpx_os_now()), -ETIMEDOUT);
-    CHECK_EQ(mpx_lock_acquire(&lock, mpx_os_deadline(1000)), -ETIMEDOUT);
+    if (looks_at_itself()) {
+        CHECK_EQ(mpx_lock_acquire(&lock, mpx_os_deadline(1000)), -ETIMEDOUT);
+    }
     CHECK_EQ(mpx_lock_release(&lock), 0);
     CHECK_EQ(mpx_lock_acquire(&lock, MPX_NEVER), 0);
     CHECK_EQ(mpx_lock_release(&lock), 0);
@@ -66,8 +75,10 @@ TEST(a_thread_that_ends_keeps_it_held_and_another_releases_it)
     REQUIRE(pthread_create(&thread, NULL, take, &lock) == 0);
     pthread_join(thread, NULL);
     CHECK(mpx_lock_is_own(&lock));
-    CHECK_EQ(mpx_lock_try(&lock, &next_look), -EAGAIN);
-    CHECK_EQ(mpx_lock_acquire(&lock, mpx_os_deadline(3 * MPX_OWNED_RECHECK)), -ETIMEDOUT);
+    if (looks_at_itself()) {
+        CHECK_EQ(mpx_lock_try(&lock, &next_look), -EAGAIN);
+        CHECK_EQ(mpx_lock_acquire(&lock, mpx_os_deadline(3 * MPX_OWNED_RECHECK)), -ETIMEDOUT);
+    }
     CHECK_EQ(mpx_lock_release(&lock), 0);
 }
 
@@ -220,7 +231,7 @@ TEST(an_owner_whose_number_was_given_again)
 {
     struct shared *shared = shared_memory(sizeof(*shared));
     mpx_process_id_t own = mpx_os_own_process();
-    if (own.start != 0 && !emulated()) { /* an emulator makes up the /proc of its own number */
+    if (own.start != 0 && looks_at_itself()) {
         mpx_u64_store_relaxed(&shared->lock.owned.word,
                               mpx_owned_by((uint32_t)own.pid, own.start + 1));
         CHECK_EQ(mpx_lock_acquire(&shared->lock, much_later()), MPX_OWNER_DIED);
