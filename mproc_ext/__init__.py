@@ -33,7 +33,11 @@ def _load_core():
         try:
             from mproc_ext import _core
         except ImportError as error:
-            reason, level = str(error), 30
+            from importlib.util import find_spec
+
+            built = find_spec(f"{__name__}._core") is not None
+            reason = str(error) if built else f"it is not built in {__path__[0]}"
+            level = 30
         else:
             if _core.__version__ == __version__:
                 return True

@@ -1,6 +1,8 @@
 """Without its core the package is there all the same, and hands out the stdlib."""
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 
@@ -92,3 +94,12 @@ def test_the_switch_is_off(tmp_path, value):
     code = "import mproc_ext; print(mproc_ext.ACCELERATED)"
     done = python("-c", code, cwd=tmp_path, MPROC_EXT_DISABLE=value)
     assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_a_package_that_is_not_built_says_so(tmp_path):
+    source = os.path.dirname(importlib.util.find_spec("mproc_ext").origin)
+    shutil.copytree(source, tmp_path / "mproc_ext", ignore=shutil.ignore_patterns("*.so"))
+    code = "import mproc_ext; print(mproc_ext.ACCELERATED)"
+    result = python("-c", code, cwd=tmp_path, MPROC_EXT_DISABLE="0", PYTHONPATH=str(tmp_path))
+    assert result.stdout == "False\n", result.stderr
+    assert f"it is not built in {tmp_path / 'mproc_ext'}" in result.stderr
