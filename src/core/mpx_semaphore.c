@@ -111,7 +111,8 @@ int mpx_semaphore_release(mpx_semaphore_t *semaphore, uint32_t limit)
         if (value_of(seen) >= limit) {
             return -EOVERFLOW;
         }
-    } while (!mpx_u32_cas_acq_rel(&semaphore->word, &seen, (seen & ~WAITERS) + PERMIT)); /* Q0 */
+    } while (!mpx_u32_cas_acq_rel(&semaphore->word, &seen,
+                                  (seen & ~WAITERS) + PERMIT)); /* Q0: with Q1 */
     MPX_STEP(semaphore_released);
     if (seen & WAITERS) {
         wake_one(semaphore);

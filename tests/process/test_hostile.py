@@ -790,7 +790,7 @@ def test_a_frozen_program(programs, way, alias, tmp_path):
     executable.write_text(
         f"""#!/bin/sh
 case "$*" in
-*"-c from multiprocessing."*) exec {sys.executable} "$@" ;;
+*"-c "*"from multiprocessing."*) exec {sys.executable} "$@" ;;
 *"-c "*) exit 99 ;;
 *) exec {sys.executable} {program} "$@" ;;
 esac
