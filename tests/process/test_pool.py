@@ -125,7 +125,8 @@ if __name__ == "__main__":
     pool = Pool(2, context=mproc_ext.get_context("fork"))
     pool._outqueue.put = put_in_parent
     pool.map_async(int, range(2), chunksize=1)
-    os.read(ready[0], 1)
+    for _ in range(2):
+        os.read(ready[0], 1)
     pool.terminate()
     pool.join()
     print([worker.exitcode for worker in pool._pool])
