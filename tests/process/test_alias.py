@@ -559,7 +559,7 @@ if __name__ == '__main__':
     process = mproc_ext.get_context({way!r}).Process(target=child)
     try:
         process.start()
-    except EOFError:
+    except (EOFError, ConnectionError):  # it ends before the request, or with it
         print('exit code 1')
     else:
         process.join()
