@@ -10,7 +10,7 @@
  *   L0  mpx_base.h, mpx_atomic.h, mpx_fault.h   the language: types, atomics, test hooks
  *   L1  mpx_os.h, mpx_os_linux.c                the operating system
  *   L2  mpx_segment.{h,c}, mpx_process.{h,c}    shared memory, processes
- *   L2  mpx_owned.{h,c}, mpx_mutex.{h,c}, mpx_lock.{h,c}, mpx_semaphore.{h,c}   locks
+ *   L2  mpx_wait.{h,c}, mpx_owned.{h,c}, mpx_mutex.{h,c}, mpx_lock.{h,c}, mpx_semaphore.{h,c} locks
  */
 #ifndef MPX_BASE_H
 #define MPX_BASE_H

@@ -13,7 +13,7 @@
  * Killed at any point, a process leaves one of these behind:
  *
  *   the lock taken          recovered by the next who wants it
- *   the lock released,      whoever sleeps looks within MPX_OWNED_RECHECK
+ *   the lock released,      whoever sleeps looks within MPX_WAIT_RECHECK
  *   nobody woken
  *   WAITERS, and nobody     one wake for nothing
  *   sleeps

@@ -5,11 +5,10 @@
 #include "mpx_owned.h"
 
 #include "mpx_fault.h"
+#include "mpx_wait.h"
 
 #include <errno.h>
 #include <sched.h>
-
-#define YIELDS 40
 
 void mpx_owned_wake(mpx_owned_t *owned)
 {
@@ -28,20 +27,14 @@ static void pass_on(mpx_owned_t *owned)
     mpx_owned_wake(owned);
 }
 
-/* Sleeps while the word is `seen`, for MPX_OWNED_RECHECK at most. 1: the owner is dead; 0: look
- * again. */
+/* Sleeps while the word is `seen`. 1: the owner is dead; 0: look again. */
 static int sleep_on(mpx_owned_t *owned, uint64_t seen, int64_t deadline, mpx_owner_alive_t *alive)
 {
-    int64_t now = mpx_os_now();
-    if (now >= deadline) {
-        return -ETIMEDOUT;
-    }
-    int64_t until = deadline - now > MPX_OWNED_RECHECK ? now + MPX_OWNED_RECHECK : deadline;
-    int status = mpx_os_futex_wait(mpx_owned_futex(owned), (uint32_t)seen, until);
-    if (status == -ETIMEDOUT) {
+    int status = mpx_wait_a_while(mpx_owned_futex(owned), (uint32_t)seen, deadline);
+    if (status == MPX_WAIT_LOOK) {
         return !alive((uint32_t)seen & MPX_FUTEX_TID_MASK, (uint32_t)(seen >> 32));
     }
-    return status == -EINTR ? -EINTR : 0;
+    return status;
 }
 
 int mpx_owned_take(mpx_owned_t *owned, uint64_t seen, uint64_t own)
@@ -87,7 +80,7 @@ int mpx_owned_wait(mpx_owned_t *owned, uint64_t own, int64_t deadline, mpx_owner
     bool slept = false;
     int status = -EAGAIN;
     for (unsigned tries = 0; status == -EAGAIN; tries++) {
-        status = try_once(owned, own, deadline, alive, tries >= YIELDS, &slept);
+        status = try_once(owned, own, deadline, alive, tries >= MPX_WAIT_YIELDS, &slept);
     }
     if (status < 0 && slept) {
         pass_on(owned);

@@ -11,7 +11,7 @@
  * is set by who goes to sleep and cleared by the release; who was asleep sets it again when it
  * takes the word, since others may sleep on. Who gives up after a sleep passes on the wake that it
  * may have taken. Nobody counts sleepers: a dead one would be counted for ever. Who sleeps looks
- * every MPX_OWNED_RECHECK whether the word is free and whether its owner lives, so a wake that was
+ * every MPX_WAIT_RECHECK whether the word is free and whether its owner lives, so a wake that was
  * lost with a dying process costs that long.
  *
  * Order. The release (O0) makes what the owner has written visible to who takes the word next (O1).
@@ -30,8 +30,6 @@ typedef struct {
 
 /* Taken, and the owner before this one died. */
 #define MPX_OWNER_DIED 1
-
-#define MPX_OWNED_RECHECK (50 * MPX_NANOS_PER_MILLI)
 
 /* Whether the owner of this number and start lives; says 0 only when sure. */
 typedef int mpx_owner_alive_t(uint32_t number, uint32_t start);

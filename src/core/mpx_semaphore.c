@@ -5,11 +5,10 @@
 #include "mpx_semaphore.h"
 
 #include "mpx_fault.h"
+#include "mpx_wait.h"
 
 #include <errno.h>
 #include <sched.h>
-
-#define YIELDS 40
 
 #define WAITERS UINT32_C(1)
 #define PERMIT  UINT32_C(2)
@@ -56,7 +55,7 @@ int mpx_semaphore_try(mpx_semaphore_t *semaphore)
     return take(semaphore, 0);
 }
 
-/* Sleeps while there is no permit, for MPX_SEMAPHORE_RECHECK at most: 0 is "look again". */
+/* Sleeps while there is no permit: 0 is "look again". */
 static int sleep_on(mpx_semaphore_t *semaphore, int64_t deadline)
 {
     uint32_t seen = mpx_u32_load_relaxed(&semaphore->word);
@@ -67,15 +66,9 @@ static int sleep_on(mpx_semaphore_t *semaphore, int64_t deadline)
         return 0;
     }
     MPX_STEP(semaphore_waiting);
-    int64_t now = mpx_os_now();
-    if (now >= deadline) {
-        return -ETIMEDOUT;
-    }
-    bool last = deadline - now <= MPX_SEMAPHORE_RECHECK;
-    int64_t until = last ? deadline : now + MPX_SEMAPHORE_RECHECK;
-    int status = mpx_os_futex_wait(&semaphore->word, WAITERS, until);
+    int status = mpx_wait_a_while(&semaphore->word, WAITERS, deadline);
     MPX_STEP(semaphore_awake);
-    return status == -EINTR ? -EINTR : 0;
+    return status == MPX_WAIT_LOOK ? 0 : status;
 }
 
 /* The wake that this one gives up may have been meant for another. */
@@ -88,7 +81,7 @@ static void pass_on(mpx_semaphore_t *semaphore)
 
 int mpx_semaphore_acquire(mpx_semaphore_t *semaphore, int64_t deadline)
 {
-    for (unsigned tries = 0; tries < YIELDS; tries++) {
+    for (unsigned tries = 0; tries < MPX_WAIT_YIELDS; tries++) {
         if (take(semaphore, 0) == 0) {
             return 0;
         }

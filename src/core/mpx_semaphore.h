@@ -9,7 +9,7 @@
  *
  * Permits have no owner, as those of POSIX: what a killed process has taken stays taken. Killed
  * between a release and its wake, or with a wake that it did not use, it leaves sleepers that look
- * for themselves within MPX_SEMAPHORE_RECHECK.
+ * for themselves within MPX_WAIT_RECHECK.
  *
  * Order. A release (Q0) makes what came before it visible to the one that takes the permit (Q1), as
  * do all releases before it: each is a step in one release sequence.
@@ -26,8 +26,6 @@ typedef struct {
 
 /* The largest value, that of POSIX semaphores here. */
 #define MPX_SEMAPHORE_MAX UINT32_C(0x7fffffff)
-
-#define MPX_SEMAPHORE_RECHECK (50 * MPX_NANOS_PER_MILLI)
 
 /* Before anyone else knows it. */
 void mpx_semaphore_init(mpx_semaphore_t *semaphore, uint32_t value);

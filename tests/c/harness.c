@@ -7,6 +7,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -130,6 +132,92 @@ int wait_for(pid_t pid)
     while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
     }
     return status;
+}
+
+bool was_killed(int status)
+{
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+}
+
+int64_t much_later(void)
+{
+    return mpx_os_deadline(30 * MPX_NANOS_PER_SEC);
+}
+
+static void ignore_signal(int signum)
+{
+    (void)signum;
+}
+
+pid_t start_interrupting(void)
+{
+    struct sigaction action = {.sa_handler = ignore_signal};
+    pid_t parent = getpid();
+    sigaction(SIGUSR1, &action, NULL);
+    pid_t pid = fork();
+    while (pid == 0) {
+        kill(parent, SIGUSR1);
+        usleep(1000);
+    }
+    return pid;
+}
+
+struct call {
+    void (*function)(void *);
+    void *argument;
+};
+
+static void *call_in_thread(void *argument)
+{
+    struct call *call = argument;
+    call->function(call->argument);
+    return NULL;
+}
+
+void run_in_threads(void (*function)(void *), void *argument)
+{
+    struct call call = {function, argument};
+    pthread_t threads[CONTENDERS];
+    for (int i = 0; i < CONTENDERS; i++) {
+        REQUIRE(pthread_create(&threads[i], NULL, call_in_thread, &call) == 0);
+    }
+    for (int i = 0; i < CONTENDERS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+}
+
+void run_in_processes(void (*function)(void *), void *argument)
+{
+    pid_t pids[CONTENDERS];
+    for (int i = 0; i < CONTENDERS; i++) {
+        pids[i] = start_process(function, argument);
+    }
+    for (int i = 0; i < CONTENDERS; i++) {
+        CHECK_EQ(wait_for(pids[i]), 0);
+    }
+}
+
+void kill_at_random(void (*function)(void *), void *argument, mpx_atomic_u32 *progress, int kills)
+{
+    pid_t pids[CONTENDERS];
+    unsigned seed = 1;
+    for (int i = 0; i < CONTENDERS; i++) {
+        pids[i] = start_process(function, argument);
+    }
+    for (int i = 0; i < kills; i++) {
+        uint32_t target = mpx_u32_load_relaxed(progress) + 1 + (uint32_t)(rand_r(&seed) % 50);
+        while ((int32_t)(mpx_u32_load_relaxed(progress) - target) < 0) {
+            sched_yield();
+        }
+        pid_t *victim = &pids[rand_r(&seed) % CONTENDERS];
+        kill(*victim, SIGKILL);
+        wait_for(*victim);
+        *victim = start_process(function, argument);
+    }
+    for (int i = 0; i < CONTENDERS; i++) {
+        kill(pids[i], SIGKILL);
+        wait_for(pids[i]);
+    }
 }
 
 void wait_until_stopped(pid_t pid)

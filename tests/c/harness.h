@@ -13,6 +13,7 @@
 #ifndef HARNESS_H
 #define HARNESS_H
 
+#include "mpx_atomic.h"
 #include "mpx_base.h"
 
 #include <sys/types.h>
@@ -70,6 +71,26 @@ pid_t start_process(void (*function)(void *), void *argument);
 
 /* Waits for the end of a child; its wait status. */
 int wait_for(pid_t pid);
+
+/* Whether that is the status of one that SIGKILL ended. */
+bool was_killed(int status);
+
+/* A deadline that only a hang reaches. */
+int64_t much_later(void);
+
+/* Starts a process that sends this one SIGUSR1, which does nothing but interrupt, every
+ * millisecond: until it finds it asleep. To be killed and waited for. */
+pid_t start_interrupting(void);
+
+/* The function in CONTENDERS threads, or processes, at once; returns when all have ended. */
+enum { CONTENDERS = 4 };
+void run_in_threads(void (*function)(void *), void *argument);
+void run_in_processes(void (*function)(void *), void *argument);
+
+/* The function, which does not return, in CONTENDERS processes, of which one after the other is
+ * killed and replaced, `kills` times: each time after some more steps of `progress`, so somebody
+ * has to get on after each death. The time limit of the test is for a hang. */
+void kill_at_random(void (*function)(void *), void *argument, mpx_atomic_u32 *progress, int kills);
 
 /* Waits until the child has stopped itself. */
 void wait_until_stopped(pid_t pid);

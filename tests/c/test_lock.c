@@ -3,32 +3,22 @@
 #include "harness.h"
 
 #include "mpx_lock.h"
+#include "mpx_wait.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { CONTENDERS = 4, ROUNDS = 20000, KILLS = 200 };
+enum { ROUNDS = 20000, KILLS = 200 };
 
 struct shared {
     mpx_lock_t lock;
     uint64_t count; /* no atomic: the lock has to do */
     mpx_atomic_u32 signals;
 };
-
-static int64_t much_later(void)
-{
-    return mpx_os_deadline(30 * MPX_NANOS_PER_SEC);
-}
-
-static bool was_killed(int status)
-{
-    return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-}
 
 /* ---- One process ----------------------------------------------------------------------------- */
 
@@ -77,7 +67,7 @@ TEST(a_thread_that_ends_keeps_it_held_and_another_releases_it)
     CHECK(mpx_lock_is_own(&lock));
     if (looks_at_itself()) {
         CHECK_EQ(mpx_lock_try(&lock, &next_look), -EAGAIN);
-        CHECK_EQ(mpx_lock_acquire(&lock, mpx_os_deadline(3 * MPX_OWNED_RECHECK)), -ETIMEDOUT);
+        CHECK_EQ(mpx_lock_acquire(&lock, mpx_os_deadline(3 * MPX_WAIT_RECHECK)), -ETIMEDOUT);
     }
     CHECK_EQ(mpx_lock_release(&lock), 0);
 }
@@ -112,35 +102,17 @@ static void count_up(void *argument)
     }
 }
 
-static void *count_up_in_thread(void *shared)
-{
-    count_up(shared);
-    return NULL;
-}
-
 TEST(threads_exclude_each_other)
 {
     struct shared shared = {.count = 0};
-    pthread_t threads[CONTENDERS];
-    for (int i = 0; i < CONTENDERS; i++) {
-        REQUIRE(pthread_create(&threads[i], NULL, count_up_in_thread, &shared) == 0);
-    }
-    for (int i = 0; i < CONTENDERS; i++) {
-        pthread_join(threads[i], NULL);
-    }
+    run_in_threads(count_up, &shared);
     CHECK_EQ(shared.count, CONTENDERS * ROUNDS);
 }
 
 TEST(processes_exclude_each_other)
 {
-    pid_t pids[CONTENDERS];
     struct shared *shared = shared_memory(sizeof(*shared));
-    for (int i = 0; i < CONTENDERS; i++) {
-        pids[i] = start_process(count_up, shared);
-    }
-    for (int i = 0; i < CONTENDERS; i++) {
-        CHECK_EQ(wait_for(pids[i]), 0);
-    }
+    run_in_processes(count_up, shared);
     CHECK_EQ(shared->count, CONTENDERS * ROUNDS);
     free_shared_memory(shared, sizeof(*shared));
 }
@@ -218,7 +190,7 @@ TEST(nobodys_lock_stays_locked_until_somebody_releases_it)
     int64_t next_look = 0;
     CHECK_EQ(wait_for(start_process(take_and_disown, lock)), 0);
     CHECK_EQ(mpx_lock_try(lock, &next_look), -EAGAIN);
-    CHECK_EQ(mpx_lock_acquire(lock, mpx_os_deadline(3 * MPX_OWNED_RECHECK)), -ETIMEDOUT);
+    CHECK_EQ(mpx_lock_acquire(lock, mpx_os_deadline(3 * MPX_WAIT_RECHECK)), -ETIMEDOUT);
     CHECK_EQ(mpx_lock_release(lock), 0);
     CHECK_EQ(mpx_lock_acquire(lock, MPX_NEVER), 0);
     mpx_lock_t other = {{{0}}};
@@ -295,27 +267,8 @@ static void take_turns(void *argument)
 
 TEST(killed_at_random_the_others_go_on)
 {
-    pid_t pids[CONTENDERS];
-    unsigned seed = 1;
     struct storm *storm = shared_memory(sizeof(*storm));
-    for (int i = 0; i < CONTENDERS; i++) {
-        pids[i] = start_process(take_turns, storm);
-    }
-    for (int i = 0; i < KILLS; i++) {
-        /* Somebody must get on after each death; the harness's time limit is for a hang. */
-        uint32_t turns = mpx_u32_load_relaxed(&storm->turns) + 1 + (uint32_t)(rand_r(&seed) % 50);
-        while ((int32_t)(mpx_u32_load_relaxed(&storm->turns) - turns) < 0) {
-            sched_yield();
-        }
-        pid_t *victim = &pids[rand_r(&seed) % CONTENDERS];
-        kill(*victim, SIGKILL);
-        wait_for(*victim);
-        *victim = start_process(take_turns, storm);
-    }
-    for (int i = 0; i < CONTENDERS; i++) {
-        kill(pids[i], SIGKILL);
-        wait_for(pids[i]);
-    }
+    kill_at_random(take_turns, storm, &storm->turns, KILLS);
     CHECK_EQ(mpx_u32_load_relaxed(&storm->broken), 0);
     CHECK(mpx_u32_load_relaxed(&storm->recovered) > 0);
     free_shared_memory(storm, sizeof(*storm));

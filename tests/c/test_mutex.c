@@ -7,7 +7,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,11 +14,6 @@
 static int64_t soon(void)
 {
     return mpx_os_deadline(20 * MPX_NANOS_PER_MILLI);
-}
-
-static int64_t much_later(void)
-{
-    return mpx_os_deadline(30 * MPX_NANOS_PER_SEC);
 }
 
 static bool is_withdrawn(void)
@@ -124,7 +118,7 @@ TEST(a_second_lock_at_once_is_refused)
 
 /* ---- Several --------------------------------------------------------------------------------- */
 
-enum { CONTENDERS = 4, ROUNDS = 20000 };
+enum { ROUNDS = 20000 };
 
 struct shared {
     mpx_mutex_t mutex;
@@ -145,37 +139,19 @@ static void count_up(void *argument)
     }
 }
 
-static void *count_up_in_thread(void *argument)
-{
-    count_up(argument);
-    return NULL;
-}
-
 TEST(threads_exclude_each_other)
 {
     struct shared shared;
-    pthread_t threads[CONTENDERS];
     memset(&shared, 0, sizeof(shared));
-    for (int i = 0; i < CONTENDERS; i++) {
-        REQUIRE(pthread_create(&threads[i], NULL, count_up_in_thread, &shared) == 0);
-    }
-    for (int i = 0; i < CONTENDERS; i++) {
-        pthread_join(threads[i], NULL);
-    }
+    run_in_threads(count_up, &shared);
     CHECK_EQ(shared.count, CONTENDERS * ROUNDS);
     CHECK_EQ(mpx_u64_load_relaxed(&shared.mutex.owned.word) & MPX_FUTEX_TID_MASK, 0);
 }
 
 TEST(processes_exclude_each_other)
 {
-    pid_t pids[CONTENDERS];
     struct shared *shared = shared_memory(sizeof(*shared));
-    for (int i = 0; i < CONTENDERS; i++) {
-        pids[i] = start_process(count_up, shared);
-    }
-    for (int i = 0; i < CONTENDERS; i++) {
-        CHECK_EQ(wait_for(pids[i]), 0);
-    }
+    run_in_processes(count_up, shared);
     CHECK_EQ(shared->count, CONTENDERS * ROUNDS);
     free_shared_memory(shared, sizeof(*shared));
 }
@@ -221,24 +197,11 @@ TEST(a_deadline_ends_the_wait)
     free_shared_memory(shared, sizeof(*shared));
 }
 
-static void on_alarm(int signum)
-{
-    (void)signum;
-}
-
 TEST(a_signal_ends_the_wait)
 {
     struct shared *shared = shared_memory(sizeof(*shared));
-    struct sigaction action = {.sa_handler = on_alarm};
-    pid_t holder = start_holder(shared), parent = getpid();
-    sigaction(SIGUSR1, &action, NULL);
-    pid_t signaller = fork();
-    if (signaller == 0) {
-        for (;;) { /* until it finds us asleep */
-            kill(parent, SIGUSR1);
-            usleep(1000);
-        }
-    }
+    pid_t holder = start_holder(shared);
+    pid_t signaller = start_interrupting();
     CHECK_EQ(mpx_mutex_lock(&shared->mutex, much_later()), -EINTR);
     CHECK(is_withdrawn());
     kill(signaller, SIGKILL);
@@ -256,11 +219,6 @@ static void take_and_release(void *argument)
     int status = mpx_mutex_lock(&shared->mutex, MPX_NEVER);
     CHECK(status >= 0);
     mpx_mutex_unlock(&shared->mutex);
-}
-
-static bool was_killed(int status)
-{
-    return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
 }
 
 /* The lock can be had, at once or as soon as the death is noticed; with what result. */
@@ -339,14 +297,12 @@ struct storm {
     uint32_t inside; /* who is in the section; left behind by who dies there */
     mpx_atomic_u32 broken;
     mpx_atomic_u32 recovered;
-    mpx_atomic_u32 turns[CONTENDERS];
-    mpx_atomic_u32 number; /* of the next process */
+    mpx_atomic_u32 turns;
 };
 
 static void take_turns(void *argument)
 {
     struct storm *storm = argument;
-    uint32_t slot = mpx_u32_fetch_add_relaxed(&storm->number, 1) % CONTENDERS;
     uint32_t me = (uint32_t)getpid();
     for (;;) {
         int status = mpx_mutex_lock(&storm->mutex, much_later());
@@ -361,42 +317,14 @@ static void take_turns(void *argument)
         }
         storm->inside = 0;
         mpx_mutex_unlock(&storm->mutex);
-        mpx_u32_fetch_add_relaxed(&storm->turns[slot], 1);
+        mpx_u32_fetch_add_relaxed(&storm->turns, 1);
     }
-}
-
-static uint32_t sum_of_turns(struct storm *storm)
-{
-    uint32_t sum = 0;
-    for (int i = 0; i < CONTENDERS; i++) {
-        sum += mpx_u32_load_relaxed(&storm->turns[i]);
-    }
-    return sum;
 }
 
 TEST(killed_at_random_the_others_go_on)
 {
-    pid_t pids[CONTENDERS];
-    unsigned seed = 1;
     struct storm *storm = shared_memory(sizeof(*storm));
-    for (int i = 0; i < CONTENDERS; i++) {
-        pids[i] = start_process(take_turns, storm);
-    }
-    for (int i = 0; i < KILLS; i++) {
-        /* Somebody must get on after each death; the harness's time limit is for a hang. */
-        uint32_t turns = sum_of_turns(storm) + 1 + (uint32_t)(rand_r(&seed) % 50);
-        while ((int32_t)(sum_of_turns(storm) - turns) < 0) {
-            sched_yield();
-        }
-        pid_t *victim = &pids[rand_r(&seed) % CONTENDERS];
-        kill(*victim, SIGKILL);
-        wait_for(*victim);
-        *victim = start_process(take_turns, storm);
-    }
-    for (int i = 0; i < CONTENDERS; i++) {
-        kill(pids[i], SIGKILL);
-        wait_for(pids[i]);
-    }
+    kill_at_random(take_turns, storm, &storm->turns, KILLS);
     CHECK_EQ(mpx_u32_load_relaxed(&storm->broken), 0);
     CHECK(mpx_u32_load_relaxed(&storm->recovered) > 0);
     free_shared_memory(storm, sizeof(*storm));

@@ -8,15 +8,9 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 enum { KILO = 1024, MEGA = 1024 * 1024 };
-
-static bool was_killed(int status)
-{
-    return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-}
 
 /* Every byte behind `from` must be there (no SIGBUS) and zero: nobody has written to it. */
 static bool is_zero(mpx_segment_t *segment, uint64_t from)

@@ -3,17 +3,16 @@
 #include "harness.h"
 
 #include "mpx_semaphore.h"
+#include "mpx_wait.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-enum { WORKERS = 4, ROUNDS = 20000, PERMITS = 2 };
+enum { ROUNDS = 20000, PERMITS = 2 };
 
 struct shared {
     mpx_semaphore_t semaphore;
@@ -21,16 +20,6 @@ struct shared {
     mpx_atomic_u32 inside;
     mpx_atomic_u32 too_many;
 };
-
-static int64_t much_later(void)
-{
-    return mpx_os_deadline(30 * MPX_NANOS_PER_SEC);
-}
-
-static bool was_killed(int status)
-{
-    return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-}
 
 /* ---- One thread ------------------------------------------------------------------------------ */
 
@@ -60,31 +49,17 @@ TEST(a_deadline_ends_the_wait)
 {
     mpx_semaphore_t semaphore;
     mpx_semaphore_init(&semaphore, 0);
-    int64_t deadline = mpx_os_deadline(3 * MPX_SEMAPHORE_RECHECK / 2);
+    int64_t deadline = mpx_os_deadline(3 * MPX_WAIT_RECHECK / 2);
     CHECK_EQ(mpx_semaphore_acquire(&semaphore, deadline), -ETIMEDOUT);
     CHECK(mpx_os_now() >= deadline);
     CHECK_EQ(mpx_semaphore_value(&semaphore), 0);
 }
 
-static void on_signal(int signum)
-{
-    (void)signum;
-}
-
 TEST(a_signal_ends_the_wait)
 {
     mpx_semaphore_t semaphore;
-    struct sigaction action = {.sa_handler = on_signal};
-    pid_t parent = getpid();
     mpx_semaphore_init(&semaphore, 0);
-    sigaction(SIGUSR1, &action, NULL);
-    pid_t signaller = fork();
-    if (signaller == 0) {
-        for (;;) { /* until it finds us asleep */
-            kill(parent, SIGUSR1);
-            usleep(1000);
-        }
-    }
+    pid_t signaller = start_interrupting();
     CHECK_EQ(mpx_semaphore_acquire(&semaphore, much_later()), -EINTR);
     kill(signaller, SIGKILL);
     wait_for(signaller);
@@ -108,12 +83,6 @@ static void use_permits(void *argument)
     }
 }
 
-static void *use_permits_in_thread(void *shared)
-{
-    use_permits(shared);
-    return NULL;
-}
-
 static void check_after_use(struct shared *shared)
 {
     CHECK_EQ(mpx_u32_load_relaxed(&shared->too_many), 0);
@@ -123,29 +92,17 @@ static void check_after_use(struct shared *shared)
 TEST(no_more_threads_than_permits)
 {
     struct shared shared;
-    pthread_t threads[WORKERS];
     memset(&shared, 0, sizeof(shared));
     mpx_semaphore_init(&shared.semaphore, PERMITS);
-    for (int i = 0; i < WORKERS; i++) {
-        REQUIRE(pthread_create(&threads[i], NULL, use_permits_in_thread, &shared) == 0);
-    }
-    for (int i = 0; i < WORKERS; i++) {
-        pthread_join(threads[i], NULL);
-    }
+    run_in_threads(use_permits, &shared);
     check_after_use(&shared);
 }
 
 TEST(no_more_processes_than_permits)
 {
-    pid_t pids[WORKERS];
     struct shared *shared = shared_memory(sizeof(*shared));
     mpx_semaphore_init(&shared->semaphore, PERMITS);
-    for (int i = 0; i < WORKERS; i++) {
-        pids[i] = start_process(use_permits, shared);
-    }
-    for (int i = 0; i < WORKERS; i++) {
-        CHECK_EQ(wait_for(pids[i]), 0);
-    }
+    run_in_processes(use_permits, shared);
     check_after_use(shared);
     free_shared_memory(shared, sizeof(*shared));
 }
@@ -160,18 +117,18 @@ static void take_one(void *argument)
 /* As many releases as sleepers, one right after the other: the second meets no WAITERS. */
 TEST(releases_in_a_row_wake_all)
 {
-    pid_t pids[WORKERS];
+    pid_t pids[CONTENDERS];
     struct shared *shared = shared_memory(sizeof(*shared));
-    for (int i = 0; i < WORKERS; i++) {
+    for (int i = 0; i < CONTENDERS; i++) {
         pids[i] = start_process(take_one, shared);
     }
     while (mpx_u32_load_relaxed(&shared->semaphore.word) == 0) {
         sched_yield(); /* somebody is about to sleep */
     }
-    for (int i = 0; i < WORKERS; i++) {
+    for (int i = 0; i < CONTENDERS; i++) {
         CHECK_EQ(mpx_semaphore_release(&shared->semaphore, MPX_SEMAPHORE_MAX), 0);
     }
-    for (int i = 0; i < WORKERS; i++) {
+    for (int i = 0; i < CONTENDERS; i++) {
         CHECK_EQ(mpx_semaphore_acquire(&shared->answers, much_later()), 0);
         CHECK_EQ(wait_for(pids[i]), 0);
     }

@@ -1,0 +1,21 @@
+/* mpx_wait.c - see mpx_wait.h.
+ *
+ * Layer: L2
+ */
+#include "mpx_wait.h"
+
+#include <errno.h>
+
+int mpx_wait_a_while(mpx_atomic_u32 *word, uint32_t expected, int64_t deadline)
+{
+    int64_t now = mpx_os_now();
+    if (now >= deadline) {
+        return -ETIMEDOUT;
+    }
+    int64_t until = deadline - now > MPX_WAIT_RECHECK ? now + MPX_WAIT_RECHECK : deadline;
+    int status = mpx_os_futex_wait(word, expected, until);
+    if (status == -ETIMEDOUT) {
+        return MPX_WAIT_LOOK;
+    }
+    return status == -EINTR ? -EINTR : 0;
+}
