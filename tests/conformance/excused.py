@@ -10,6 +10,8 @@ or a tuple of the reason and where it holds: {"modes": ("name",), "pythons": ("3
 
 from __future__ import annotations
 
+import sys
+
 _NO_ADDRESS = (
     "reads the server's address and key; ours has neither, as its socket is inherited, never named",
     {"pythons": ("3.14", "3.15")},
@@ -30,6 +32,7 @@ RACY = {
         " ours does not, and they are left over"
     )
     for method in ("fork", "spawn", "forkserver")
+    if sys.version_info < (3, 13)
 }
 
 EXCUSED: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = {
