@@ -142,16 +142,14 @@ class ForkServer:
         A server that was killed may be found dead only now: then another one is asked.  If the
         first had made a child, that finds its data pipe closed, and ends.
         """
-        had_server = self._is_alive()
-        try:
-            return self._request(fds, daemon)
-        except (ConnectionError, EOFError) as error:
-            if not had_server or self._is_alive():
-                raise self._explained(error)
-        try:
-            return self._request(fds, daemon)
-        except (ConnectionError, EOFError) as error:
-            raise self._explained(error)
+        may_retry = self._is_alive()
+        while True:
+            try:
+                return self._request(fds, daemon)
+            except (ConnectionError, EOFError) as error:
+                if not may_retry or self._is_alive():
+                    raise self._explained(error)
+            may_retry = False
 
     def _request(self, fds, daemon):
         status_r, data_w = self.connect_to_new_process(fds, daemon=daemon)
