@@ -33,6 +33,14 @@ RACY = {
     )
     for method in ("fork", "spawn", "forkserver")
     if sys.version_info < (3, 13)
+} | {
+    f"test_concurrent_futures.ProcessPool{method}ExecutorDeadlockTest.test_shutdown_deadlock_pickle": (
+        "concurrent.futures of these Pythons (gh-125451, gh-110337): the executor's thread holds"
+        " the shutdown lock while it joins the queue's feeder thread, which waits for that lock to"
+        " report the object that cannot be pickled. The stdlib hangs so, too"
+    )
+    for method in ("Fork", "Spawn", "Forkserver")
+    if sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
 }
 
 EXCUSED: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = {
