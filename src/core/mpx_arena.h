@@ -1,0 +1,106 @@
+/* mpx_arena.h - small objects in shared memory that live as long as a process can reach them.
+ *
+ * Layer: L3
+ *
+ * An arena is a segment of 64-byte slots that a family of processes shares: one descriptor for any
+ * number of locks, events and values. A process makes its first arena when it needs one; a forked
+ * child goes on with its parent's, and one that was started by exec is given it with the first
+ * object it receives.
+ *
+ * Who can reach a slot. Every process of an arena has a member record, with a bit for each slot:
+ * set while the process holds the slot. A slot is free when no living member holds it.
+ *
+ *   fork        a handler that libc runs makes the child's record before the child exists: a copy
+ *               of its parent's bits. Until the fork is over no thread of the parent makes or drops
+ *               a slot.
+ *   exec        the parent makes the record (mpx_arena_seat), sets a bit in it for each object that
+ *               it hands over (mpx_arena_give), and tells whose it is (mpx_arena_settle). The child
+ *               finds it by its number (mpx_arena_attach).
+ *   death       the record of a dead process counts no more. Nobody is told of a death: who finds
+ *               no free slot looks which members live.
+ *
+ * Within a process, a slot is held as often as it was made, taken over or held, and is dropped as
+ * often.
+ *
+ * Killed at any point, a process leaves a whole arena: see mpx_arena.c.
+ *
+ * Threads. Everything here may be called from any thread; nothing from a signal handler.
+ */
+#ifndef MPX_ARENA_H
+#define MPX_ARENA_H
+
+#include "mpx_mutex.h"
+#include "mpx_segment.h"
+
+#define MPX_SLOT_SIZE 64
+
+/* What the user of a slot gets of it, aligned to 8 bytes. The rest says when it was made. */
+#define MPX_SLOT_ROOM 56
+
+/* A slot's number within its arena; never 0. */
+typedef uint32_t mpx_slot_t;
+
+/* This process's handle of an arena. It stays until the process ends. */
+typedef struct mpx_arena mpx_arena_t;
+
+/* The same for all processes, and for one arena only. */
+typedef struct {
+    uint64_t low;
+    uint64_t high;
+} mpx_arena_id_t;
+
+/* The arena for new objects; it is made, or another one in place of one that cannot grow because
+ * the program has closed its descriptor, where that is necessary. */
+MPX_NODISCARD int mpx_arena_home(mpx_arena_t **arena);
+
+/* The arena of this identity, NULL where this process has not attached to it. */
+mpx_arena_t *mpx_arena_find(mpx_arena_id_t id);
+
+mpx_arena_id_t mpx_arena_id(const mpx_arena_t *arena);
+
+/* The descriptor, to hand to another process; -EBADF or -ESTALE where the program has closed it. */
+MPX_NODISCARD int mpx_arena_fd(const mpx_arena_t *arena);
+
+/* ---- Slots ----------------------------------------------------------------------------------- */
+
+/* Makes a slot of zeros, which this process holds once. -ENOMEM, -ENOSPC, -EFBIG, -EBADF and
+ * -ESTALE where there is none and the arena cannot grow. */
+MPX_NODISCARD int mpx_slot_new(mpx_arena_t *arena, mpx_slot_t *slot);
+
+/* Holds a slot that this process holds once more. */
+void mpx_slot_hold(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* Drops a slot once. After the last time this process must not touch it. */
+void mpx_slot_drop(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* The room of a slot that this process holds, or that another one has linked from such a slot; NULL
+ * where there is no such slot, or it cannot be mapped. */
+void *mpx_slot_at(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* ---- Handing slots to a process that is started by exec ---------------------------------------
+ */
+
+/* A member record for a child that is about to be started: its number, above 0. */
+MPX_NODISCARD int mpx_arena_seat(mpx_arena_t *arena, uint32_t *seat);
+
+/* Lets the child hold a slot that this process holds. */
+MPX_NODISCARD int mpx_arena_give(mpx_arena_t *arena, uint32_t seat, mpx_slot_t slot);
+
+/* The child has been started as `pid`; or, with 0, has not and will not be. */
+void mpx_arena_settle(mpx_arena_t *arena, uint32_t seat, pid_t pid);
+
+/* In the child: attaches to the arena behind the descriptor, which is the arena's from then on, as
+ * the member that its parent has seated. On failure the descriptor stays the caller's.
+ * -EPROTO: that is no arena, or the seat is another's. */
+MPX_NODISCARD int mpx_arena_attach(mpx_arena_t **arena, int fd, uint32_t seat);
+
+/* Takes a slot over that the parent has given: it is held once more. -EPROTO: it was not given. */
+MPX_NODISCARD int mpx_slot_take(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* ---- Fork ------------------------------------------------------------------------------------ */
+
+/* After a fork that failed, in the thread that tried: takes the member records back that were made
+ * for the child. libc does not say so to its handlers. */
+void mpx_arena_fork_failed(void);
+
+#endif
