@@ -49,9 +49,12 @@ typedef struct {
     uint64_t high;
 } mpx_arena_id_t;
 
-/* The arena for new objects; it is made, or another one in place of one that cannot grow because
- * the program has closed its descriptor, where that is necessary. */
+/* The arena for new objects; the first call makes it. */
 MPX_NODISCARD int mpx_arena_home(mpx_arena_t **arena);
+
+/* Another arena in place of one that cannot grow, because the program has closed its descriptor.
+ * What is in that stays usable. Of several threads that ask at once, one makes it. */
+MPX_NODISCARD int mpx_arena_move(mpx_arena_t **arena);
 
 /* The arena of this identity, NULL where this process has not attached to it. */
 mpx_arena_t *mpx_arena_find(mpx_arena_id_t id);
@@ -76,6 +79,20 @@ void mpx_slot_drop(mpx_arena_t *arena, mpx_slot_t slot);
 /* The room of a slot that this process holds, or that another one has linked from such a slot; NULL
  * where there is no such slot, or it cannot be mapped. */
 void *mpx_slot_at(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* ---- Slots that other slots refer to -----------------------------------------------------------
+ */
+
+/* A slot whose number is written in another one (the node of a waiter in a list) must not be used
+ * again while it is, also when the process that made it dies. So it is marked before its number is
+ * stored anywhere, and unmarked after that is gone. The slot must be held. */
+void mpx_slot_mark_linked(mpx_arena_t *arena, mpx_slot_t slot, bool linked);
+
+/* What takes a marked slot that no living process holds out of what refers to it, and unmarks it.
+ * Of this header it may call mpx_slot_at and mpx_slot_mark_linked. Until a process knows such a
+ * function it leaves these slots alone. */
+typedef void mpx_undertaker_t(mpx_arena_t *arena, mpx_slot_t slot);
+void mpx_arena_set_undertaker(mpx_undertaker_t *undertaker);
 
 /* ---- Handing slots to a process that is started by exec ---------------------------------------
  */

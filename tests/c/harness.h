@@ -66,6 +66,9 @@ void inject_nothing(void);
 /* Sends this process the signal when it comes to the step; NULL for no step. */
 void signal_at_step(const char *site, int signal_number);
 
+/* The test leaves so many descriptors open that belong to the process until it ends. */
+void keeps_descriptors(int count);
+
 /* Forks a process that runs the function and exits with 0, or 1 if one of its checks failed. */
 pid_t start_process(void (*function)(void *), void *argument);
 

@@ -1,0 +1,372 @@
+/* mpx_arena.c - see mpx_arena.h: the handles of this process, creation, attachment and fork.
+ *
+ * Layer: L3
+ *
+ * What is true at every instruction. A slot is free when its `taken` bit is clear. The bit is set
+ * before the first member's bit, and cleared after the last one's; a process killed between these
+ * leaves a slot that is taken and nobody's, which the next look for dead members frees. Nothing
+ * else in an arena depends on two stores:
+ *
+ *   units       `used` is raised before the storage is given a name: killed between, it is lost
+ *   a region    is complete before `regions` counts it; the next one who adds it begins anew
+ *   a member    has its bits before it has an owner
+ *
+ * Locks. `local` is held around everything here, and a fork waits for it, so a child never finds a
+ * handle half changed, nor misses a slot that its parent held. The arena's own mutex is taken
+ * inside, never across a fork.
+ */
+#include "mpx_arena_pvt.h"
+
+#include "mpx_fault.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#define GROWTH_DIVISOR 4
+
+static pthread_mutex_t local = PTHREAD_MUTEX_INITIALIZER;
+static mpx_arena_t *arenas; /* the newest handle first */
+static mpx_arena_t *home;
+static bool handlers_registered;
+
+void mpx_arena_enter(void)
+{
+    pthread_mutex_lock(&local);
+}
+
+void mpx_arena_exit(void)
+{
+    pthread_mutex_unlock(&local);
+}
+
+/* That the owner died is of no importance: see above. */
+void mpx_arena_lock(mpx_arena_t *arena)
+{
+    int status;
+    do {
+        status = mpx_mutex_lock(&arena->shared->mutex, MPX_NEVER);
+    } while (status < 0);
+}
+
+void mpx_arena_unlock(mpx_arena_t *arena)
+{
+    mpx_mutex_unlock(&arena->shared->mutex);
+}
+
+/* ---- The segment ------------------------------------------------------------------------------
+ */
+
+void *mpx_arena_unit(mpx_arena_t *arena, uint32_t unit, uint64_t size)
+{
+    uint64_t offset = (uint64_t)unit * MPX_UNIT;
+    void *address = mpx_segment_at(&arena->segment, offset, size);
+    if (address == NULL && mpx_segment_refresh(&arena->segment) == 0) {
+        address = mpx_segment_at(&arena->segment, offset, size);
+    }
+    return address;
+}
+
+static int make_room(mpx_arena_t *arena, uint64_t end)
+{
+    uint64_t size = mpx_segment_size(&arena->segment);
+    if (end <= size) {
+        return 0;
+    }
+    if (end / MPX_UNIT > UINT32_MAX) {
+        return -ENOSPC;
+    }
+    uint64_t more = size + size / GROWTH_DIVISOR;
+    return mpx_segment_grow(&arena->segment, end > more ? end : more);
+}
+
+int mpx_arena_take_units(mpx_arena_t *arena, uint64_t size, uint32_t *unit)
+{
+    uint64_t used = mpx_u64_load_relaxed(&arena->shared->used);
+    uint64_t end = used + (size + MPX_UNIT - 1) / MPX_UNIT * MPX_UNIT;
+    int status = make_room(arena, end);
+    if (status < 0) {
+        return status;
+    }
+    mpx_u64_store_relaxed(&arena->shared->used, end);
+    MPX_STEP(arena_units); /* nobody's */
+    *unit = (uint32_t)(used / MPX_UNIT);
+    return 0;
+}
+
+/* ---- Fork -------------------------------------------------------------------------------------
+ */
+
+/* A child without a record may hold anything that its parent held. */
+static void pin(mpx_arena_t *arena)
+{
+    mpx_u32_store_relaxed(&arena->shared->pinned, 1);
+}
+
+static void before_fork(void)
+{
+    mpx_arena_enter();
+    for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
+        arena->unborn = NULL;
+        arena->unborn_thread = mpx_os_self()->id;
+        if (arena->self == NULL || mpx_member_seat(arena, true, &arena->unborn) < 0) {
+            pin(arena);
+        }
+    }
+}
+
+static void after_fork_in_parent(void)
+{
+    mpx_arena_exit();
+}
+
+static void after_fork_in_child(void)
+{
+    for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
+        arena->self = arena->unborn;
+        arena->unborn = NULL;
+        if (arena->self != NULL && !mpx_member_adopt(arena->self)) {
+            /* The parent was killed long ago, and the record was taken for its leftover. */
+            arena->self = NULL;
+            pin(arena);
+            mpx_slots_mark_own(arena);
+        }
+    }
+    mpx_arena_exit();
+}
+
+void mpx_arena_fork_failed(void)
+{
+    mpx_arena_enter();
+    for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
+        if (arena->unborn != NULL && arena->unborn_thread == mpx_os_self()->id) {
+            mpx_member_unseat(arena->unborn);
+            arena->unborn = NULL;
+        }
+    }
+    mpx_arena_exit();
+}
+
+static int register_handlers(void)
+{
+    if (handlers_registered) {
+        return 0;
+    }
+    (void)mpx_os_self(); /* its own handler must run before ours, which asks who we are */
+    (void)mpx_os_own_process();
+    if (MPX_FAULT(arena_atfork) ||
+        pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
+        return -ENOMEM;
+    }
+    handlers_registered = true;
+    return 0;
+}
+
+/* ---- Handles ----------------------------------------------------------------------------------
+ */
+
+static int new_handle(mpx_arena_t **arena)
+{
+    int status = register_handlers();
+    if (status < 0) {
+        return status;
+    }
+    *arena = MPX_FAULT(arena_handle) ? NULL : calloc(1, sizeof(**arena));
+    return *arena == NULL ? -ENOMEM : 0;
+}
+
+static void enter_handle(mpx_arena_t *arena)
+{
+    arena->next = arenas;
+    arenas = arena;
+}
+
+static int make_id(mpx_arena_id_t *id)
+{
+    ssize_t got = MPX_SYS(arena_getrandom, getrandom(id, sizeof(*id), 0));
+    return got == sizeof(*id) ? 0 : got < 0 ? -errno : -EIO;
+}
+
+/* Nobody else knows of the arena yet. */
+static int furnish(mpx_arena_t *arena)
+{
+    arena->shared = mpx_segment_at(&arena->segment, MPX_SEGMENT_DATA, sizeof(*arena->shared));
+    if (arena->shared == NULL) {
+        return -EIO;
+    }
+    int status = make_id(&arena->shared->id);
+    if (status < 0) {
+        return status;
+    }
+    arena->shared->magic = MPX_ARENA_MAGIC;
+    mpx_u64_store_relaxed(&arena->shared->used, MPX_SEGMENT_DATA + sizeof(*arena->shared));
+    mpx_arena_lock(arena);
+    status = mpx_region_add(arena);
+    mpx_arena_unlock(arena);
+    if (status == 0) {
+        status = mpx_member_seat(arena, false, &arena->self);
+    }
+    if (status == 0 && !mpx_member_adopt(arena->self)) {
+        status = -EIO;
+    }
+    return status;
+}
+
+static void free_handle(mpx_arena_t *arena)
+{
+    free(arena->references);
+    free(arena);
+}
+
+static int create(mpx_arena_t **created)
+{
+    mpx_arena_t *arena;
+    int status = new_handle(&arena);
+    if (status < 0) {
+        return status;
+    }
+    status = mpx_segment_create(&arena->segment, mpx_os_page_size());
+    if (status == 0) {
+        status = furnish(arena);
+        if (status < 0) {
+            mpx_segment_close(&arena->segment);
+        }
+    }
+    if (status < 0) {
+        free_handle(arena);
+        return status;
+    }
+    enter_handle(arena);
+    *created = arena;
+    return 0;
+}
+
+int mpx_arena_home(mpx_arena_t **arena)
+{
+    int status = 0;
+    mpx_arena_enter();
+    if (home == NULL) {
+        home = arenas;
+    }
+    if (home == NULL) {
+        status = create(&home);
+    }
+    *arena = home;
+    mpx_arena_exit();
+    return status;
+}
+
+int mpx_arena_move(mpx_arena_t **arena)
+{
+    mpx_arena_t *made;
+    mpx_arena_enter();
+    int status = 0;
+    if (*arena == home) {
+        status = create(&made);
+        if (status == 0) {
+            home = made;
+        }
+    }
+    if (status == 0) {
+        *arena = home;
+    }
+    mpx_arena_exit();
+    return status;
+}
+
+static bool same_id(mpx_arena_id_t a, mpx_arena_id_t b)
+{
+    return a.low == b.low && a.high == b.high;
+}
+
+mpx_arena_id_t mpx_arena_id(const mpx_arena_t *arena)
+{
+    return arena->shared->id;
+}
+
+mpx_arena_t *mpx_arena_find(mpx_arena_id_t id)
+{
+    mpx_arena_enter();
+    mpx_arena_t *arena = arenas;
+    while (arena != NULL && !same_id(arena->shared->id, id)) {
+        arena = arena->next;
+    }
+    mpx_arena_exit();
+    return arena;
+}
+
+int mpx_arena_fd(const mpx_arena_t *arena)
+{
+    return mpx_segment_fd(&arena->segment);
+}
+
+/* ---- Processes started by exec ----------------------------------------------------------------
+ */
+
+int mpx_arena_seat(mpx_arena_t *arena, uint32_t *seat)
+{
+    mpx_member_t *member;
+    mpx_arena_enter();
+    int status = mpx_member_seat(arena, false, &member);
+    if (status == 0) {
+        *seat = mpx_member_number(arena, member);
+    }
+    mpx_arena_exit();
+    return status;
+}
+
+void mpx_arena_settle(mpx_arena_t *arena, uint32_t seat, pid_t pid)
+{
+    mpx_arena_enter();
+    mpx_member_t *member = mpx_member_find(arena, seat);
+    if (member != NULL && pid == 0) {
+        mpx_member_unseat(member);
+    } else if (member != NULL) {
+        mpx_member_settle(member, pid);
+    }
+    mpx_arena_exit();
+}
+
+static int recognise(mpx_arena_t *arena, uint32_t seat)
+{
+    arena->shared = mpx_segment_at(&arena->segment, MPX_SEGMENT_DATA, sizeof(*arena->shared));
+    if (arena->shared == NULL || arena->shared->magic != MPX_ARENA_MAGIC) {
+        return -EPROTO;
+    }
+    arena->self = mpx_member_find(arena, seat);
+    return arena->self != NULL && mpx_member_adopt(arena->self) ? 0 : -EPROTO;
+}
+
+static int attach(mpx_arena_t **attached, int fd, uint32_t seat)
+{
+    mpx_arena_t *arena;
+    int status = new_handle(&arena);
+    if (status < 0) {
+        return status;
+    }
+    status = mpx_segment_attach(&arena->segment, fd);
+    if (status == 0) {
+        status = recognise(arena, seat);
+        if (status < 0) {
+            arena->segment.fd = -1; /* it stays the caller's */
+            mpx_segment_close(&arena->segment);
+        }
+    }
+    if (status < 0) {
+        free_handle(arena);
+        return status;
+    }
+    enter_handle(arena);
+    *attached = arena;
+    return 0;
+}
+
+int mpx_arena_attach(mpx_arena_t **arena, int fd, uint32_t seat)
+{
+    mpx_arena_enter();
+    int status = attach(arena, fd, seat);
+    mpx_arena_exit();
+    return status;
+}

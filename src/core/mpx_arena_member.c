@@ -1,0 +1,327 @@
+/* mpx_arena_member.c - see mpx_arena_pvt.h: the records of an arena's processes.
+ *
+ * Layer: L3
+ *
+ * Records form a list that only grows, at its head; a record whose process has died is used again.
+ * It belongs to nobody while `owner` is 0, and its bits are written then. So a process killed
+ * while it makes a record leaves one that is free.
+ *
+ * A record that was made for a child is its maker's until the child adopts it. A maker that is
+ * killed in between may have a child all the same, so such a record is left alone for a while:
+ * the first thing that a forked child does is to adopt.
+ */
+#include "mpx_arena_pvt.h"
+
+#include "mpx_fault.h"
+
+#include <errno.h>
+
+/* Far longer than any child is kept from its first instructions. */
+#define ADOPTION_TIME (60 * MPX_NANOS_PER_SEC)
+
+#define RECORDS_AT_FIRST 8
+
+static uint64_t word_of(mpx_process_id_t id)
+{
+    return (uint64_t)id.start << 32 | (uint32_t)id.pid;
+}
+
+static mpx_process_id_t id_of(uint64_t word)
+{
+    return (mpx_process_id_t){.pid = (pid_t)(uint32_t)word, .start = (uint32_t)(word >> 32)};
+}
+
+/* ---- The list ---------------------------------------------------------------------------------
+ */
+
+static mpx_member_t *record_at(mpx_arena_t *arena, uint32_t unit)
+{
+    return unit == 0 ? NULL : mpx_arena_unit(arena, unit, sizeof(mpx_member_t));
+}
+
+static mpx_member_t *newest(mpx_arena_t *arena)
+{
+    return record_at(arena, mpx_u32_load_acquire(&arena->shared->newest)); /* A1: with A0 */
+}
+
+static mpx_member_t *before(mpx_arena_t *arena, const mpx_member_t *member)
+{
+    return record_at(arena, member->next);
+}
+
+mpx_member_t *mpx_member_find(mpx_arena_t *arena, uint32_t number)
+{
+    uint32_t unit = mpx_u32_load_acquire(&arena->shared->newest); /* A1: with A0 */
+    while (unit != 0 && unit != number) {
+        mpx_member_t *member = record_at(arena, unit);
+        unit = member == NULL ? 0 : member->next;
+    }
+    return record_at(arena, unit);
+}
+
+uint32_t mpx_member_number(mpx_arena_t *arena, const mpx_member_t *wanted)
+{
+    uint32_t unit = mpx_u32_load_acquire(&arena->shared->newest); /* A1: with A0 */
+    mpx_member_t *member = record_at(arena, unit);
+    while (member != NULL && member != wanted) {
+        unit = member->next;
+        member = record_at(arena, unit);
+    }
+    return member == NULL ? 0 : unit;
+}
+
+static bool is_free(mpx_member_t *member)
+{
+    return mpx_u64_load_relaxed(&member->owner) == 0;
+}
+
+/* ---- Bits -------------------------------------------------------------------------------------
+ */
+
+static uint32_t region_of(uint32_t index)
+{
+    uint32_t region = 0;
+    while (mpx_region_start(region + 1) <= index) {
+        region++;
+    }
+    return region;
+}
+
+/* The word with the slot's bit; NULL where the member has no bits in that region. */
+static mpx_atomic_u64 *word_with(mpx_arena_t *arena, mpx_member_t *member, uint32_t index,
+                                 uint64_t *bit)
+{
+    uint32_t region = region_of(index);
+    uint32_t in_region = index - mpx_region_start(region);
+    mpx_atomic_u64 *bits = mpx_region_bits(arena, &member->held[region], region);
+    *bit = UINT64_C(1) << in_region % 64;
+    return bits == NULL ? NULL : bits + in_region / 64;
+}
+
+bool mpx_member_holds(mpx_arena_t *arena, mpx_member_t *member, uint32_t index)
+{
+    uint64_t bit;
+    mpx_atomic_u64 *word = word_with(arena, member, index, &bit);
+    return word != NULL && (mpx_u64_load_relaxed(word) & bit);
+}
+
+/* Gives the member bits for a region. */
+static int furnish(mpx_arena_t *arena, mpx_member_t *member, uint32_t region)
+{
+    uint32_t unit;
+    if (mpx_u32_load_relaxed(&member->held[region]) != 0) {
+        return 0;
+    }
+    int status = mpx_arena_take_units(arena, mpx_region_words(region) * sizeof(uint64_t), &unit);
+    if (status == 0) {
+        mpx_u32_store_relaxed(&member->held[region], unit);
+    }
+    return status;
+}
+
+int mpx_member_hold(mpx_arena_t *arena, mpx_member_t *member, uint32_t index)
+{
+    uint64_t bit;
+    int status = furnish(arena, member, region_of(index));
+    if (status < 0) {
+        return status;
+    }
+    mpx_atomic_u64 *word = word_with(arena, member, index, &bit);
+    if (word == NULL) {
+        return -ENOMEM; /* there, but it cannot be mapped */
+    }
+    mpx_u64_store_relaxed(word, mpx_u64_load_relaxed(word) | bit);
+    return 0;
+}
+
+void mpx_member_drop(mpx_arena_t *arena, mpx_member_t *member, uint32_t index)
+{
+    uint64_t bit;
+    mpx_atomic_u64 *word = word_with(arena, member, index, &bit);
+    if (word != NULL) {
+        mpx_u64_store_relaxed(word, mpx_u64_load_relaxed(word) & ~bit);
+    }
+}
+
+bool mpx_member_others_hold(mpx_arena_t *arena, uint32_t index, uint64_t born)
+{
+    if (born != 0 && born >= mpx_u64_load_relaxed(&arena->shared->births)) {
+        return false; /* nobody is younger than the slot, and it was given to nobody */
+    }
+    for (mpx_member_t *member = newest(arena); member != NULL; member = before(arena, member)) {
+        if (member != arena->self && !is_free(member) && mpx_member_holds(arena, member, index)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+uint64_t mpx_member_all_hold(mpx_arena_t *arena, uint32_t region, uint32_t word)
+{
+    uint64_t held = 0;
+    for (mpx_member_t *member = newest(arena); member != NULL; member = before(arena, member)) {
+        mpx_atomic_u64 *bits =
+            is_free(member) ? NULL : mpx_region_bits(arena, &member->held[region], region);
+        if (bits != NULL) {
+            held |= mpx_u64_load_relaxed(bits + word);
+        }
+    }
+    return held;
+}
+
+/* ---- Making a record --------------------------------------------------------------------------
+ */
+
+/* Writes the bits of a record that is nobody's: `from`'s, or none. */
+static int write_bits(mpx_arena_t *arena, mpx_member_t *member, mpx_member_t *from)
+{
+    for (uint32_t region = 0; region < MPX_REGIONS; region++) {
+        mpx_atomic_u64 *source =
+            from == NULL ? NULL : mpx_region_bits(arena, &from->held[region], region);
+        int status = source == NULL ? 0 : furnish(arena, member, region);
+        if (status < 0) {
+            return status;
+        }
+        mpx_atomic_u64 *bits = mpx_region_bits(arena, &member->held[region], region);
+        if (bits == NULL && source != NULL) {
+            return -ENOMEM;
+        }
+        for (uint32_t w = 0; bits != NULL && w < mpx_region_words(region); w++) {
+            mpx_u64_store_relaxed(bits + w, source == NULL ? 0 : mpx_u64_load_relaxed(source + w));
+        }
+        MPX_STEP(member_bits);
+    }
+    return 0;
+}
+
+static mpx_member_t *find_free(mpx_arena_t *arena, uint32_t *records)
+{
+    mpx_member_t *found = NULL;
+    *records = 0;
+    for (mpx_member_t *member = newest(arena); member != NULL; member = before(arena, member)) {
+        ++*records;
+        if (is_free(member)) {
+            found = member;
+        }
+    }
+    return found;
+}
+
+static int add_record(mpx_arena_t *arena, mpx_member_t **member)
+{
+    uint32_t unit;
+    int status = mpx_arena_take_units(arena, sizeof(**member), &unit);
+    if (status < 0) {
+        return status;
+    }
+    *member = record_at(arena, unit);
+    if (*member == NULL) {
+        return -ENOMEM;
+    }
+    (*member)->next = mpx_u32_load_relaxed(&arena->shared->newest);
+    MPX_STEP(member_made);
+    mpx_u32_store_release(&arena->shared->newest, unit); /* A0: with A1 */
+    MPX_STEP(member_listed);
+    return 0;
+}
+
+/* Under the mutex. */
+static int seat(mpx_arena_t *arena, mpx_member_t *member, bool inherits)
+{
+    int status = write_bits(arena, member, inherits ? arena->self : NULL);
+    if (status < 0) {
+        return status;
+    }
+    uint64_t birth = mpx_u64_load_relaxed(&arena->shared->births) + 1;
+    mpx_u64_store_relaxed(&arena->shared->births, birth);
+    MPX_STEP(member_birth);
+    mpx_u64_store_relaxed(&member->seated_at, (uint64_t)mpx_os_now());
+    MPX_STEP(member_seating);
+    mpx_u64_store_release(&member->owner, word_of(mpx_os_own_process())); /* A2: with A3 */
+    MPX_STEP(member_seated);
+    return 0;
+}
+
+int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_t **member)
+{
+    uint32_t records;
+    (void)mpx_os_own_process(); /* asks the kernel, the first time: not under the mutex */
+    if (find_free(arena, &records) == NULL && records >= arena->records) {
+        mpx_member_bury_dead(arena);
+    }
+    mpx_arena_lock(arena);
+    *member = find_free(arena, &records);
+    int status = *member == NULL ? add_record(arena, member) : 0;
+    if (status == 0) {
+        status = seat(arena, *member, inherits);
+    }
+    mpx_arena_unlock(arena);
+    return status;
+}
+
+/* ---- From maker to child ----------------------------------------------------------------------
+ */
+
+static bool hand_over(mpx_member_t *member, uint64_t from, uint64_t to)
+{
+    if (from == 0 || !mpx_u64_cas_acq_rel(&member->owner, &from, to)) { /* A3: with A2 */
+        return false;
+    }
+    MPX_STEP(member_handed_over);
+    mpx_u64_store_relaxed(&member->seated_at, 0);
+    return true;
+}
+
+bool mpx_member_adopt(mpx_member_t *member)
+{
+    uint64_t owner = mpx_u64_load_relaxed(&member->owner);
+    mpx_process_id_t own = mpx_os_own_process();
+    bool is_for_us = mpx_u64_load_relaxed(&member->seated_at) != 0 || id_of(owner).pid == own.pid;
+    return is_for_us && hand_over(member, owner, word_of(own));
+}
+
+void mpx_member_settle(mpx_member_t *member, pid_t pid)
+{
+    (void)hand_over(member, word_of(mpx_os_own_process()),
+                    word_of((mpx_process_id_t){.pid = pid, .start = 0}));
+}
+
+void mpx_member_unseat(mpx_member_t *member)
+{
+    (void)hand_over(member, word_of(mpx_os_own_process()), 0);
+}
+
+/* ---- Death ------------------------------------------------------------------------------------
+ */
+
+static bool is_dead(mpx_member_t *member, uint64_t owner)
+{
+    if (mpx_os_process_alive(id_of(owner)) != 0) {
+        return false;
+    }
+    uint64_t seated_at = mpx_u64_load_relaxed(&member->seated_at);
+    return seated_at == 0 || (uint64_t)mpx_os_now() - seated_at > (uint64_t)ADOPTION_TIME;
+}
+
+static bool is_own(uint64_t owner)
+{
+    return (pid_t)(uint32_t)owner == mpx_os_own_process().pid;
+}
+
+void mpx_member_bury_dead(mpx_arena_t *arena)
+{
+    uint32_t living = 0;
+    for (mpx_member_t *member = newest(arena); member != NULL; member = before(arena, member)) {
+        uint64_t owner = mpx_u64_load_relaxed(&member->owner);
+        if (owner == 0) {
+            continue;
+        }
+        if (!is_own(owner) && is_dead(member, owner)) {
+            (void)mpx_u64_cas_relaxed(&member->owner, &owner, 0);
+            MPX_STEP(member_buried);
+        } else {
+            living++;
+        }
+    }
+    arena->records = 2 * living + RECORDS_AT_FIRST;
+}

@@ -1,0 +1,664 @@
+/* test_arena.c - slots in shared memory: made, dropped, inherited, given away, left by the dead. */
+#include "harness.h"
+
+#include "mpx_arena.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MANY = 5000, KILLS = 100, HELD = 100, NOBODY = 65534 };
+
+static mpx_arena_t *home(void)
+{
+    mpx_arena_t *arena = NULL;
+    CHECK_EQ(mpx_arena_home(&arena), 0);
+    keeps_descriptors(1);
+    return arena;
+}
+
+static mpx_slot_t make(mpx_arena_t *arena)
+{
+    mpx_slot_t slot = 0;
+    CHECK_EQ(mpx_slot_new(arena, &slot), 0);
+    return slot;
+}
+
+static uint64_t *number_in(mpx_arena_t *arena, mpx_slot_t slot)
+{
+    return mpx_slot_at(arena, slot);
+}
+
+/* How long the arena's file is: what all of it costs. */
+static long long size_of(mpx_arena_t *arena)
+{
+    mpx_file_info_t info = {{0, 0}, 0, false};
+    CHECK_EQ(mpx_os_file_info(mpx_arena_fd(arena), &info), 0);
+    return (long long)info.size;
+}
+
+/* ---- One process ------------------------------------------------------------------------------
+ */
+
+TEST(slots_are_zero_apart_and_reused)
+{
+    mpx_arena_t *arena = home();
+    static mpx_slot_t slots[MANY];
+    for (int i = 0; i < MANY; i++) {
+        slots[i] = make(arena);
+        uint64_t *room = number_in(arena, slots[i]);
+        REQUIRE(room != NULL && slots[i] != 0);
+        for (size_t w = 0; w < MPX_SLOT_ROOM / sizeof(*room); w++) {
+            CHECK_EQ(room[w], 0);
+        }
+        memset(room, 0xa5, MPX_SLOT_ROOM);
+        *room = (uint64_t)i;
+    }
+    for (int i = 0; i < MANY; i++) {
+        CHECK_EQ(*number_in(arena, slots[i]), i);
+    }
+    long long size = size_of(arena);
+    CHECK(size < 2 * MANY * MPX_SLOT_SIZE + 65536);
+    for (int i = 0; i < MANY; i++) {
+        mpx_slot_drop(arena, slots[i]);
+    }
+    for (int round = 0; round < 20; round++) {
+        for (int i = 0; i < MANY; i++) {
+            slots[i] = make(arena);
+            CHECK_EQ(*number_in(arena, slots[i]), 0);
+        }
+        for (int i = 0; i < MANY; i++) {
+            mpx_slot_drop(arena, slots[i]);
+        }
+    }
+    CHECK_EQ(size_of(arena), size);
+}
+
+TEST(a_slot_is_held_as_often_as_it_is_dropped)
+{
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot = make(arena);
+    mpx_slot_hold(arena, slot);
+    mpx_slot_drop(arena, slot);
+    mpx_slot_t other = make(arena);
+    CHECK(other != slot);
+    mpx_slot_drop(arena, slot);
+    CHECK_EQ(make(arena), slot);
+    CHECK(mpx_slot_at(arena, 0) == NULL);
+    CHECK(mpx_slot_at(arena, UINT32_MAX) == NULL);
+    CHECK(mpx_slot_at(arena, MANY * 100) == NULL);
+}
+
+TEST(the_home_is_found_by_its_identity)
+{
+    mpx_arena_t *arena = home();
+    CHECK(home() == arena);
+    CHECK(mpx_arena_find(mpx_arena_id(arena)) == arena);
+    mpx_arena_id_t other = mpx_arena_id(arena);
+    other.low++;
+    CHECK(mpx_arena_find(other) == NULL);
+}
+
+TEST(another_home_where_the_descriptor_was_closed)
+{
+    mpx_arena_t *arena = home(), *moved = arena;
+    mpx_slot_t slot = make(arena);
+    close(mpx_arena_fd(arena));
+    CHECK_EQ(mpx_arena_fd(arena), -EBADF);
+    *number_in(arena, slot) = 7;
+    int status = 0;
+    while (status == 0) {
+        mpx_slot_t more;
+        status = mpx_slot_new(arena, &more);
+    }
+    CHECK_EQ(status, -EBADF);
+    CHECK_EQ(mpx_arena_move(&moved), 0);
+    CHECK(moved != arena && home() == moved);
+    mpx_arena_t *again = arena;
+    CHECK_EQ(mpx_arena_move(&again), 0);
+    CHECK(again == moved);
+    CHECK(make(moved) != 0);
+    CHECK_EQ(*number_in(arena, slot), 7);
+    mpx_slot_drop(arena, slot);
+    CHECK_EQ(make(arena), slot);
+}
+
+static void *churn(void *arena)
+{
+    for (uint64_t round = 1; round < 2000; round++) {
+        mpx_slot_t slots[8];
+        for (int i = 0; i < 8; i++) {
+            slots[i] = make(arena);
+            *number_in(arena, slots[i]) = round * 8 + (uint64_t)i;
+        }
+        for (int i = 0; i < 8; i++) {
+            CHECK_EQ(*number_in(arena, slots[i]), round * 8 + (uint64_t)i);
+            mpx_slot_drop(arena, slots[i]);
+        }
+    }
+    return NULL;
+}
+
+static void churn_once(void *arena)
+{
+    churn(arena);
+}
+
+TEST(threads_make_and_drop)
+{
+    mpx_arena_t *arena = home();
+    run_in_threads(churn_once, arena);
+    CHECK(size_of(arena) < 65536);
+}
+
+TEST(processes_make_and_drop)
+{
+    mpx_arena_t *arena = home();
+    run_in_processes(churn_once, arena);
+    CHECK(size_of(arena) < 65536);
+}
+
+/* ---- Fork -------------------------------------------------------------------------------------
+ */
+
+struct gates {
+    mpx_atomic_u32 open[4];
+};
+
+static void open_gate(struct gates *gates, int gate)
+{
+    mpx_u32_store_release(&gates->open[gate], 1);
+}
+
+static void pass_gate(struct gates *gates, int gate)
+{
+    while (!mpx_u32_load_acquire(&gates->open[gate])) {
+        usleep(1000);
+    }
+}
+
+struct inheritance {
+    mpx_arena_t *arena;
+    struct gates *gates;
+    mpx_slot_t slots[HELD];
+    int dropped; /* how many of them the child drops at the second gate */
+};
+
+static void hold_and_check(void *argument)
+{
+    struct inheritance *inherited = argument;
+    pass_gate(inherited->gates, 0);
+    for (int i = 0; i < HELD; i++) {
+        CHECK_EQ(*number_in(inherited->arena, inherited->slots[i]), 1000 + i);
+    }
+    for (int i = 0; i < inherited->dropped; i++) {
+        mpx_slot_drop(inherited->arena, inherited->slots[i]);
+    }
+    open_gate(inherited->gates, 1);
+    pass_gate(inherited->gates, 2);
+    for (int i = inherited->dropped; i < HELD; i++) {
+        CHECK_EQ(*number_in(inherited->arena, inherited->slots[i]), 1000 + i);
+    }
+}
+
+static void make_inheritance(struct inheritance *made, mpx_arena_t *arena)
+{
+    made->arena = arena;
+    made->gates = shared_memory(sizeof(struct gates));
+    for (int i = 0; i < HELD; i++) {
+        made->slots[i] = make(arena);
+        *number_in(arena, made->slots[i]) = 1000 + (uint64_t)i;
+    }
+}
+
+static void overwrite(mpx_arena_t *arena, int count)
+{
+    mpx_slot_t *slots = malloc((size_t)count * sizeof(*slots));
+    for (int i = 0; i < count; i++) {
+        slots[i] = make(arena);
+        memset(number_in(arena, slots[i]), 0xff, MPX_SLOT_ROOM);
+    }
+    for (int i = 0; i < count; i++) {
+        mpx_slot_drop(arena, slots[i]);
+    }
+    free(slots);
+}
+
+TEST(a_slot_is_not_reused_while_a_child_holds_it)
+{
+    struct inheritance state = {.dropped = HELD / 2};
+    make_inheritance(&state, home());
+    pid_t child = start_process(hold_and_check, &state);
+    for (int i = 0; i < HELD; i++) {
+        mpx_slot_drop(state.arena, state.slots[i]);
+    }
+    overwrite(state.arena, 4 * HELD);
+    long long size = size_of(state.arena);
+    for (int round = 0; round < 100; round++) {
+        overwrite(state.arena, 4 * HELD); /* with the child alive */
+    }
+    CHECK_EQ(size_of(state.arena), size);
+    open_gate(state.gates, 0);
+    pass_gate(state.gates, 1);
+    overwrite(state.arena, 4 * HELD);
+    open_gate(state.gates, 2);
+    CHECK_EQ(wait_for(child), 0);
+}
+
+static void fork_and_leave(void *argument)
+{
+    struct inheritance *inherited = argument;
+    pid_t grandchild = start_process(hold_and_check, inherited);
+    CHECK(grandchild > 0);
+    for (int i = 0; i < HELD; i++) {
+        mpx_slot_drop(inherited->arena, inherited->slots[i]);
+    }
+    open_gate(inherited->gates, 3);
+    CHECK_EQ(wait_for(grandchild), 0);
+}
+
+TEST(a_grandchild_holds_what_both_before_it_have_dropped)
+{
+    struct inheritance state = {.dropped = HELD};
+    make_inheritance(&state, home());
+    pid_t child = start_process(fork_and_leave, &state);
+    for (int i = 0; i < HELD; i++) {
+        mpx_slot_drop(state.arena, state.slots[i]);
+    }
+    overwrite(state.arena, 2 * HELD);
+    pass_gate(state.gates, 3);
+    overwrite(state.arena, 2 * HELD);
+    open_gate(state.gates, 0);
+    pass_gate(state.gates, 1);
+    open_gate(state.gates, 2);
+    CHECK_EQ(wait_for(child), 0);
+    mpx_slot_t slot = make(state.arena);
+    CHECK(slot <= HELD + 1);
+}
+
+static void do_nothing(void *unused)
+{
+    (void)unused;
+}
+
+TEST(many_short_children_leave_the_arena_as_small)
+{
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot = make(arena);
+    for (int i = 0; i < 50; i++) {
+        CHECK_EQ(wait_for(start_process(do_nothing, NULL)), 0);
+    }
+    long long size = size_of(arena);
+    for (int i = 0; i < 200; i++) {
+        CHECK_EQ(wait_for(start_process(do_nothing, NULL)), 0);
+        mpx_slot_t other = make(arena);
+        CHECK(other != slot);
+        mpx_slot_drop(arena, other);
+    }
+    CHECK_EQ(size_of(arena), size);
+}
+
+static void make_and_die(void *argument)
+{
+    mpx_arena_t *arena = argument;
+    for (int i = 0; i < MANY; i++) {
+        make(arena);
+    }
+    raise(SIGKILL);
+}
+
+TEST(what_the_dead_held_is_used_again)
+{
+    mpx_arena_t *arena = home();
+    CHECK(was_killed(wait_for(start_process(make_and_die, arena))));
+    long long size = size_of(arena);
+    for (int i = 0; i < 5; i++) {
+        CHECK(was_killed(wait_for(start_process(make_and_die, arena))));
+    }
+    CHECK_EQ(size_of(arena), size);
+}
+
+/* Without another process the kernel would let this user have. */
+static void fork_in_vain(void *argument)
+{
+    mpx_arena_t *arena = argument;
+    struct rlimit none = {0, 0};
+    CHECK_EQ(setrlimit(RLIMIT_NPROC, &none), 0);
+    CHECK(getuid() != 0 || setuid(NOBODY) == 0);
+    mpx_slot_t slot = make(arena);
+    for (int i = 0; i < MANY; i++) {
+        CHECK_EQ(fork(), -1);
+        CHECK_EQ(errno, EAGAIN);
+        mpx_arena_fork_failed();
+    }
+    mpx_slot_drop(arena, slot);
+    overwrite(arena, 100);
+    CHECK_EQ(make(arena), slot);
+    mpx_arena_fork_failed();
+}
+
+TEST(a_fork_that_failed_leaves_no_member)
+{
+    mpx_arena_t *arena = home();
+    CHECK_EQ(wait_for(start_process(do_nothing, NULL)), 0);
+    overwrite(arena, 100);
+    long long size = size_of(arena);
+    CHECK_EQ(wait_for(start_process(fork_in_vain, arena)), 0);
+    CHECK_EQ(size_of(arena), size);
+}
+
+static void *fork_often(void *unused)
+{
+    for (int i = 0; i < 50; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            mpx_slot_t slot;
+            mpx_arena_t *arena;
+            bool works = mpx_arena_home(&arena) == 0 && mpx_slot_new(arena, &slot) == 0;
+            _exit(works ? 0 : 1);
+        }
+        CHECK_EQ(wait_for(child), 0);
+    }
+    return unused;
+}
+
+TEST(fork_while_other_threads_make_and_drop)
+{
+    mpx_arena_t *arena = home();
+    pthread_t forker, churner[2];
+    CHECK_EQ(pthread_create(&forker, NULL, fork_often, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(pthread_create(&churner[i], NULL, churn, arena), 0);
+    }
+    pthread_join(forker, NULL);
+    pthread_join(churner[0], NULL);
+    pthread_join(churner[1], NULL);
+}
+
+/* ---- Exec -------------------------------------------------------------------------------------
+ */
+
+/* Stands for a program that was started by exec: a process forked before there was an arena. */
+struct gift {
+    struct gates *gates;
+    int socket_fds[2];
+    mpx_arena_id_t id;
+    uint32_t seat;
+    mpx_slot_t slot;
+};
+
+static void receive(void *argument)
+{
+    struct gift *gift = argument;
+    mpx_arena_t *arena;
+    int fd;
+    pass_gate(gift->gates, 0);
+    char path[64];
+    CHECK_EQ(read(gift->socket_fds[0], path, sizeof(path)), sizeof(path));
+    CHECK_EQ(read(gift->socket_fds[0], gift, sizeof(*gift)), sizeof(*gift));
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    REQUIRE(fd >= 0);
+    CHECK(mpx_arena_find(gift->id) == NULL);
+    CHECK_EQ(mpx_arena_attach(&arena, fd, gift->seat + 2), -EPROTO);
+    REQUIRE(mpx_arena_attach(&arena, fd, gift->seat) == 0);
+    CHECK(mpx_arena_find(gift->id) == arena && home() == arena);
+    CHECK_EQ(mpx_slot_take(arena, gift->slot + 1), -EPROTO);
+    CHECK_EQ(mpx_slot_take(arena, gift->slot), 0);
+    CHECK_EQ(*number_in(arena, gift->slot), 4711);
+    open_gate(gift->gates, 1);
+    pass_gate(gift->gates, 2);
+    CHECK_EQ(*number_in(arena, gift->slot), 4711);
+    mpx_slot_drop(arena, gift->slot);
+    close(fd);
+}
+
+static void send_gift(struct gift *gift, mpx_arena_t *arena)
+{
+    char path[64] = {0};
+    snprintf(path, sizeof(path), "/proc/%d/fd/%d", (int)getpid(), mpx_arena_fd(arena));
+    CHECK_EQ(write(gift->socket_fds[1], path, sizeof(path)), sizeof(path));
+    CHECK_EQ(write(gift->socket_fds[1], gift, sizeof(*gift)), sizeof(*gift));
+}
+
+TEST(a_slot_is_given_to_a_process_that_did_not_inherit_it)
+{
+    struct gift gift = {.gates = shared_memory(sizeof(struct gates))};
+    REQUIRE(pipe(gift.socket_fds) == 0);
+    pid_t child = start_process(receive, &gift);
+    mpx_arena_t *arena = home();
+    gift.id = mpx_arena_id(arena);
+    gift.slot = make(arena);
+    *number_in(arena, gift.slot) = 4711;
+    CHECK_EQ(mpx_arena_seat(arena, &gift.seat), 0);
+    CHECK_EQ(mpx_arena_give(arena, gift.seat, gift.slot), 0);
+    mpx_arena_settle(arena, gift.seat, child);
+    mpx_slot_drop(arena, gift.slot);
+    overwrite(arena, MANY);
+    send_gift(&gift, arena);
+    open_gate(gift.gates, 0);
+    pass_gate(gift.gates, 1);
+    overwrite(arena, MANY);
+    open_gate(gift.gates, 2);
+    CHECK_EQ(wait_for(child), 0);
+    overwrite(arena, MANY);
+    CHECK_EQ(make(arena), gift.slot);
+    close(gift.socket_fds[0]);
+    close(gift.socket_fds[1]);
+    free_shared_memory(gift.gates, sizeof(struct gates));
+}
+
+TEST(a_seat_that_is_given_up_holds_nothing)
+{
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot = make(arena);
+    uint32_t seat;
+    CHECK_EQ(mpx_arena_seat(arena, &seat), 0);
+    CHECK_EQ(mpx_arena_give(arena, seat, slot), 0);
+    mpx_slot_drop(arena, slot);
+    CHECK(make(arena) != slot);
+    mpx_arena_settle(arena, seat, 0);
+    overwrite(arena, 200);
+    CHECK_EQ(make(arena), slot);
+    CHECK_EQ(mpx_arena_give(arena, seat + 100000, slot), -EPROTO);
+}
+
+/* ---- Failures ---------------------------------------------------------------------------------
+ */
+
+TEST(an_arena_that_cannot_be_made_leaves_nothing)
+{
+    static const struct {
+        const char *site;
+        int error;
+    } failures[] = {
+        {"arena_atfork", ENOMEM}, {"arena_handle", ENOMEM}, {"arena_getrandom", EINTR},
+        {"fstat", EIO},           {"fallocate", ENOSPC},    {"mmap", ENOMEM},
+    };
+    mpx_os_own_process();
+    for (size_t f = 0; f < MPX_ARRAY_LENGTH(failures); f++) {
+        mpx_arena_t *arena = NULL;
+        inject(failures[f].site, failures[f].error, 0, ALWAYS);
+        CHECK(mpx_arena_home(&arena) < 0);
+        inject_nothing();
+    }
+    mpx_slot_drop(home(), make(home()));
+}
+
+TEST(a_slot_that_cannot_be_made_changes_nothing)
+{
+    static const struct {
+        const char *site;
+        int error;
+    } failures[] = {{"fallocate", ENOSPC}, {"arena_references", ENOMEM}};
+    mpx_arena_t *arena = home();
+    for (size_t f = 0; f < MPX_ARRAY_LENGTH(failures); f++) {
+        mpx_slot_t slot, last = 0;
+        int status = 0;
+        inject(failures[f].site, failures[f].error, 0, ALWAYS);
+        while ((status = mpx_slot_new(arena, &slot)) == 0) {
+            last = slot;
+        }
+        CHECK_EQ(status, -failures[f].error);
+        CHECK_EQ(mpx_slot_new(arena, &slot), -failures[f].error);
+        mpx_slot_drop(arena, last);
+        CHECK_EQ(make(arena), last);
+        inject_nothing();
+        CHECK(make(arena) > last);
+    }
+}
+
+static void check_own_slots(void *argument)
+{
+    struct inheritance *inherited = argument;
+    for (int i = 0; i < HELD; i++) {
+        CHECK_EQ(*number_in(inherited->arena, inherited->slots[i]), 1000 + i);
+        mpx_slot_drop(inherited->arena, inherited->slots[i]);
+    }
+    overwrite(inherited->arena, HELD);
+}
+
+TEST(a_child_for_whom_there_is_no_record_works_and_nothing_is_freed)
+{
+    struct inheritance state = {.dropped = 0};
+    make_inheritance(&state, home());
+    inject("fallocate", ENOSPC, 0, ALWAYS);
+    for (int i = 0; i < 200; i++) { /* until there is no room for one more */
+        pid_t child = start_process(hold_and_check, &state);
+        open_gate(state.gates, 0);
+        open_gate(state.gates, 2);
+        if (i < 199) {
+            kill(child, SIGSTOP);
+        }
+    }
+    inject_nothing();
+    CHECK_EQ(wait_for(start_process(check_own_slots, &state)), 0);
+    for (int i = 0; i < HELD; i++) {
+        CHECK_EQ(*number_in(state.arena, state.slots[i]), 1000 + i);
+    }
+}
+
+/* ---- Death ------------------------------------------------------------------------------------
+ */
+
+/* Everything that stores to the arena. */
+static void work(mpx_arena_t *arena)
+{
+    mpx_slot_t slots[HELD];
+    uint32_t seat;
+    for (int i = 0; i < HELD; i++) {
+        slots[i] = make(arena);
+        *number_in(arena, slots[i]) = 1;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        mpx_slot_drop(arena, slots[0]);
+        mpx_slot_drop(arena, make(arena));
+        _exit(0);
+    }
+    CHECK_EQ(mpx_arena_seat(arena, &seat), 0);
+    CHECK_EQ(mpx_arena_give(arena, seat, slots[1]), 0);
+    mpx_arena_settle(arena, seat, child);
+    (void)wait_for(child); /* it may have been killed, too */
+    for (int i = 0; i < HELD; i++) {
+        CHECK_EQ(*number_in(arena, slots[i]), 1);
+        mpx_slot_drop(arena, slots[i]);
+    }
+}
+
+static void check_whole(struct inheritance *state)
+{
+    mpx_slot_t slots[4 * HELD];
+    for (int i = 0; i < 4 * HELD; i++) {
+        slots[i] = make(state->arena);
+        CHECK_EQ(*number_in(state->arena, slots[i]), 0);
+        *number_in(state->arena, slots[i]) = 5000 + (uint64_t)i;
+    }
+    for (int i = 0; i < HELD; i++) {
+        CHECK_EQ(*number_in(state->arena, state->slots[i]), 1000 + i);
+    }
+    for (int i = 0; i < 4 * HELD; i++) {
+        CHECK_EQ(*number_in(state->arena, slots[i]), 5000 + i);
+        mpx_slot_drop(state->arena, slots[i]);
+    }
+}
+
+struct victim {
+    mpx_arena_t *arena;
+    const char *step;
+};
+
+/* More slots than there are, then everything else. */
+static void work_until_killed(void *argument)
+{
+    struct victim *victim = argument;
+    mpx_arena_t *arena = victim->arena;
+    long long size = size_of(arena);
+    signal_at_step(victim->step, SIGKILL);
+    while (size_of(arena) == size) {
+        make(arena);
+    }
+    for (int i = 0; i < 20; i++) {
+        work(arena);
+    }
+}
+
+TEST(killed_at_each_step)
+{
+    static const char *const steps[] = {
+        "arena_units",    "member_bits",        "member_made",   "member_listed", "member_birth",
+        "member_seating", "member_seated",      "member_buried", "region_taken",  "region_slots",
+        "region_added",   "member_handed_over", "slot_taken",    "slot_held",     "slot_swept",
+        "slot_dropped",   "slot_freed",         "slot_offered",  "slot_given",
+    };
+    struct inheritance state = {.dropped = 0};
+    make_inheritance(&state, home());
+    for (size_t s = 0; s < MPX_ARRAY_LENGTH(steps); s++) {
+        struct victim victim = {state.arena, steps[s]};
+        int status = wait_for(start_process(work_until_killed, &victim));
+        CHECK(was_killed(status));
+        if (!was_killed(status)) {
+            fprintf(stderr, "not killed at %s\n", steps[s]);
+        }
+        check_whole(&state);
+    }
+    long long size = size_of(state.arena);
+    for (int i = 0; i < 20; i++) {
+        check_whole(&state);
+    }
+    CHECK_EQ(size_of(state.arena), size);
+}
+
+struct labour {
+    mpx_arena_t *arena;
+    mpx_atomic_u32 *progress;
+};
+
+static void labour(void *argument)
+{
+    struct labour *shared = argument;
+    for (;;) {
+        work(shared->arena);
+        mpx_u32_fetch_add_relaxed(shared->progress, 1);
+    }
+}
+
+TEST(killed_at_random)
+{
+    struct inheritance state = {.dropped = 0};
+    make_inheritance(&state, home());
+    struct labour shared = {state.arena, shared_memory(sizeof(mpx_atomic_u32))};
+    kill_at_random(labour, &shared, shared.progress, KILLS);
+    check_whole(&state);
+    long long size = size_of(state.arena);
+    kill_at_random(labour, &shared, shared.progress, KILLS);
+    check_whole(&state);
+    CHECK(size_of(state.arena) <= 2 * size);
+}
