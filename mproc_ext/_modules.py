@@ -17,12 +17,13 @@ to, the stdlib's module, live.  Whoever assigns to an internal (``mproc_ext.util
 patches one reaches the code that uses it.
 """
 
-import atexit
 import importlib
 import multiprocessing as _package
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+
+from mproc_ext._finder import Finder
 
 __all__ = ()
 
@@ -113,26 +114,23 @@ class _Loader:
         module.__spec__ = self._spec
 
 
-class _Finder:
-    """The meta path finder of this package; one instance, first on sys.meta_path."""
-
-    @staticmethod
-    def find_spec(fullname, path=None, target=None):
-        top, _, name = fullname.partition(".")
-        if top == OURS and name:
-            if name.startswith("_stdlib."):
-                name = name.removeprefix("_stdlib.")
-                return _spec(fullname, lambda: _load_stdlib(name))
-            if (not accelerated or _is_frozen_start(name)) and is_submodule(name):
-                return _spec(fullname, lambda: stdlib(name))
-        elif aliased and top == STDLIB:
-            if not name:
-                return _spec(fullname, lambda: sys.modules[OURS])
-            # Our private modules too: pkgutil lists them, and they must not be loaded twice.
-            if not is_submodule(name) and not _is_private(name):
-                return None
-            return _spec(fullname, lambda: importlib.import_module(f"{OURS}.{name}"))
-        return None
+def find_spec(fullname):
+    """The spec of a module that the package provides or, under the alias, stands for; or None."""
+    top, _, name = fullname.partition(".")
+    if top == OURS and name:
+        if name.startswith("_stdlib."):
+            name = name.removeprefix("_stdlib.")
+            return _spec(fullname, lambda: _load_stdlib(name))
+        if (not accelerated or _is_frozen_start(name)) and is_submodule(name):
+            return _spec(fullname, lambda: stdlib(name))
+    elif aliased and top == STDLIB:
+        if not name:
+            return _spec(fullname, lambda: sys.modules[OURS])
+        # Our private modules too: pkgutil lists them, and they must not be loaded twice.
+        if not is_submodule(name) and not _is_private(name):
+            return None
+        return _spec(fullname, lambda: importlib.import_module(f"{OURS}.{name}"))
+    return None
 
 
 def _spec(fullname, obtain):
@@ -206,14 +204,6 @@ def announce(module_name):
         sys.modules.setdefault(theirs, sys.modules[module_name])
 
 
-sys.meta_path.insert(0, _Finder)
+sys.meta_path.insert(0, Finder)
 # Now: another thread would take it for no package until it has been executed.
 importlib.import_module(TRUE)
-
-if sys.version_info < (3, 12):
-    # The finder would keep everything that multiprocessing knows (the target of this process, and
-    # its globals) from the last garbage collection: a __del__ would find its globals gone.
-    @atexit.register
-    def _leave():
-        if _Finder in sys.meta_path:
-            sys.meta_path.remove(_Finder)

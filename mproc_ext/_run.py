@@ -25,6 +25,10 @@ def main():
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE if arguments else f"{USAGE}\n(a program is missing)")
         sys.exit(0 if arguments else 2)
+    if arguments[0][:2] in ("-m", "-c") and len(arguments[0]) > 2:  # in one word
+        arguments[:1] = arguments[0][:2], arguments[0][2:]
+    if arguments[0][:1] == "-" and arguments[0] not in ("-m", "-c", "-"):
+        sys.exit(_unknown_option(arguments[0]))
     if arguments[0] in ("-m", "-c") and len(arguments) < 2:
         sys.exit(f"Argument expected for the {arguments[0]} option\n{USAGE}")
 
@@ -42,6 +46,14 @@ def main():
         _run_stdin(arguments)
     else:
         _run_path(arguments)
+
+
+def _unknown_option(option):
+    print(
+        f"Unknown option: {option}\nOptions of Python itself come before -m mproc_ext.\n{USAGE}",
+        file=sys.stderr,
+    )
+    return 2
 
 
 def _fresh_main():
@@ -70,9 +82,14 @@ def _run_module(arguments):
 def _run_code(arguments):
     sys.argv[:] = ["-c", *arguments[1:]]
     _set_path0("")
-    code = compile(arguments[0], "<string>", "exec", dont_inherit=True)
+    source = arguments[0]
+    if sys.version_info >= (3, 14):
+        import textwrap
+
+        source = textwrap.dedent(source)
+    code = compile(source, "<string>", "exec", dont_inherit=True)
     if sys.version_info >= (3, 13):
-        _register_source(code, arguments[0], "<string>")
+        _register_source(code, source, "<string>")
     exec(code, vars(sys.modules["__main__"]))
 
 

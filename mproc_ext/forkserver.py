@@ -331,8 +331,9 @@ def main(control_fd, startup_fd, version):
         from mproc_ext._alias import install
 
         install()
-    _handle_preload(**startup["preload"])
+    # First: what the program's main module reads at its top level is meant for the program.
     util._close_stdin()
+    _handle_preload(**startup["preload"])
     _fill_standard_streams()
     _Server(control_fd).serve()
 

@@ -94,28 +94,39 @@ class ThreadPool(Pool, _std.ThreadPool):
             worker.join(max(0, deadline - time.monotonic()))
 
 
-class _Victims(list):
+class _Victims:
     """The workers of a pool that is terminated: none is killed in the middle of putting a result.
 
     It would keep the lock of the results, and the threads that end the pool would wait for that.
+
+    The pool's own list is asked each time: its workers are replaced until the thread that does so
+    has ended.
     """
 
     def __init__(self, workers, results):
-        super().__init__(workers)
+        self._workers = workers
         self._lock = getattr(results, "_wlock", None)
 
+    def __len__(self):
+        return len(self._workers)
+
+    def __getitem__(self, index):
+        return self._workers[index]
+
     def __iter__(self):
+        # Only the first to go through them kills.
+        lock, self._lock = self._lock, None
         # Not for ever: a worker may be in the middle because nobody reads its result any more.
         deadline = time.monotonic() + _PUT_GRACE
-        held = self._lock is not None and self._lock.acquire(timeout=_PUT_GRACE)
+        held = lock is not None and lock.acquire(timeout=_PUT_GRACE)
         try:
-            yield from super().__iter__()
+            yield from self._workers
             if held:  # until those that were just told to end have done so
-                for worker in super().__iter__():
+                for worker in self._workers:
                     worker.join(max(0, deadline - time.monotonic()))
         finally:
             if held:
-                self._lock.release()
+                lock.release()
 
 
 class _Tasks(queue.SimpleQueue):

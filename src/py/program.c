@@ -52,16 +52,17 @@ static PyObject *encode_argv(PyObject *sequence, char ***argv)
     return encoded;
 }
 
-static void raise_spawn_error(int status, PyObject *path)
+static void raise_spawn_error(int status, const char *path_bytes)
 {
+    PyObject *path = PyUnicode_DecodeFSDefault(path_bytes);
+    if (path == NULL)
+        return;
     if (status == -EAGAIN) {
         mpx_raise_message(status,
                           "cannot start a process: the limit on processes is reached "
                           "(RLIMIT_NPROC, see ulimit -u, or pids.max of the cgroup)",
                           NULL);
-        return;
-    }
-    if (status == -EMFILE)
+    } else if (status == -EMFILE)
         mpx_raise(status); /* not the executable's fault */
     else if (status == -ENOENT)
         mpx_raise_message(status, "cannot execute, no such file; see set_executable()", path);
@@ -73,6 +74,7 @@ static void raise_spawn_error(int status, PyObject *path)
         errno = -status;
         PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, path);
     }
+    Py_DECREF(path);
 }
 
 pid_t mpx_start_program(PyObject *path, PyObject *argv, PyObject *fds)
@@ -97,7 +99,7 @@ pid_t mpx_start_program(PyObject *path, PyObject *argv, PyObject *fds)
     program.fd_count = (size_t)sort_unique(descriptors, count);
     pid = mpx_process_spawn(&program);
     if (pid < 0) {
-        raise_spawn_error(pid, path);
+        raise_spawn_error(pid, program.path);
         pid = -1;
     }
 done:

@@ -18,30 +18,34 @@ _NO_ADDRESS = (
 )
 
 # Tests with a race of CPython's own: they need not pass at the first try, but at one of the next.
+_INTERRUPT = (
+    "CPython does not see a SIGINT that comes between its last look for signals and the system call"
+    " of time.sleep(100): such a child sleeps on. With the stdlib of 3.15 that were 2 of 100 in a"
+    " loop, and 3 of 4 runs of the test"
+)
+_THREADS_LEFT = (
+    "before 3.13 test_terminate leaves threads that sleep for minutes, where they began before"
+    " terminate(): no pool can end them. The stdlib's join waits for them, and the test fails; ours"
+    " does not, and they are left over"
+)
+_SHUTDOWN = (
+    "concurrent.futures of these Pythons (gh-125451, gh-110337): the executor's thread holds the"
+    " shutdown lock while it joins the queue's feeder thread, which waits for that lock to report"
+    " the object that cannot be pickled. With the stdlib of 3.13.0, 6 of 340 runs hung"
+)
 RACY = {
-    f"test_multiprocessing_{method}.WithProcessesTestProcess.test_interrupt": (
-        "CPython does not see a SIGINT that comes between its last look for signals and the system"
-        " call of time.sleep(100): such a child sleeps on. With the stdlib of 3.15 that were 2 of"
-        " 100 in a loop, and 3 of 4 runs of the test"
-    )
+    f"test_multiprocessing_{method}.WithProcessesTestProcess.test_interrupt": _INTERRUPT
     for method in ("fork", "spawn", "forkserver")
-} | {
-    f"test_multiprocessing_{method}.WithThreadsTestPool.<environment>": (
-        "before 3.13 test_terminate leaves threads that sleep for minutes, where they began before"
-        " terminate(): no pool can end them. The stdlib's join waits for them, and the test fails;"
-        " ours does not, and they are left over"
-    )
-    for method in ("fork", "spawn", "forkserver")
-    if sys.version_info < (3, 13)
-} | {
-    f"test_concurrent_futures.ProcessPool{method}ExecutorDeadlockTest.test_shutdown_deadlock_pickle": (
-        "concurrent.futures of these Pythons (gh-125451, gh-110337): the executor's thread holds"
-        " the shutdown lock while it joins the queue's feeder thread, which waits for that lock to"
-        " report the object that cannot be pickled. The stdlib hangs so, too"
-    )
-    for method in ("Fork", "Spawn", "Forkserver")
-    if sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
 }
+if sys.version_info < (3, 13):
+    for method in ("fork", "spawn", "forkserver"):
+        RACY[f"test_multiprocessing_{method}.WithThreadsTestPool.<environment>"] = _THREADS_LEFT
+if sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1):
+    for method in ("Fork", "Spawn", "Forkserver"):
+        RACY[
+            f"test_concurrent_futures.ProcessPool{method}ExecutorDeadlockTest"
+            ".test_shutdown_deadlock_pickle"
+        ] = _SHUTDOWN
 
 EXCUSED: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = {
     f"test_multiprocessing_forkserver.WithProcessesTestProcess.{test}": _NO_ADDRESS

@@ -255,7 +255,8 @@ except ModuleNotFoundError as error:
 else:
     raise AssertionError
 import multiprocessing.pool
-assert sum(type(finder) is type and finder.__name__ == '_Finder' for finder in sys.meta_path) == 1
+from mproc_ext._finder import Finder
+assert sys.meta_path.count(Finder) == 1
 """
     result = programs.run_python("-m", "mproc_ext", "-c", code)
     assert (result.returncode, result.stderr) == (0, "")
@@ -596,3 +597,46 @@ if __name__ == '__main__':
     assert "mproc_ext" in result.stderr
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_exit_functions_that_came_before_the_package_can_use_it(programs):
+    code = """
+import atexit
+
+@atexit.register
+def leave():
+    from multiprocessing import Process, Queue
+    import multiprocessing.pool
+    queue = Queue()
+    process = Process(target=queue.put, args=(multiprocessing.__name__,))
+    process.start()
+    print(queue.get(), process.join(), process.exitcode)
+
+import multiprocessing
+"""
+    result = programs.run_python("-c", code, env={"MPROC_EXT_ALIAS": "1"})
+    assert (result.stdout, result.stderr) == ("mproc_ext None 0\n", "")
+
+
+def test_options_in_one_word(programs):
+    for arguments in (["-cprint(__name__)"], ["-c", "print(__name__)"]):
+        result = programs.run_python("-m", "mproc_ext", *arguments)
+        assert (result.stdout, result.stderr) == ("__main__\n", "")
+    result = programs.run_python("-m", "mproc_ext", "-mjson.tool", "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith("usage: ")
+
+
+def test_options_of_python_itself_come_first(programs):
+    for option in ("-u", "--version", "-O"):
+        result = programs.run_python("-m", "mproc_ext", option, "program.py")
+        assert result.returncode == 2
+        assert result.stderr.startswith(f"Unknown option: {option}\n")
+
+
+@pytest.mark.parametrize("code", ["print(1)", "  print(1)\n  print(2)"])
+def test_indented_code(programs, code):
+    """Python takes the indent away since 3.14."""
+    theirs = programs.run_python("-c", code)
+    ours = programs.run_python("-m", "mproc_ext", "-c", code)
+    assert (ours.returncode, ours.stdout) == (theirs.returncode, theirs.stdout)

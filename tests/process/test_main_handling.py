@@ -333,3 +333,33 @@ def test_interactive(method, package, alias):
     theirs = interactive("multiprocessing", method, "")
     assert theirs[0].startswith("hello 0 ")
     assert interactive(package, method, alias) == theirs
+
+
+READS_AT_TOP_LEVEL = """
+import sys
+import mproc_ext
+
+line = sys.stdin.readline().strip()
+
+def target():
+    print(repr(line), flush=True)
+
+if __name__ == "__main__":
+    process = mproc_ext.get_context("forkserver").Process(target=target)
+    process.start()
+    process.join()
+    print(line, sys.stdin.readline().strip())
+"""
+
+
+def test_the_fork_server_does_not_read_the_programs_input(programs, tmp_path):
+    """It runs the main module once more: what that reads at its top level is meant for the program.
+    (A child of spawn reads it, as the stdlib's does.)"""
+    path = tmp_path / "reads.py"
+    path.write_text(READS_AT_TOP_LEVEL)
+    read, write = os.pipe()
+    os.write(write, b"one\ntwo\n")
+    with open(read) as stdin:
+        result = programs.run_python(path, stdin=stdin)
+    os.close(write)
+    assert (result.stdout, result.stderr) == ("''\none two\n", "")

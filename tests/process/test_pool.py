@@ -137,3 +137,25 @@ def test_terminate_while_a_worker_puts_a_result(programs):
     """A worker that was killed there would keep the lock for good."""
     result = programs.run_python("-c", SLOW_RESULTS)
     assert (result.stdout, result.stderr) == ("[-15, -15]\n", "")
+
+
+REPLACED_WORKERS = """
+import mproc_ext as mp
+
+if __name__ == "__main__":
+    for round in range(60):
+        pool = mp.Pool(2, maxtasksperchild=1)
+        results = pool.imap_unordered(abs, range(200))
+        for _ in range(round % 20):
+            next(results)
+        pool.terminate()
+        pool.join()
+        assert not mp.active_children()
+    print("done")
+"""
+
+
+def test_terminate_while_workers_are_replaced(programs):
+    """Those that the pool starts until it has ended the thread that does so are ended too."""
+    result = programs.run_python("-c", REPLACED_WORKERS)
+    assert (result.stdout, result.stderr) == ("done\n", "")
