@@ -372,11 +372,12 @@ static int block(ChildObject *self, int64_t deadline)
     do {
         pid_t pid = self->pid;
         int pidfd = self->pidfd;
+        int64_t piece = deadline == MPX_NEVER ? deadline : mpx_piece_of(deadline);
         if (self->ended || pid <= 0)
             return 0;
-        Py_BEGIN_ALLOW_THREADS status = mpx_process_wait(pid, pidfd, deadline);
+        Py_BEGIN_ALLOW_THREADS status = mpx_process_wait(pid, pidfd, piece);
         Py_END_ALLOW_THREADS
-    } while (status == -EINTR && PyErr_CheckSignals() == 0);
+    } while (mpx_wait_on(&status, deadline));
     return status == -EINTR ? -1 : 0;
 }
 

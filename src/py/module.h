@@ -37,6 +37,14 @@ PyObject *mpx_raise_message(int status, const char *message, PyObject *filename)
  * exception. */
 int mpx_deadline_of(PyObject *timeout, int64_t *deadline);
 
+/* wait.c: waiting in the core in pieces, so that a signal which comes just before the thread falls
+ * asleep is not left until it wakes: the end of the piece that begins now. */
+int64_t mpx_piece_of(int64_t deadline);
+
+/* wait.c: whether to wait on after a piece that returned *status. Runs signal handlers; *status is
+ * -EINTR, with an exception, where one raised. */
+bool mpx_wait_on(int *status, int64_t deadline);
+
 /* convert.c: a new array of the descriptors in a sequence, which the caller frees with PyMem_Free.
  * 0, or -1 with an exception. */
 int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count);
