@@ -11,7 +11,8 @@
  *   L1  mpx_os.h, mpx_os_linux.c                the operating system
  *   L2  mpx_segment.{h,c}, mpx_process.{h,c}    shared memory, processes
  *   L2  mpx_wait.{h,c}, mpx_owned.{h,c}, mpx_mutex.{h,c}, mpx_lock.{h,c}, mpx_semaphore.{h,c} locks
- *   L3  mpx_arena.h, mpx_arena*.c                small objects in shared memory
+ *   L2  mpx_event.{h,c}                         a flag to wait for
+ *   L3  mpx_arena.h, mpx_arena*.c               small objects in shared memory
  */
 #ifndef MPX_BASE_H
 #define MPX_BASE_H
