@@ -384,7 +384,7 @@ int mpx_arena_give(mpx_arena_t *arena, uint32_t seat, mpx_slot_t slot)
     int status = member == NULL ? -EPROTO : 0;
     if (status == 0) {
         mpx_arena_lock(arena);
-        mpx_u64_store_relaxed(&cell(arena, slot - 1)->born, 0);
+        (void)mpx_u64_fetch_and_acq_rel(&cell(arena, slot - 1)->born, MPX_BORN_LINKED);
         MPX_STEP(slot_offered); /* as before, but that a drop looks at all members */
         status = mpx_member_hold(arena, member, slot - 1);
         MPX_STEP(slot_given);

@@ -692,6 +692,28 @@ TEST(a_linked_slot_is_not_handed_out)
     check_counts(shared->condition, 0, 0);
 }
 
+/* Nor is that of its condition, when nobody holds it any more. */
+TEST(a_condition_with_nodes_is_not_handed_out)
+{
+    struct shared *shared = open_shared();
+    uint32_t seat;
+    mpx_arena_set_undertaker(NULL);
+    leave_dead_waiter(shared);
+    REQUIRE(mpx_arena_seat(arena, &seat) == 0);
+    CHECK_EQ(mpx_arena_give(arena, seat, shared->condition), 0);
+    mpx_arena_settle(arena, seat, 0);
+    mpx_slot_drop(arena, shared->condition);
+    for (int i = 0; i < ROUNDS; i++) {
+        CHECK(make() != shared->condition);
+    }
+    mpx_arena_set_undertaker(mpx_condition_undertake);
+    bool back = false;
+    for (int i = 0; i < ROUNDS * 4; i++) {
+        back = back || make() == shared->condition;
+    }
+    CHECK(back);
+}
+
 /* ---- A storm --------------------------------------------------------------------------------- */
 
 static void wait_and_notify(void *argument)
