@@ -42,24 +42,22 @@ if hasattr(_std, "SharedMemoryManager"):
     class SharedMemoryManager(BaseManager, _std.SharedMemoryManager):
         """A manager of shared memory blocks."""
 
-        if not hasattr(_std.shared_memory.SharedMemory, "_track"):
+        def SharedMemory(self, size):
+            """Returns a new SharedMemory instance with the specified size in
+            bytes, to be tracked by the manager."""
+            from mproc_ext.shared_memory import _adopt
 
-            def SharedMemory(self, size):
-                """Returns a new SharedMemory instance with the specified size in
-                bytes, to be tracked by the manager."""
-                from mproc_ext.shared_memory import _adopt
+            return _adopt(super().SharedMemory(size))
 
-                return _adopt(super().SharedMemory(size))
+        def ShareableList(self, sequence):
+            """Returns a new ShareableList instance populated with the values
+            from the input sequence, to be tracked by the manager."""
+            from mproc_ext.shared_memory import ShareableList, _adopt
 
-            def ShareableList(self, sequence):
-                """Returns a new ShareableList instance populated with the values
-                from the input sequence, to be tracked by the manager."""
-                from mproc_ext.shared_memory import ShareableList, _adopt
-
-                shared = super().ShareableList(sequence)
-                shared.__class__ = ShareableList
-                _adopt(shared.shm)
-                return shared
+            shared = super().ShareableList(sequence)
+            shared.__class__ = ShareableList
+            _adopt(shared.shm)
+            return shared
 
 
 def _in_place(*names):

@@ -16,12 +16,18 @@ from typing import Any, Self, TypeVar, overload
 
 from _typeshed import SupportsKeysAndGetItem
 
+from mproc_ext.shared_memory import (
+    ShareableList as _ShareableList,
+    SharedMemory as _SharedMemory,
+)
+
 __all__ = ["BaseManager", "SyncManager", "BaseProxy", "Token", "SharedMemoryManager"]
 
 _T = TypeVar("_T")
 _S = TypeVar("_S")
 _KT = TypeVar("_KT")
 _VT = TypeVar("_VT")
+_SLT = TypeVar("_SLT", int, float, bool, str, bytes, None)
 
 class BaseManager(_std.BaseManager): ...
 
@@ -32,7 +38,9 @@ class SyncManager(BaseManager, _std.SyncManager):
         @overload
         def set(self) -> SetProxy[Any]: ...
 
-class SharedMemoryManager(BaseManager, _std.SharedMemoryManager): ...
+class SharedMemoryManager(BaseManager, _std.SharedMemoryManager):
+    def SharedMemory(self, size: int) -> _SharedMemory: ...
+    def ShareableList(self, sequence: Iterable[_SLT] | None) -> _ShareableList[_SLT]: ...
 
 if sys.version_info >= (3, 14):
     from multiprocessing.managers import (

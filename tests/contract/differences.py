@@ -46,6 +46,10 @@ DIFFERENCES["(package)/__all__"] = "ACCELERATED and install, beyond the stdlib's
 DIFFERENCES["managers/SharedMemoryManager signature"] = (
     "the stdlib's (*args, **kwargs), spelled out"
 )
+DIFFERENCES["shared_memory/SharedMemory signature"] = (
+    "track=None: tracked where it is created, and not where it is only attached to, which would"
+    " destroy it; the stdlib's True means both"
+)
 DIFFERENCES["managers/ListProxy bases"] = "made anew, with clear and copy"
 DIFFERENCES["managers/MakeProxyType signature"] = "a default shows which proxies were made so far"
 DIFFERENCES["Manager().list()/bases"] = "made anew, with clear and copy"
@@ -70,7 +74,6 @@ NEWER = [
     ((3, 12), r"queues|context|\(package\)", r"(Joinable|Simple)?Queue\.__class_getitem__.*"),
     ((3, 12), r"(Joinable|Simple)?Queue\(\)", r"__class_getitem__.*"),
     ((3, 12), r"connection|managers", r"deliver_challenge signature"),
-    ((3, 13), r"shared_memory", r"SharedMemory signature"),
     ((3, 13), r"managers", r"(DictProxy|ListProxy)\.__class_getitem__.*"),
     ((3, 14), r".*", r"((\w*Process|Popen)\.)?interrupt( signature)?"),
     ((3, 14), r"context|\(package\)", r"\w*Process( signature|\.__init__.*)"),

@@ -84,7 +84,11 @@ def shared() -> None:
     with mproc_ext.Value("i", 1).get_lock():
         pass
     block = mproc_ext.shared_memory.SharedMemory(create=True, size=16)
-    block.unlink()
+    mproc_ext.shared_memory.SharedMemory(block.name, track=None).close()
+    mproc_ext.shared_memory.SharedMemory(block.name, track=False).unlink()
+    items = mproc_ext.shared_memory.ShareableList([1, 2])
+    assert_type(items[0], int)
+    assert_type(items.shm, mproc_ext.shared_memory.SharedMemory)
 
 
 def managers() -> None:
