@@ -116,7 +116,7 @@ def send_back(connection, thing):
     connection.send(type(thing).__name__)
 
 
-def hand_on(context_method, package, connection, thing):
+def hand_on(connection, context_method, package, thing):
     """Give what this child was given to a child of its own."""
     import importlib
 
