@@ -1,5 +1,6 @@
 """Shared by the tests here."""
 
+import _multiprocessing
 import contextlib
 import importlib
 import os
@@ -11,8 +12,6 @@ import sys
 import threading
 import time
 import warnings
-
-import _multiprocessing
 
 import mproc_ext
 

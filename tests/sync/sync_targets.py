@@ -40,7 +40,7 @@ def hold(connection, *locks):
     if how == "sys.exit":
         sys.exit(3)
     if how == "raise":
-        sys.stderr = open(os.devnull, "w")
+        sys.stderr = None
         raise ValueError("the target fails while it holds a lock")
     if how == "release":
         for lock in reversed(locks):
@@ -80,7 +80,7 @@ def use_semaphore(semaphore, inside, most, times):
 
 
 def wait_condition(connection, condition, timeout=None):
-    """Wait on a condition.  Who holds its lock after "waits" was sent knows that this one sleeps."""
+    """Wait on a condition.  Who holds its lock after "waits" was sent knows that this sleeps."""
     with condition:
         connection.send("waits")
         woken = condition.wait(timeout)

@@ -383,7 +383,7 @@ def test_wait_for_what_holds_needs_no_lock(mp):
     assert condition.wait_for(lambda: "yes") == "yes"
     assert condition.wait_for(predicate=lambda: 5, timeout=None) == 5
     assert condition.wait_for(lambda: 0, 0) == 0
-    assert condition.wait_for(lambda: [], -1) == []
+    assert condition.wait_for(list, -1) == []
 
 
 def test_wait_for_asks_again(mp):
@@ -412,7 +412,7 @@ def test_wait_for_timeout(condition):
     with condition:
         began = time.monotonic()
         assert condition.wait_for(lambda: asked.append(1), 0.1) is None
-        assert 0.09 < time.monotonic() - began
+        assert time.monotonic() - began > 0.09
         assert len(asked) == 2
         assert condition._lock._semlock._is_mine()
 

@@ -202,13 +202,14 @@ def test_dropped_in_one_process(mp):
     ready, go = mp.Event(), mp.Event()
     reader, writer = mp.Pipe(False)
 
-    def check():
+    def check(locks):
         ready.set()
         go.wait(LIMIT)
         writer.send([lock.acquire(False) for lock in locks])
 
-    child = mp.Process(target=check)
+    child = mp.Process(target=check, args=(locks,))
     child.start()
+    # The process object lets go of the arguments of a child that has started.
     assert ready.wait(LIMIT)
     del locks, lock
     gc.collect()

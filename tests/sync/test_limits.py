@@ -374,7 +374,8 @@ def test_threads_at_the_limit():
         run("""
 ctx = mproc_ext.get_context("fork")
 shared = ctx.Lock()
-resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors(), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors(), hard))
 errors = []
 
 def work():

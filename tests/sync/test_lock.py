@@ -79,9 +79,7 @@ MAKING = {
 
 @pytest.mark.parametrize("case", MAKING)
 def test_making(both, any_kind, case):
-    theirs, mine = (
-        outcome(MAKING[case], getattr(ctx_module(ctx), any_kind), ctx) for ctx in both
-    )
+    theirs, mine = (outcome(MAKING[case], getattr(ctx_module(ctx), any_kind), ctx) for ctx in both)
     assert mine == theirs
 
 
@@ -115,7 +113,7 @@ def test_attributes(mp, any_kind):
     assert vars(lock)["anything"] == 1
     del lock.anything
     assert bool(lock)
-    assert lock == lock  # noqa: PLR0124
+    assert lock == lock
     assert lock != getattr(mp, any_kind)()
     assert {lock: 1}[lock] == 1
     import weakref
@@ -571,7 +569,8 @@ def test_make_name_and_rand(synchronize, mp):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0, 1, 1), (1, 3, 5), (1, 5, 3), (2, 1, 1), (1, -1, 1), (1, 2**31, 1), (1, 1.5, 1)]
+    "arguments",
+    [(0, 1, 1), (1, 3, 5), (1, 5, 3), (2, 1, 1), (1, -1, 1), (1, 2**31, 1), (1, 1.5, 1)],
 )
 def test_semlock_class(both, arguments):
     results = []

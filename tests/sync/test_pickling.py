@@ -61,7 +61,7 @@ def test_the_refusal_names_the_class(synchronize, mp):
 def test_through_a_queue_it_is_refused(mp, kind, capfd):
     queue = mp.SimpleQueue()
     assert outcome(queue.put, MAKERS[kind](mp))[0] == "RuntimeError"
-    reader, writer = mp.Pipe()
+    _reader, writer = mp.Pipe()
     assert outcome(writer.send, MAKERS[kind](mp))[0] == "RuntimeError"
 
 
