@@ -1,8 +1,9 @@
 """Kill the processes that use a lock, over and over: sync_storm.py KIND KILLS [PACKAGE [PATIENCE]].
 
 Four processes use one lock (or condition, event, barrier) as fast as they can.  Every few moments
-one is killed, the holder as often as not, and another takes its place.  Ends with a line of figures;
-exits with 1 where two were inside at once, and where one does not get on for PATIENCE seconds.
+one is killed, the holder as often as not, and another takes its place.  Ends with a line of
+figures; exits with 1 where two were inside at once, and where one does not get on for PATIENCE
+seconds.
 """
 
 import importlib

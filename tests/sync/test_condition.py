@@ -251,6 +251,19 @@ def test_notify_wakes_so_many(condition, n, count):
     assert all(result is True for _, result in waiters.woken)
 
 
+def test_notify_wakes_no_more_later(condition):
+    """Nor do those that sleep on take a look in between for a notification."""
+    waiters = Waiters(condition, 4)
+    with condition:
+        condition.notify(2)
+    waiters.wait_until_woken(2)
+    time.sleep(0.3)
+    assert len(waiters.woken) == 2
+    with condition:
+        condition.notify_all()
+    waiters.wait_until_woken(4)
+
+
 @pytest.mark.parametrize("n", [0, -3])
 def test_notify_wakes_none(condition, n):
     waiters = Waiters(condition, 2)
