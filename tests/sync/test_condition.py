@@ -304,20 +304,24 @@ def test_who_gave_up_takes_no_notification(condition):
 
 def test_who_comes_later_takes_no_notification(condition):
     """A notification is for those who wait already."""
+    entered = threading.Semaphore(0)
+
+    def wait():
+        with condition:
+            entered.release()
+            return condition.wait(60)
+
     early = Waiters(condition, 1)
     with condition:
         condition.notify()
-        late = Task(lambda: waited(condition))
+        late = Task(wait)
         wait_until_asleep(late)  # in acquire
     early.wait_until_woken(1)
+    entered.acquire()
     with condition:
+        assert late.is_alive()
         condition.notify()
     assert late.get() is True
-
-
-def waited(condition):
-    with condition:
-        return condition.wait(60)
 
 
 def test_processes_one_by_one(ctx):
