@@ -1,6 +1,7 @@
 """Semaphore and BoundedSemaphore: the stdlib's behaviour to the letter."""
 
 import errno
+import sys
 
 import pytest
 import sync_targets as targets
@@ -161,7 +162,9 @@ def test_subclass(synchronize, mp, kind):
 
     semaphore = Mine("t", ctx=mp)
     assert (semaphore.tag, semaphore.get_value()) == ("t", -2)
-    assert repr(semaphore).startswith("<Mine(value=2")
+    # The repr asks get_value since 3.14, and _semlock before.
+    value = "-2" if sys.version_info >= (3, 14) else "2"
+    assert repr(semaphore).startswith(f"<Mine(value={value}")
 
 
 def test_one_release_wakes_one(make):
