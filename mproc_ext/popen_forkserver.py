@@ -40,7 +40,14 @@ class Popen(popen_fork.Popen):
 
     def _launch(self, process_obj):
         data = popen_spawn_posix.dump(self, process_obj)
-        pid, status_r, data_w = forkserver._forkserver._start(self._fds, bool(process_obj.daemon))
+        try:
+            pid, status_r, data_w = forkserver._forkserver._start(
+                self._fds, bool(process_obj.daemon)
+            )
+        except BaseException:
+            popen_spawn_posix.settle(self, 0)
+            raise
+        popen_spawn_posix.settle(self, pid)
         self.finalizer = util.Finalize(self, util.close_fds, (status_r, data_w))
         self.pid = pid
         self.sentinel = status_r

@@ -43,6 +43,7 @@ class Popen(popen_fork.Popen):
         try:
             try:
                 self._execute(process_obj, child_r, tracker_fd)
+                settle(self, self.pid)
             except OSError as error:
                 if error.filename is not None and not tracked:
                     # What could not be executed as the child was no tracker either.
@@ -54,6 +55,7 @@ class Popen(popen_fork.Popen):
             write_data(parent_w, data)
         except BaseException:
             # A signal handler's, say: if there is a child, nobody will ever know of it.
+            settle(self, 0)
             if hasattr(self, "pid"):
                 self.kill()
                 self.wait()
@@ -84,9 +86,20 @@ def dump(popen, process_obj):
     try:
         context.reduction.dump(prep_data, buffer)
         context.reduction.dump(process_obj, buffer)
+    except BaseException:
+        settle(popen, 0)
+        raise
     finally:
         context.set_spawning_popen(None)
     return buffer.getvalue()
+
+
+def settle(popen, pid):
+    """Tell the arenas whose locks the child has been given that it was started; with 0, not."""
+    if "_arena_seats" in popen.__dict__:
+        from mproc_ext import _arena
+
+        _arena.settle(popen, pid)
 
 
 def write_data(fd, data):

@@ -1,27 +1,268 @@
-"""Locks, semaphores, conditions, events and barriers: the stdlib's."""
+"""Locks, semaphores, conditions, events and barriers in shared memory without a name.
 
-from mproc_ext import _modules
+What counts is in C (src/py/semlock.c, event.c, condition.c).  None of these objects is lost with a
+process that dies:
 
-_std = _modules.stdlib("synchronize")
+* A Lock or RLock that a dead process held is taken over by the next who acquires it, with one
+  RuntimeWarning.  A process that ends normally leaves it locked, and anyone may release it.
+* A permit of a Semaphore that a dead process had taken stays taken.
+* Nobody waits for a waiter that has died: not a notify, not a barrier.
+"""
 
-if hasattr(_std.SemLock, "locked"):
-    _modules.identity(__name__)
-else:
-    _modules.overlay(__name__)
+import math
+import sys
+import threading
 
-    class SemLock(_std.SemLock):
-        def locked(self):
-            """Whether an acquire that does not wait would fail."""
-            return self._semlock._is_zero()
+from mproc_ext import _arena, _core, _modules, context, util
 
-    class Semaphore(SemLock, _std.Semaphore):
-        pass
+_std = _modules.overlay(__name__)
 
-    class BoundedSemaphore(Semaphore, _std.BoundedSemaphore):
-        pass
+__all__ = ["Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event"]
 
-    class Lock(SemLock, _std.Lock):
-        pass
 
-    class RLock(SemLock, _std.RLock):
-        pass
+@_core.set_first_lock_hook
+def _at_end():
+    """A process that ends in good order with a lock held leaves it locked, and nobody's."""
+    util.Finalize(None, _core.disown_locks, exitpriority=-1000)
+
+
+# Seconds between two looks whether those live for whom a barrier waits.
+_RECHECK = 0.1
+
+
+def _is_fork(ctx):
+    if ctx is None:
+        ctx = context._default_context.get_context()
+    return ctx.get_start_method() == "fork"
+
+
+def _assert_may_travel(shared):
+    context.assert_spawning(shared)
+    if shared._is_fork_ctx:
+        raise RuntimeError(
+            "A SemLock created in a fork context is being "
+            "shared with a process in a spawn context. This is "
+            "not supported. Please use the same context to create "
+            "multiprocessing objects and Process."
+        )
+
+
+class SemLock(_core.SemLockBase, _std.SemLock):
+    """The base of locks and semaphores."""
+
+    def __init__(self, kind, value, maxvalue, *, ctx):
+        self._make(kind, value, maxvalue, _is_fork(ctx), kind == _std.RECURSIVE_MUTEX)
+        self._make_methods()
+
+    def _make_methods(self):
+        """For subclasses: here acquire and release are methods already."""
+
+    def __getstate__(self):
+        _assert_may_travel(self)
+        semlock = self._semlock
+        return (*_arena.hand_over(self), semlock.kind, semlock.maxvalue, self._is_lock)
+
+    def __setstate__(self, state):
+        *where, kind, maxvalue, is_lock = state
+        self._remake(*_arena.take_over(*where), kind, maxvalue, is_lock)
+        self._make_methods()
+
+
+class Semaphore(SemLock, _std.Semaphore):
+    """A number of permits that acquire() takes from and release() adds to."""
+
+    def __init__(self, value=1, *, ctx):
+        self._make(_std.SEMAPHORE, value, _std.SEM_VALUE_MAX, _is_fork(ctx), False)
+        self._make_methods()
+
+
+class BoundedSemaphore(Semaphore, _std.BoundedSemaphore):
+    """A semaphore that release() does not raise above its initial value (ValueError)."""
+
+    def __init__(self, value=1, *, ctx):
+        self._make(_std.SEMAPHORE, value, value, _is_fork(ctx), False)
+        self._make_methods()
+
+
+class Lock(SemLock, _std.Lock):
+    """A lock that a process holds, and any thread or process may release."""
+
+    def __init__(self, *, ctx):
+        self._make(_std.SEMAPHORE, 1, 1, _is_fork(ctx), True)
+        self._make_methods()
+
+
+class RLock(SemLock, _std.RLock):
+    """A lock that the thread which holds it may acquire again; it releases it as often."""
+
+    def __init__(self, *, ctx):
+        self._make(_std.RECURSIVE_MUTEX, 1, 1, _is_fork(ctx), True)
+        self._make_methods()
+
+
+class _Count:
+    """How many waiters of a condition are in some state, as the semaphore that counts them in the
+    stdlib's would say."""
+
+    def __init__(self, count):
+        self._count_now = count
+
+    @property
+    def _semlock(self):
+        return self
+
+    def get_value(self):
+        return self._count_now()
+
+    _get_value = get_value
+
+
+class Condition(_core.Condition, _std.Condition):
+    """What waits for a notify, with the lock that guards what it waits for."""
+
+    def __init__(self, lock=None, *, ctx):
+        self._lock = lock or ctx.RLock()
+        self._is_fork_ctx = _is_fork(ctx)
+        self._make()
+        self._make_methods()
+
+    def __getstate__(self):
+        _assert_may_travel(self)
+        return (self._lock, *_arena.hand_over(self))
+
+    def __setstate__(self, state):
+        self._lock, *where = state
+        self._is_fork_ctx = False
+        self._take(*_arena.take_over(*where))
+        self._make_methods()
+
+    @property
+    def _sleeping_count(self):
+        return _Count(lambda: sum(self._counts(False)))
+
+    @property
+    def _woken_count(self):
+        return _Count(lambda: self._counts(False)[1])
+
+    @property
+    def _wait_semaphore(self):
+        return _Count(int)
+
+    def wait(self, timeout=None):
+        """Release the lock, wait for a notify, and acquire the lock again.
+
+        True, or False where there was no notify within *timeout* seconds (None: for ever).
+        """
+        lock = self._lock
+        assert lock._semlock._is_mine(), "must acquire() condition before using wait()"
+        node = self._enter()
+        notified = done = False
+        try:
+            count = lock._semlock._count()
+            for _ in range(count):
+                lock.release()
+            try:
+                self._sleep(node, timeout)
+                done = True
+            finally:
+                for _ in range(count):
+                    lock.acquire()
+        finally:
+            notified = self._leave(node)
+            if notified and not done:
+                # A signal handler raised: the notify is for another one.
+                self._notify(1)
+        return notified
+
+    def notify(self, n=1):
+        """Wake the *n* waiters that have waited longest, or as many as there are."""
+        assert self._lock._semlock._is_mine(), "lock is not owned"
+        self._notify(n if n.__class__ is int else _rounded_up(n))
+
+
+def _rounded_up(n):
+    """The number of waiters below *n*, whatever that is."""
+    if not 0 < n:  # noqa: SIM300 (in this order, for the TypeError)
+        return 0
+    return sys.maxsize if n >= sys.maxsize else math.ceil(n)
+
+
+class Event(_core.Event, _std.Event):
+    """A flag that is set or not, and can be waited for."""
+
+    def __init__(self, *, ctx):
+        self._is_fork_ctx = _is_fork(ctx)
+        self._make()
+
+    def __getstate__(self):
+        _assert_may_travel(self)
+        return _arena.hand_over(self)
+
+    def __setstate__(self, state):
+        self._is_fork_ctx = False
+        self._take(*_arena.take_over(*state))
+
+    def __copy__(self):
+        return self
+
+
+class _Block(_core.Block):
+    """Bytes in shared memory, for a Barrier's two numbers."""
+
+    def __init__(self, size):
+        self._make(size)
+
+    def __getstate__(self):
+        return (*_arena.hand_over(self), len(memoryview(self)))
+
+    def __setstate__(self, state):
+        *where, size = state
+        self._remake(*_arena.take_over(*where), size)
+
+
+class Barrier(_std.Barrier):
+    """Lets its parties pass together; see threading.Barrier.
+
+    A party that dies while it waits counts no more: another one has to come in its place.
+
+    Each party inside has a node among the waiters of ``_cond``, unless it holds the lock; those who
+    wait to enter stand at ``_door``, with the same lock.  So whoever holds that can count who is
+    inside, and the stdlib's ``_count`` is put right by it.
+    """
+
+    def __init__(self, parties, action=None, timeout=None, *, ctx):
+        cond = ctx.Condition()
+        door = ctx.Condition(cond._lock)
+        self.__setstate__((parties, action, timeout, cond, door, _Block(8)))
+        self._state = 0
+        self._count = 0
+
+    def __setstate__(self, state):
+        (self._parties, self._action, self._timeout, self._cond, self._door, self._block) = state
+        self._array = memoryview(self._block).cast("i")
+
+    def __getstate__(self):
+        return (self._parties, self._action, self._timeout, self._cond, self._door, self._block)
+
+    def _enter(self):
+        while self._state in (-1, 1):
+            if not self._door.wait(_RECHECK) and not self._living_inside():
+                # The last of those who were let through has died on its way out.
+                self._count = 0
+                self._exit()
+        if self._state < 0:
+            raise threading.BrokenBarrierError
+        inside = sum(self._cond._counts(False))
+        if inside != self._count or inside + 1 == self._parties:
+            self._count = self._living_inside()
+
+    def _living_inside(self):
+        return sum(self._cond._counts(True))
+
+    def _exit(self):
+        super()._exit()
+        self._door.notify_all()
+
+    def _break(self):
+        super()._break()
+        self._door.notify_all()

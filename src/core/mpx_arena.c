@@ -302,6 +302,15 @@ int mpx_arena_fd(const mpx_arena_t *arena)
     return mpx_segment_fd(&arena->segment);
 }
 
+void mpx_arena_disown_locks(void)
+{
+    mpx_arena_enter();
+    for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
+        mpx_slots_disown_locks(arena);
+    }
+    mpx_arena_exit();
+}
+
 /* ---- Processes started by exec ----------------------------------------------------------------
  */
 
@@ -311,7 +320,7 @@ int mpx_arena_seat(mpx_arena_t *arena, uint32_t *seat)
     mpx_arena_enter();
     int status = mpx_member_seat(arena, false, &member);
     if (status == 0) {
-        *seat = mpx_member_number(arena, member);
+        *seat = member->number;
     }
     mpx_arena_exit();
     return status;

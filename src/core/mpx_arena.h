@@ -29,6 +29,7 @@
 #ifndef MPX_ARENA_H
 #define MPX_ARENA_H
 
+#include "mpx_lock.h"
 #include "mpx_mutex.h"
 #include "mpx_segment.h"
 
@@ -79,6 +80,16 @@ void mpx_slot_drop(mpx_arena_t *arena, mpx_slot_t slot);
 /* The room of a slot that this process holds, or that another one has linked from such a slot; NULL
  * where there is no such slot, or it cannot be mapped. */
 void *mpx_slot_at(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* ---- Locks ------------------------------------------------------------------------------------
+ */
+
+/* Says that the slot's room begins with an mpx_lock_t. Where this process holds that when it drops
+ * the slot for the last time, or ends in good order, it becomes nobody's: see mpx_lock_disown. */
+void mpx_slot_mark_lock(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* This process ends in good order. */
+void mpx_arena_disown_locks(void);
 
 /* ---- Slots that other slots refer to -----------------------------------------------------------
  */

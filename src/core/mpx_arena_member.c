@@ -59,20 +59,14 @@ mpx_member_t *mpx_member_find(mpx_arena_t *arena, uint32_t number)
     return record_at(arena, unit);
 }
 
-uint32_t mpx_member_number(mpx_arena_t *arena, const mpx_member_t *wanted)
-{
-    uint32_t unit = mpx_u32_load_acquire(&arena->shared->newest); /* A1: with A0 */
-    mpx_member_t *member = record_at(arena, unit);
-    while (member != NULL && member != wanted) {
-        unit = member->next;
-        member = record_at(arena, unit);
-    }
-    return member == NULL ? 0 : unit;
-}
-
 static bool is_free(mpx_member_t *member)
 {
     return mpx_u64_load_relaxed(&member->owner) == 0;
+}
+
+static bool is_self(const mpx_arena_t *arena, const mpx_member_t *member)
+{
+    return arena->self != NULL && arena->self->number == member->number;
 }
 
 /* ---- Bits -------------------------------------------------------------------------------------
@@ -149,7 +143,7 @@ bool mpx_member_others_hold(mpx_arena_t *arena, uint32_t index, uint64_t born)
         return false; /* nobody is younger than the slot, and it was given to nobody */
     }
     for (mpx_member_t *member = newest(arena); member != NULL; member = before(arena, member)) {
-        if (member != arena->self && !is_free(member) && mpx_member_holds(arena, member, index)) {
+        if (!is_self(arena, member) && !is_free(member) && mpx_member_holds(arena, member, index)) {
             return true;
         }
     }
@@ -218,6 +212,7 @@ static int add_record(mpx_arena_t *arena, mpx_member_t **member)
     if (*member == NULL) {
         return -ENOMEM;
     }
+    (*member)->number = unit;
     (*member)->next = mpx_u32_load_relaxed(&arena->shared->newest);
     MPX_STEP(member_made);
     mpx_u32_store_release(&arena->shared->newest, unit); /* A0: with A1 */

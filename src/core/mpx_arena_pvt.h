@@ -37,6 +37,7 @@ typedef struct {
     mpx_atomic_u32 pinned; /* a process without a record may hold anything: nothing is freed */
     uint32_t reserved;
     mpx_region_t region[MPX_REGIONS];
+    mpx_lock_t sweeper; /* held by who looks for what the dead held */
 } mpx_arena_shared_t;
 
 /* `owner` is a pid and, in the upper half, a start time (0: not known); 0 is a free record, whose
@@ -44,8 +45,8 @@ typedef struct {
 typedef struct {
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 owner;
     mpx_atomic_u64 seated_at; /* nanoseconds */
-    uint32_t next;            /* the record made before, in units */
-    uint32_t reserved;
+    uint32_t number;          /* where it is, in units: addresses of one record may differ */
+    uint32_t next;            /* the record made before */
     mpx_atomic_u32 held[MPX_REGIONS];
 } mpx_member_t;
 
@@ -58,7 +59,7 @@ typedef struct {
 
 MPX_STATIC_ASSERT(sizeof(mpx_slot_cell_t) == MPX_SLOT_SIZE, "a slot is one cache line");
 MPX_STATIC_ASSERT(sizeof(mpx_member_t) == 2 * MPX_UNIT, "a member record is two lines");
-MPX_STATIC_ASSERT(sizeof(mpx_arena_shared_t) == 4 * MPX_UNIT, "layout 1");
+MPX_STATIC_ASSERT(sizeof(mpx_arena_shared_t) == 5 * MPX_UNIT, "layout 1");
 
 /* In `born`: other slots refer to this one, which must not be used again before they have
  * forgotten it. */
@@ -111,8 +112,7 @@ void mpx_member_settle(mpx_member_t *member, pid_t pid);
 /* Frees a record that was made here and not adopted. */
 void mpx_member_unseat(mpx_member_t *member);
 
-/* From a record to its number in units, and back (NULL where there is none). */
-uint32_t mpx_member_number(mpx_arena_t *arena, const mpx_member_t *member);
+/* The record of that number; NULL where there is none. */
 mpx_member_t *mpx_member_find(mpx_arena_t *arena, uint32_t number);
 
 /* The bits of a slot's holders. Under the mutex; to hold may take storage. */
@@ -144,5 +144,8 @@ MPX_NODISCARD int mpx_region_add(mpx_arena_t *arena);
 
 /* Marks as taken what this process holds: for one whose record was lost. */
 void mpx_slots_mark_own(mpx_arena_t *arena);
+
+/* Makes every lock nobody's that this process holds. */
+void mpx_slots_disown_locks(mpx_arena_t *arena);
 
 #endif

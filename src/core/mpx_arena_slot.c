@@ -19,6 +19,12 @@
 
 #define FREE_SHARE 4
 
+/* The longest wait for another process that sweeps. */
+#define SWEEP_TIME MPX_NANOS_PER_SEC
+
+/* In `references`, beside the count. */
+#define IS_LOCK UINT32_C(0x80000000)
+
 static mpx_undertaker_t *undertaker; /* within mpx_arena_enter */
 
 /* ---- Regions ----------------------------------------------------------------------------------
@@ -230,24 +236,58 @@ static uint32_t sweep_words(mpx_arena_t *arena, uint32_t *linked_slot)
     return free_slots;
 }
 
-/* Frees what only dead processes held; the number of free slots. */
+static void let_go(mpx_arena_t *arena, uint32_t index);
+
+/* Has the slot taken out of what refers to it. This process holds it meanwhile: another one that
+ * sweeps must not free it as soon as it is unmarked. */
+static void undertake(mpx_arena_t *arena, mpx_slot_t slot)
+{
+    undertaker(arena, slot);
+    mpx_arena_lock(arena);
+    let_go(arena, slot - 1);
+    mpx_arena_unlock(arena);
+}
+
+static uint32_t sweep_alone(mpx_arena_t *arena)
+{
+    uint32_t free_slots = 0;
+    mpx_slot_t linked = 0, last;
+    mpx_member_bury_dead(arena);
+    do {
+        last = linked;
+        linked = 0;
+        mpx_arena_lock(arena);
+        if (!mpx_u32_load_relaxed(&arena->shared->pinned)) {
+            free_slots = sweep_words(arena, &linked);
+        }
+        if (linked != 0 && (linked == last || undertaker == NULL ||
+                            mpx_member_hold(arena, arena->self, linked - 1) < 0)) {
+            linked = 0;
+        }
+        mpx_arena_unlock(arena);
+        if (linked != 0) {
+            undertake(arena, linked);
+        }
+    } while (linked != 0);
+    arena->first_word = 0;
+    return free_slots;
+}
+
+/* Frees what only dead processes held; the number of free slots. One process at a time: another one
+ * would free what the first one's undertaker is at. */
 static uint32_t sweep(mpx_arena_t *arena)
 {
-    uint32_t free_slots, linked_slot, last = 0;
-    mpx_member_bury_dead(arena);
-    for (;;) {
-        linked_slot = 0;
-        mpx_arena_lock(arena);
-        bool pinned = mpx_u32_load_relaxed(&arena->shared->pinned);
-        free_slots = pinned ? 0 : sweep_words(arena, &linked_slot);
-        mpx_arena_unlock(arena);
-        if (linked_slot == 0 || linked_slot == last || undertaker == NULL) {
-            break;
-        }
-        undertaker(arena, linked_slot);
-        last = linked_slot;
+    int64_t deadline = mpx_os_deadline(SWEEP_TIME);
+    int status;
+    do {
+        status = mpx_lock_acquire(&arena->shared->sweeper, deadline);
+    } while (status == -EINTR);
+    if (status < 0) {
+        return 0; /* somebody was stopped in the middle of it: go without */
     }
-    arena->first_word = 0;
+    MPX_STEP(arena_sweeping); /* the next one takes the lock over */
+    uint32_t free_slots = sweep_alone(arena);
+    (void)!mpx_lock_release(&arena->shared->sweeper);
     return free_slots;
 }
 
@@ -312,6 +352,27 @@ void mpx_slot_hold(mpx_arena_t *arena, mpx_slot_t slot)
     mpx_arena_exit();
 }
 
+static void disown(mpx_arena_t *arena, uint32_t index)
+{
+    if (arena->references[index] & IS_LOCK) {
+        mpx_lock_disown((mpx_lock_t *)(void *)cell(arena, index)->room);
+    }
+}
+
+void mpx_slot_mark_lock(mpx_arena_t *arena, mpx_slot_t slot)
+{
+    mpx_arena_enter();
+    arena->references[slot - 1] |= IS_LOCK;
+    mpx_arena_exit();
+}
+
+void mpx_slots_disown_locks(mpx_arena_t *arena)
+{
+    for (uint32_t index = 0; index < arena->reference_count; index++) {
+        disown(arena, index);
+    }
+}
+
 /* The last reference of this process is gone. Under the mutex. */
 static void let_go(mpx_arena_t *arena, uint32_t index)
 {
@@ -335,7 +396,9 @@ void mpx_slot_drop(mpx_arena_t *arena, mpx_slot_t slot)
 {
     uint32_t index = slot - 1;
     mpx_arena_enter();
-    if (--arena->references[index] == 0) {
+    if ((--arena->references[index] & ~IS_LOCK) == 0) {
+        disown(arena, index);
+        arena->references[index] = 0;
         mpx_arena_lock(arena);
         let_go(arena, index);
         mpx_arena_unlock(arena);
@@ -370,7 +433,7 @@ void mpx_slots_mark_own(mpx_arena_t *arena)
 {
     mpx_arena_lock(arena);
     for (uint32_t index = 0; index < arena->reference_count; index++) {
-        if (arena->references[index] > 0) {
+        if (arena->references[index] != 0) {
             set_taken(arena, index, true);
         }
     }

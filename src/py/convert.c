@@ -2,6 +2,7 @@
 #include "module.h"
 
 #include <math.h>
+#include <stdbool.h>
 
 #include "mpx_os.h"
 
@@ -21,6 +22,21 @@ int mpx_deadline_of(PyObject *timeout, int64_t *deadline)
     double nanos = ceil(seconds * (double)MPX_NANOS_PER_SEC);
     *deadline =
         nanos >= (double)INT64_MAX ? MPX_NEVER : mpx_os_deadline(nanos > 0 ? (int64_t)nanos : 0);
+    return 0;
+}
+
+int mpx_wait_deadline_of(PyObject *timeout, int64_t *deadline)
+{
+    double seconds = PyFloat_AsDouble(timeout);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return -1;
+    double nanos = ceil(seconds * (double)MPX_NANOS_PER_SEC);
+    if (isnan(seconds) || seconds >= 0x1p63)
+        *deadline = MPX_NO_DEADLINE;
+    else if (nanos >= (double)INT64_MAX)
+        *deadline = MPX_NEVER;
+    else
+        *deadline = nanos > 0 ? mpx_os_deadline((int64_t)nanos) : mpx_os_now();
     return 0;
 }
 
@@ -47,5 +63,38 @@ int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count)
         }
     }
     Py_DECREF(items);
+    return 0;
+}
+
+/* The slow way, for keywords and for errors: the interpreter's own parser. */
+static int parse_by_tuple(const char *format, PyObject *const *args, Py_ssize_t nargs,
+                          PyObject *names, const char *const *keywords, PyObject **values)
+{
+    PyObject *rest[2] = {NULL, NULL};
+    PyObject *keyword_args = PyDict_New(), *positional = PyTuple_New(nargs);
+    int status = keyword_args == NULL || positional == NULL ? -1 : 0;
+    for (Py_ssize_t i = 0; status == 0 && i < nargs; i++)
+        PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
+    for (Py_ssize_t i = 0; status == 0 && names != NULL && i < PyTuple_GET_SIZE(names); i++)
+        status = PyDict_SetItem(keyword_args, PyTuple_GET_ITEM(names, i), args[nargs + i]);
+    if (status == 0 && !PyArg_ParseTupleAndKeywords(positional, keyword_args, format,
+                                                    (char **)keywords, &rest[0], &rest[1]))
+        status = -1;
+    for (int i = 0; status == 0 && i < 2; i++) {
+        if (rest[i] != NULL)
+            values[i] = rest[i]; /* the caller's arguments keep it alive */
+    }
+    Py_XDECREF(keyword_args);
+    Py_XDECREF(positional);
+    return status;
+}
+
+int mpx_parse_optional(const char *format, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
+                       const char *const *keywords, PyObject **values, Py_ssize_t count)
+{
+    if (names != NULL || nargs > count)
+        return parse_by_tuple(format, args, nargs, names, keywords, values);
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        values[i] = args[i];
     return 0;
 }

@@ -47,7 +47,8 @@ static int apply_switches(void)
 static int module_exec(PyObject *module)
 {
     if (apply_switches() < 0 || mpx_add_child(module) < 0 || mpx_add_program(module) < 0 ||
-        mpx_add_fds(module) < 0)
+        mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 || mpx_add_semlock(module) < 0 ||
+        mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 || mpx_add_block(module) < 0)
         return -1;
     return PyModule_AddStringConstant(module, "__version__", MPX_VERSION);
 }
@@ -55,12 +56,18 @@ static int module_exec(PyObject *module)
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     Py_VISIT(module_state(module)->child_type);
+    Py_VISIT(module_state(module)->shared_type);
+    Py_VISIT(module_state(module)->view_type);
+    Py_VISIT(module_state(module)->first_lock_hook);
     return 0;
 }
 
 static int module_clear(PyObject *module)
 {
     Py_CLEAR(module_state(module)->child_type);
+    Py_CLEAR(module_state(module)->shared_type);
+    Py_CLEAR(module_state(module)->view_type);
+    Py_CLEAR(module_state(module)->first_lock_hook);
     return 0;
 }
 
@@ -77,7 +84,7 @@ static PyModuleDef_Slot module_slots[] = {
     {0, NULL},
 };
 
-static struct PyModuleDef core_module = {
+struct PyModuleDef mpx_core_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "mproc_ext._core",
     .m_doc = PyDoc_STR("The C core of mproc_ext; use it through the package."),
@@ -91,5 +98,5 @@ static struct PyModuleDef core_module = {
 
 PyMODINIT_FUNC PyInit__core(void)
 {
-    return PyModuleDef_Init(&core_module);
+    return PyModuleDef_Init(&mpx_core_module);
 }

@@ -14,7 +14,12 @@
 
 typedef struct {
     PyTypeObject *child_type;
+    PyTypeObject *shared_type;
+    PyTypeObject *view_type;
+    PyObject *first_lock_hook; /* or NULL */
 } module_state_t;
+
+extern struct PyModuleDef mpx_core_module;
 
 static inline module_state_t *module_state(PyObject *module)
 {
@@ -41,18 +46,41 @@ int mpx_deadline_of(PyObject *timeout, int64_t *deadline);
  * asleep is not left until it wakes: the end of the piece that begins now. */
 int64_t mpx_piece_of(int64_t deadline);
 
+/* wait.c: before the first piece: sets the OSError of MPX_NO_DEADLINE. */
+bool mpx_may_wait(int64_t deadline);
+
 /* wait.c: whether to wait on after a piece that returned *status. Runs signal handlers; *status is
  * -EINTR, with an exception, where one raised. */
 bool mpx_wait_on(int *status, int64_t deadline);
+
+/* What sem_timedwait calls invalid (NaN, and what is no number of seconds): found out by who waits.
+ */
+#define MPX_NO_DEADLINE INT64_MIN
+
+/* The same as locks take it: a number, and MPX_NO_DEADLINE where the standard library's fail as
+ * soon as they have to wait. */
+int mpx_wait_deadline_of(PyObject *timeout, int64_t *deadline);
 
 /* convert.c: a new array of the descriptors in a sequence, which the caller frees with PyMem_Free.
  * 0, or -1 with an exception. */
 int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count);
 
-/* child.c, program.c, fds.c: each adds its part to the module. 0, or -1 with an exception. */
+/* convert.c: the arguments of a METH_FASTCALL | METH_KEYWORDS method all of whose `count`
+ * parameters are optional: values[i] is replaced where it is given. 0, or -1 with the interpreter's
+ * TypeError. */
+int mpx_parse_optional(const char *format, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
+                       const char *const *keywords, PyObject **values, Py_ssize_t count);
+
+/* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c: each adds its part
+ * to the module. 0, or -1 with an exception. */
 int mpx_add_child(PyObject *module);
 int mpx_add_program(PyObject *module);
 int mpx_add_fds(PyObject *module);
+int mpx_add_shared(PyObject *module);
+int mpx_add_semlock(PyObject *module);
+int mpx_add_event(PyObject *module);
+int mpx_add_condition(PyObject *module);
+int mpx_add_block(PyObject *module);
 
 /* program.c: starts a program, see mpx_process_spawn; its pid, or -1 with an exception. */
 pid_t mpx_start_program(PyObject *path, PyObject *argv, PyObject *fds);

@@ -14,6 +14,14 @@ int64_t mpx_piece_of(int64_t deadline)
     return end < deadline ? end : deadline;
 }
 
+bool mpx_may_wait(int64_t deadline)
+{
+    if (deadline != MPX_NO_DEADLINE)
+        return true;
+    mpx_raise(-EINVAL);
+    return false;
+}
+
 bool mpx_wait_on(int *status, int64_t deadline)
 {
     if (*status != -EINTR && *status != -ETIMEDOUT)

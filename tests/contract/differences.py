@@ -28,6 +28,27 @@ DIFFERENCES["context/_concrete_contexts"] = (
     "a dict that also puts into the stdlib's what another library registers"
 )
 
+# Locks and events are types in C, whose state is a slot of shared memory.
+for kind in ("SemLock", "Lock", "RLock", "Semaphore", "BoundedSemaphore"):
+    for name in ("acquire", "acquire signature", "release", "release signature"):
+        DIFFERENCES[f"synchronize/{kind}.{name}"] = (
+            "a method; the stdlib sets an attribute of that name and signature on each object"
+        )
+    for name in ("__enter__", "__exit__"):
+        DIFFERENCES[f"synchronize/{kind}.{name} signature"] = "a method in C: self has no name"
+for name in ("set", "clear", "is_set", "wait"):
+    DIFFERENCES[f"synchronize/Event.{name} signature"] = "a method in C: self has no name"
+for name in ("__getstate__", "__setstate__"):
+    for fact in (name, f"{name} signature"):
+        DIFFERENCES[f"synchronize/Event.{fact}"] = (
+            "pickles itself; the stdlib's is made of a condition and a semaphore that do"
+        )
+DIFFERENCES["Lock()._semlock/bases"] = "a type in C, too, but ours"
+for method in ("fork", "spawn", "forkserver"):
+    DIFFERENCES[f"misuse/{method}/pickle_an_event"] = (
+        "names the event; the stdlib names the condition that its event is made of"
+    )
+
 # The forkserver is ours, and so is what it and its clients say to each other.
 for name in (
     "ForkServer.connect_to_new_process signature",

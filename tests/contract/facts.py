@@ -71,9 +71,8 @@ PRIVATE_OF_INSTANCES = {
     "Semaphore()": "_semlock",
     "BoundedSemaphore()": "_semlock",
     "Condition()": "_lock _sleeping_count _woken_count _wait_semaphore",
-    "Event()": "_cond _flag",
-    "Barrier(2)": "_wrapper _cond _state _count",
-    "Lock()._semlock": "_is_mine _count _is_zero _get_value _after_fork _rebuild",
+    "Barrier(2)": "_cond _state _count",
+    "Lock()._semlock": "_is_mine _count _is_zero _get_value _after_fork",
     "Pool(1)": "_pool _inqueue _outqueue _quick_put _quick_get _taskqueue _cache _state "
     "_processes _maxtasksperchild _initializer _initargs _ctx _terminate _worker_handler "
     "_task_handler _result_handler _change_notifier",

@@ -33,7 +33,8 @@ def refusal(name):
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_pickling_is_refused(mp, kind, protocol):
     thing = MAKERS[kind](mp)
-    name = kind if kind in PICKLES_ITSELF else "Condition"
+    pickles_itself = kind in PICKLES_ITSELF or (kind == "Event" and hasattr(thing, "_take"))
+    name = kind if pickles_itself else "Condition"
     assert outcome(pickle.dumps, thing, protocol) == refusal(name)
     assert outcome(pickle.dumps, [thing], protocol) == refusal(name)
 
@@ -42,8 +43,9 @@ def test_copying_is_refused(both, kind):
     results = []
     for ctx in both:
         thing = MAKERS[kind](ctx)
-        results.append([outcome(copy.deepcopy, thing), outcome(copy.copy, thing)[0]])
-        results[-1].append(outcome(lambda thing=thing: thing.__getstate__())[:1])
+        results.append([outcome(copy.deepcopy, thing)[0], outcome(copy.copy, thing)[0]])
+        if kind != "Event":  # the stdlib's is a pair of others
+            results[-1].append(outcome(lambda thing=thing: thing.__getstate__())[:1])
     assert results[1] == results[0]
 
 

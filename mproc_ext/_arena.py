@@ -1,0 +1,35 @@
+"""How shared objects get from a parent to a child that it starts by exec.
+
+A child that is forked has its parent's objects.  For another one, pickling an object seats the
+child in the object's arena, once, and lets it hold the object's slot; unpickling attaches the
+child's process to the arena.  See src/core/mpx_arena.h.
+"""
+
+from mproc_ext import _core, context, reduction
+
+__all__ = ()
+
+
+def hand_over(shared):
+    """What a child needs to become a holder of the object: the beginning of its pickled state."""
+    popen = context.get_spawning_popen()
+    identity, fd, slot = _core.arena_of(shared)
+    seats = popen.__dict__.setdefault("_arena_seats", {})
+    if identity not in seats:
+        seats[identity] = _core.arena_seat(identity), reduction.DupFd(fd)
+    seat, fd = seats[identity]
+    _core.arena_give(identity, seat, slot)
+    return identity, seat, fd, slot
+
+
+def take_over(identity, seat, fd, slot):
+    """In the child: attach to the arena.  Returns what the type's _take method takes."""
+    if not _core.arena_known(identity):
+        _core.arena_attach(fd.detach(), seat)
+    return identity, slot
+
+
+def settle(popen, pid):
+    """The child has been started as *pid*; or, with 0, there is none."""
+    for identity, (seat, _) in popen.__dict__.pop("_arena_seats", {}).items():
+        _core.arena_settle(identity, seat, pid)

@@ -1,0 +1,583 @@
+/* semlock.c - SemLock, Lock, RLock, Semaphore and BoundedSemaphore of mproc_ext.synchronize.
+ *
+ * The standard library has a Python object around a C object, `_semlock`, around a POSIX semaphore;
+ * here the first is the lock, and `_semlock` a view of it. What counts is in a slot of shared
+ * memory: for Lock and RLock a word with an owner, which is recovered when that dies, for
+ * semaphores a number.
+ *
+ * A lock is owned by a process. Which thread holds an RLock, and how often, is known to the object
+ * alone, as in the standard library; a forked child has not acquired what its parent has.
+ *
+ * Threads without the GIL. `holder` is written by the thread that acquires, before it has anything
+ * to lose, and read by others only to compare it with themselves; `depth` is atomic.
+ */
+#include "shared.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <structmember.h>
+
+#include "mpx_lock.h"
+#include "mpx_semaphore.h"
+
+enum { RECURSIVE_MUTEX, SEMAPHORE };
+
+typedef struct SemLockObject SemLockObject;
+
+struct SemLockObject {
+    MPX_SHARED_HEAD
+    SemLockObject *target; /* itself, once it is made */
+    int kind;
+    int maxvalue;
+    bool is_lock; /* the slot has a lock in it, not a semaphore */
+    bool warned;  /* of an owner that died */
+    bool is_fork_ctx;
+    int64_t next_look; /* see mpx_lock_try */
+    /* How often it was acquired here and not released, and by which thread of which process last.
+     */
+    mpx_atomic_u64 holder;
+    mpx_atomic_u64 depth;
+    mpx_atomic_u32 holder_pid;
+};
+
+/* What `_semlock` is: the same lock without what a subclass has overridden, which may call it. */
+typedef struct {
+    MPX_SHARED_HEAD            /* not used */
+        SemLockObject *target; /* a strong reference */
+} ViewObject;
+
+MPX_STATIC_ASSERT(offsetof(SemLockObject, target) == offsetof(ViewObject, target),
+                  "one method serves both");
+
+#define SEMLOCK(object) (((ViewObject *)(object))->target)
+
+static mpx_lock_t *lock_of(SemLockObject *self)
+{
+    return self->room;
+}
+
+static mpx_semaphore_t *semaphore_of(SemLockObject *self)
+{
+    return self->room;
+}
+
+/* The lock behind a method's self; NULL with an exception where it was not made. */
+static SemLockObject *made(PyObject *self, const char *attribute)
+{
+    if (MPX_UNLIKELY(SEMLOCK(self) == NULL))
+        mpx_shared_check((SharedObject *)self, attribute);
+    return SEMLOCK(self);
+}
+
+/* ---- Who holds it ---------------------------------------------------------------------------- */
+
+static int64_t depth_of(SemLockObject *self)
+{
+    if (mpx_u32_load_relaxed(&self->holder_pid) != (uint32_t)mpx_os_own_process().pid)
+        return 0;
+    return (int64_t)mpx_u64_load_relaxed(&self->depth);
+}
+
+static bool is_mine(SemLockObject *self)
+{
+    return depth_of(self) > 0 && mpx_u64_load_relaxed(&self->holder) == PyThread_get_thread_ident();
+}
+
+static void add_depth(SemLockObject *self, int64_t change)
+{
+    uint32_t pid = (uint32_t)mpx_os_own_process().pid;
+    if (MPX_UNLIKELY(mpx_u32_load_relaxed(&self->holder_pid) != pid)) {
+        mpx_u64_store_relaxed(&self->depth, 0); /* the parent's, in a forked child */
+        mpx_u32_store_relaxed(&self->holder_pid, pid);
+    }
+    (void)mpx_u64_fetch_add_relaxed(&self->depth, (uint64_t)change);
+}
+
+/* ---- Acquire and release --------------------------------------------------------------------- */
+
+static int try_once(SemLockObject *self)
+{
+    return self->is_lock ? mpx_lock_try(lock_of(self), &self->next_look)
+                         : mpx_semaphore_try(semaphore_of(self));
+}
+
+static int wait_until(SemLockObject *self, int64_t deadline)
+{
+    return self->is_lock ? mpx_lock_acquire(lock_of(self), deadline)
+                         : mpx_semaphore_acquire(semaphore_of(self), deadline);
+}
+
+/* The slot stays while this thread waits without the GIL: another one may drop the object only
+ * after the caller's reference. */
+static int acquire_blocking(SemLockObject *self, int64_t deadline)
+{
+    int status;
+    if (!mpx_may_wait(deadline))
+        return -EINTR;
+    do {
+        int64_t piece = mpx_piece_of(deadline);
+        Py_BEGIN_ALLOW_THREADS status = wait_until(self, piece);
+        Py_END_ALLOW_THREADS
+    } while (mpx_wait_on(&status, deadline));
+    return status;
+}
+
+static int give_back(SemLockObject *self)
+{
+    return self->is_lock ? mpx_lock_release(lock_of(self))
+                         : mpx_semaphore_release(semaphore_of(self), MPX_SEMAPHORE_MAX);
+}
+
+/* The owner before this one died: says so once. Where the warning is an error, the lock is
+ * released: nobody else would. */
+static int warn_of_death(SemLockObject *self)
+{
+    if (self->warned)
+        return 0;
+    self->warned = true;
+    int status = PyErr_WarnFormat(
+        PyExc_RuntimeWarning, 1,
+        "a process died while it held this %s: it is taken over, and what it protects may be "
+        "half changed",
+        Py_TYPE(self)->tp_name);
+    return status;
+}
+
+/* The process that has called the hook of set_first_lock_hook. */
+static mpx_atomic_u32 hooked;
+
+/* A process that has held a lock has something to do at its end. */
+static int hook(SemLockObject *self)
+{
+    uint32_t own = (uint32_t)mpx_os_own_process().pid;
+    if (MPX_LIKELY(mpx_u32_load_relaxed(&hooked) == own))
+        return 0;
+    mpx_u32_store_relaxed(&hooked, own);
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &mpx_core_module);
+    PyObject *function = module == NULL ? NULL : module_state(module)->first_lock_hook;
+    if (function == NULL)
+        return module == NULL ? -1 : 0;
+    PyObject *result = PyObject_CallNoArgs(function);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+static PyObject *acquired(SemLockObject *self, int status)
+{
+    mpx_u64_store_relaxed(&self->holder, PyThread_get_thread_ident());
+    add_depth(self, 1);
+    if ((MPX_UNLIKELY(status == MPX_OWNER_DIED) && warn_of_death(self) < 0) ||
+        (self->is_lock && hook(self) < 0)) {
+        add_depth(self, -1);
+        (void)!give_back(self);
+        return NULL;
+    }
+    Py_RETURN_TRUE;
+}
+
+static PyObject *acquire(SemLockObject *self, bool block, PyObject *timeout)
+{
+    int64_t deadline = MPX_NEVER;
+    if (self->kind == RECURSIVE_MUTEX && is_mine(self)) {
+        add_depth(self, 1);
+        Py_RETURN_TRUE;
+    }
+    if (timeout != Py_None && mpx_wait_deadline_of(timeout, &deadline) < 0)
+        return NULL;
+    int status = try_once(self);
+    if (status == -EAGAIN && block) {
+        status = acquire_blocking(self, deadline);
+        if (status == -EINTR)
+            return NULL;
+    }
+    if (status >= 0)
+        return acquired(self, status);
+    if (status == -EAGAIN || status == -ETIMEDOUT)
+        Py_RETURN_FALSE;
+    return mpx_raise(status);
+}
+
+PyDoc_STRVAR(
+    SemLock_acquire_doc,
+    "acquire($self, /, block=True, timeout=None)\n--\n\n"
+    "Acquire the lock, or a permit of the semaphore: True, or False where it was not to be had.\n\n"
+    "block    whether to wait until it is to be had\n"
+    "timeout  how many seconds to wait at most; negative is zero, None for ever\n\n"
+    "A Lock or RLock whose owner died is taken over with one RuntimeWarning: within 100 ms by who\n"
+    "waits, and by repeated attempts that do not.  Signal handlers run during the wait.");
+
+static PyObject *SemLock_acquire(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                 PyObject *names)
+{
+    PyObject *values[2] = {Py_True, Py_None};
+    static const char *const keywords[] = {"block", "timeout", NULL};
+    if (mpx_parse_optional("|OO:acquire", args, nargs, names, keywords, values, 2) < 0)
+        return NULL;
+    int block = values[0] == Py_True ? 1 : PyObject_IsTrue(values[0]);
+    SemLockObject *lock = made(self, "acquire");
+    return block < 0 || lock == NULL ? NULL : acquire(lock, block, values[1]);
+}
+
+PyDoc_STRVAR(SemLock_release_doc,
+             "release($self, /)\n--\n\n"
+             "Release the lock, or give a permit to the semaphore.\n\n"
+             "A Lock may be released by any thread and process, also where it was acquired by one\n"
+             "that has ended; an RLock by the thread that holds it (AssertionError).  ValueError\n"
+             "where nobody has acquired it.");
+
+static PyObject *release(SemLockObject *self)
+{
+    int status;
+    if (self->kind == RECURSIVE_MUTEX) {
+        if (!is_mine(self)) {
+            PyErr_SetString(PyExc_AssertionError,
+                            "attempt to release recursive lock not owned by thread");
+            return NULL;
+        }
+        if (depth_of(self) > 1) {
+            add_depth(self, -1);
+            Py_RETURN_NONE;
+        }
+    }
+    if (self->is_lock && self->kind == RECURSIVE_MUTEX)
+        add_depth(self, -1); /* before another thread has it */
+    status = self->is_lock ? mpx_lock_release(lock_of(self))
+                           : mpx_semaphore_release(semaphore_of(self), (uint32_t)self->maxvalue);
+    if (status < 0) {
+        PyErr_SetString(PyExc_ValueError, "semaphore or lock released too many times");
+        return NULL;
+    }
+    if (!(self->is_lock && self->kind == RECURSIVE_MUTEX))
+        add_depth(self, -1);
+    Py_RETURN_NONE;
+}
+
+static PyObject *SemLock_release(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    SemLockObject *lock = made(self, "release");
+    return lock == NULL ? NULL : release(lock);
+}
+
+PyDoc_STRVAR(SemLock_enter_doc, "__enter__($self)\n--\n\nAcquire the lock; True.");
+
+static PyObject *SemLock_enter(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    SemLockObject *lock = made(self, "_semlock");
+    return lock == NULL ? NULL : acquire(lock, true, Py_None);
+}
+
+PyDoc_STRVAR(SemLock_exit_doc, "__exit__($self, *args)\n--\n\nRelease the lock.");
+
+static PyObject *SemLock_exit(PyObject *self, PyObject *const *Py_UNUSED(args),
+                              Py_ssize_t Py_UNUSED(nargs))
+{
+    SemLockObject *lock = made(self, "_semlock");
+    return lock == NULL ? NULL : release(lock);
+}
+
+/* ---- Looking at it --------------------------------------------------------------------------- */
+
+static uint32_t value_of(SemLockObject *self)
+{
+    return self->is_lock ? !mpx_lock_is_held(lock_of(self))
+                         : mpx_semaphore_value(semaphore_of(self));
+}
+
+PyDoc_STRVAR(SemLock_locked_doc, "locked($self, /)\n--\n\n"
+                                 "Whether acquire would have to wait.");
+
+static PyObject *SemLock_is_zero(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    SemLockObject *lock = made(self, "_semlock");
+    return lock == NULL ? NULL : PyBool_FromLong(value_of(lock) == 0);
+}
+
+PyDoc_STRVAR(SemLock_get_value_doc, "_get_value($self, /)\n--\n\n"
+                                    "The number of permits there are; of a lock, 1 where it is "
+                                    "free.");
+
+static PyObject *SemLock_get_value(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    SemLockObject *lock = made(self, "_semlock");
+    return lock == NULL ? NULL : PyLong_FromUnsignedLong(value_of(lock));
+}
+
+PyDoc_STRVAR(SemLock_count_doc, "_count($self, /)\n--\n\n"
+                                "How often this process has acquired it, less its releases.");
+
+static PyObject *SemLock_count(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    SemLockObject *lock = made(self, "_semlock");
+    return lock == NULL ? NULL : PyLong_FromLongLong(depth_of(lock));
+}
+
+PyDoc_STRVAR(SemLock_is_mine_doc, "_is_mine($self, /)\n--\n\n"
+                                  "Whether this thread has acquired it last.");
+
+static PyObject *SemLock_is_mine(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    SemLockObject *lock = made(self, "_semlock");
+    return lock == NULL ? NULL : PyBool_FromLong(is_mine(lock));
+}
+
+PyDoc_STRVAR(SemLock_after_fork_doc, "_after_fork($self, /)\n--\n\n"
+                                     "Forget what the parent has acquired; here that needs no "
+                                     "call.");
+
+static PyObject *SemLock_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    SemLockObject *lock = made(self, "_semlock");
+    if (lock == NULL)
+        return NULL;
+    mpx_u64_store_relaxed(&lock->depth, 0);
+    Py_RETURN_NONE;
+}
+
+/* ---- Creation -------------------------------------------------------------------------------- */
+
+static int make(SemLockObject *self, int kind, int value, int maxvalue, bool is_lock)
+{
+    self->is_lock = is_lock;
+    self->kind = kind;
+    self->maxvalue = maxvalue;
+    if (mpx_shared_make((SharedObject *)self) < 0)
+        return -1;
+    mpx_u64_store_relaxed(&self->depth, 0);
+    if (!is_lock) {
+        mpx_semaphore_init(semaphore_of(self), (uint32_t)value);
+        return 0;
+    }
+    mpx_slot_mark_lock(self->arena, self->slot);
+    return 0;
+}
+
+PyDoc_STRVAR(SemLock_make_doc,
+             "_make($self, kind, value, maxvalue, is_fork_ctx, is_lock, /)\n--\n\n"
+             "Make the shared part: a lock with an owner, or a semaphore.");
+
+/* A C int, with the message of the standard library's own parser. */
+static int int_of(PyObject *object, void *result)
+{
+    int overflow;
+    long value = PyLong_AsLongAndOverflow(object, &overflow);
+    if (value == -1 && !overflow && PyErr_Occurred())
+        return 0;
+    if (overflow || value < INT_MIN || value > INT_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "Python int too large to convert to C int");
+        return 0;
+    }
+    *(int *)result = (int)value;
+    return 1;
+}
+
+static PyObject *SemLock_make(PyObject *object, PyObject *args)
+{
+    SemLockObject *self = (SemLockObject *)object;
+    int kind, value, maxvalue, is_fork_ctx, is_lock;
+    if (!PyArg_ParseTuple(args, "O&O&O&pp:_make", int_of, &kind, int_of, &value, int_of, &maxvalue,
+                          &is_fork_ctx, &is_lock))
+        return NULL;
+    if (kind != RECURSIVE_MUTEX && kind != SEMAPHORE) {
+        PyErr_SetString(PyExc_ValueError, "unrecognized kind");
+        return NULL;
+    }
+    if (value < 0)
+        return mpx_raise(-EINVAL);
+    self->is_fork_ctx = is_fork_ctx;
+    if (make(self, kind, value, maxvalue, is_lock) < 0)
+        return NULL;
+    self->target = self;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(SemLock_remake_doc,
+             "_remake($self, identity, slot, kind, maxvalue, is_lock, /)\n--\n\n"
+             "Become the object that the parent has handed over.");
+
+static PyObject *SemLock_remake(PyObject *object, PyObject *args)
+{
+    SemLockObject *self = (SemLockObject *)object;
+    PyObject *identity;
+    unsigned int slot;
+    int kind, maxvalue, is_lock;
+    if (!PyArg_ParseTuple(args, "SIiip:_remake", &identity, &slot, &kind, &maxvalue, &is_lock) ||
+        mpx_shared_take((SharedObject *)self, identity, slot) < 0)
+        return NULL;
+    self->kind = kind;
+    self->maxvalue = maxvalue;
+    self->is_lock = is_lock;
+    self->target = self;
+    if (is_lock)
+        mpx_slot_mark_lock(self->arena, slot);
+    Py_RETURN_NONE;
+}
+
+/* ---- The view -------------------------------------------------------------------------------- */
+
+static PyObject *SemLock_semlock(PyObject *self, void *Py_UNUSED(closure))
+{
+    SemLockObject *lock = made(self, "_semlock");
+    PyObject *module = lock == NULL ? NULL : PyType_GetModuleByDef(Py_TYPE(self), &mpx_core_module);
+    if (module == NULL)
+        return NULL;
+    PyTypeObject *type = module_state(module)->view_type;
+    ViewObject *view = (ViewObject *)type->tp_alloc(type, 0);
+    if (view != NULL)
+        view->target = (SemLockObject *)Py_NewRef(lock);
+    return (PyObject *)view;
+}
+
+static void View_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(SEMLOCK(self));
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *View_name(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
+{
+    Py_RETURN_NONE;
+}
+
+static PyObject *View_handle(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(SEMLOCK(self)->slot);
+}
+
+static PyObject *View_kind(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(SEMLOCK(self)->kind);
+}
+
+static PyObject *View_maxvalue(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(SEMLOCK(self)->maxvalue);
+}
+
+/* ---- The types ------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(SemLock_doc,
+             "A lock or semaphore that processes share; the base of those in synchronize.");
+
+#define ACQUIRE_AND_RELEASE                                                                    \
+    {"acquire", (PyCFunction)(void (*)(void))SemLock_acquire, METH_FASTCALL | METH_KEYWORDS,   \
+     SemLock_acquire_doc},                                                                     \
+        {"release", SemLock_release, METH_NOARGS, SemLock_release_doc},                        \
+        {"__enter__", SemLock_enter, METH_NOARGS, SemLock_enter_doc},                          \
+    {                                                                                          \
+        "__exit__", (PyCFunction)(void (*)(void))SemLock_exit, METH_FASTCALL, SemLock_exit_doc \
+    }
+
+static PyMethodDef SemLock_methods[] = {
+    ACQUIRE_AND_RELEASE,
+    {"locked", SemLock_is_zero, METH_NOARGS, SemLock_locked_doc},
+    {"_make", SemLock_make, METH_VARARGS, SemLock_make_doc},
+    {"_remake", SemLock_remake, METH_VARARGS, SemLock_remake_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef SemLock_members[] = {
+    {"_is_lock", T_BOOL, offsetof(SemLockObject, is_lock), READONLY, "whether it has an owner"},
+    {"_is_fork_ctx", T_BOOL, offsetof(SemLockObject, is_fork_ctx), 0,
+     "made by a fork context: not for processes of other start methods"},
+    {NULL, 0, 0, 0},
+};
+
+static PyGetSetDef SemLock_getset[] = {
+    {"_semlock", SemLock_semlock, NULL, "the lock without what a subclass overrides", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot SemLock_slots[] = {
+    {Py_tp_doc, (void *)SemLock_doc},
+    {Py_tp_methods, SemLock_methods},
+    {Py_tp_members, SemLock_members},
+    {Py_tp_getset, SemLock_getset},
+    {0, NULL},
+};
+
+static PyType_Spec SemLock_spec = {
+    .name = "mproc_ext._core.SemLockBase",
+    .basicsize = sizeof(SemLockObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = SemLock_slots,
+};
+
+static PyMethodDef View_methods[] = {
+    ACQUIRE_AND_RELEASE,
+    {"_is_zero", SemLock_is_zero, METH_NOARGS, SemLock_locked_doc},
+    {"_get_value", SemLock_get_value, METH_NOARGS, SemLock_get_value_doc},
+    {"_count", SemLock_count, METH_NOARGS, SemLock_count_doc},
+    {"_is_mine", SemLock_is_mine, METH_NOARGS, SemLock_is_mine_doc},
+    {"_after_fork", SemLock_after_fork, METH_NOARGS, SemLock_after_fork_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef View_getset[] = {
+    {"name", View_name, NULL, "None: it has no name in any file system", NULL},
+    {"handle", View_handle, NULL, "the number of its slot", NULL},
+    {"kind", View_kind, NULL, "0: a lock that its holder may acquire again; 1: any other", NULL},
+    {"maxvalue", View_maxvalue, NULL, "the largest value", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyDoc_STRVAR(View_doc, "A lock or semaphore, as the standard library's internals know it.");
+
+static PyType_Slot View_slots[] = {
+    {Py_tp_doc, (void *)View_doc},
+    {Py_tp_dealloc, View_dealloc},
+    {Py_tp_methods, View_methods},
+    {Py_tp_getset, View_getset},
+    {0, NULL},
+};
+
+static PyType_Spec View_spec = {
+    .name = "mproc_ext._core.SemLock",
+    .basicsize = sizeof(ViewObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = View_slots,
+};
+
+PyDoc_STRVAR(disown_locks_doc, "disown_locks()\n--\n\n"
+                               "This process ends in good order: what locks it holds stay locked,\n"
+                               "and are nobody's.");
+
+static PyObject *disown_locks(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    mpx_arena_disown_locks();
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(set_first_lock_hook_doc, "set_first_lock_hook(function, /)\n--\n\n"
+                                      "What to call when a process acquires its first lock.");
+
+static PyObject *set_first_lock_hook(PyObject *module, PyObject *function)
+{
+    Py_XSETREF(module_state(module)->first_lock_hook, Py_NewRef(function));
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef semlock_functions[] = {
+    {"set_first_lock_hook", set_first_lock_hook, METH_O, set_first_lock_hook_doc},
+    {"disown_locks", disown_locks, METH_NOARGS, disown_locks_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int add_view(PyObject *module)
+{
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &View_spec, NULL);
+    module_state(module)->view_type = type;
+    PyObject *largest = type == NULL ? NULL : PyLong_FromUnsignedLong(MPX_SEMAPHORE_MAX);
+    int status =
+        largest == NULL ? -1 : PyObject_SetAttrString((PyObject *)type, "SEM_VALUE_MAX", largest);
+    Py_XDECREF(largest);
+    return status < 0 ? -1 : PyModule_AddType(module, type);
+}
+
+int mpx_add_semlock(PyObject *module)
+{
+    if (mpx_add_shared_type(module, &SemLock_spec) < 0 || add_view(module) < 0)
+        return -1;
+    return PyModule_AddFunctions(module, semlock_functions);
+}

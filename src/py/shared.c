@@ -1,0 +1,281 @@
+/* shared.c - see shared.h; and the functions by which slots are handed to a child.
+ *
+ * A child that is forked has its parent's slots. One that is started by exec is seated in the arena
+ * while its arguments are pickled: arena_seat, then arena_give for each object, and arena_settle
+ * once it is known whether there is a child. What it unpickles attaches it: arena_attach.
+ */
+#include "shared.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+#define IDENTITY_SIZE ((Py_ssize_t)sizeof(mpx_arena_id_t))
+
+PyObject *mpx_shared_raise(int status)
+{
+    if (status == -ENOMEM)
+        return PyErr_NoMemory();
+    return mpx_raise(status);
+}
+
+/* ---- An object's slot ------------------------------------------------------------------------ */
+
+static void hold(SharedObject *self, mpx_arena_t *arena, mpx_slot_t slot)
+{
+    mpx_shared_drop(self);
+    self->arena = arena;
+    self->slot = slot;
+    self->room = mpx_slot_at(arena, slot);
+}
+
+int mpx_shared_make(SharedObject *self)
+{
+    mpx_arena_t *arena;
+    mpx_slot_t slot = 0;
+    int status = mpx_arena_home(&arena);
+    if (status == 0)
+        status = mpx_slot_new(arena, &slot);
+    if (status == -EBADF || status == -ESTALE) {
+        /* The program has closed the descriptor of the arena, which therefore cannot grow. */
+        status = mpx_arena_move(&arena);
+        if (status == 0)
+            status = mpx_slot_new(arena, &slot);
+    }
+    if (status < 0) {
+        mpx_shared_raise(status);
+        return -1;
+    }
+    hold(self, arena, slot);
+    return 0;
+}
+
+void mpx_shared_drop(SharedObject *self)
+{
+    if (self->slot != 0)
+        mpx_slot_drop(self->arena, self->slot);
+    self->slot = 0;
+    self->room = NULL;
+}
+
+bool mpx_shared_check(SharedObject *self, const char *attribute)
+{
+    if (MPX_LIKELY(self->room != NULL))
+        return true;
+    PyErr_Format(PyExc_AttributeError, "'%s' object has no attribute '%s'", Py_TYPE(self)->tp_name,
+                 attribute);
+    return false;
+}
+
+/* ---- Handing over ---------------------------------------------------------------------------- */
+
+static mpx_arena_t *arena_of(PyObject *identity)
+{
+    mpx_arena_id_t id;
+    if (!PyBytes_Check(identity) || PyBytes_GET_SIZE(identity) != IDENTITY_SIZE) {
+        PyErr_SetString(PyExc_ValueError, "that is not the identity of an arena");
+        return NULL;
+    }
+    memcpy(&id, PyBytes_AS_STRING(identity), sizeof(id));
+    mpx_arena_t *arena = mpx_arena_find(id);
+    if (arena == NULL)
+        PyErr_SetString(PyExc_LookupError, "this process has not attached to that arena");
+    return arena;
+}
+
+int mpx_shared_take(SharedObject *self, PyObject *identity, mpx_slot_t slot)
+{
+    mpx_arena_t *arena = arena_of(identity);
+    if (arena == NULL)
+        return -1;
+    int status = mpx_slot_take(arena, slot);
+    if (status == -EPROTO) {
+        PyErr_Format(PyExc_FileNotFoundError,
+                     "this process was not given shared object %u, or has dropped it since", slot);
+        return -1;
+    }
+    if (status < 0) {
+        mpx_shared_raise(status);
+        return -1;
+    }
+    hold(self, arena, slot);
+    return 0;
+}
+
+PyDoc_STRVAR(arena_seat_doc,
+             "arena_seat(identity, /)\n--\n\n"
+             "Make a member record for a child that is about to be started; its number.");
+
+static PyObject *arena_seat(PyObject *Py_UNUSED(module), PyObject *identity)
+{
+    uint32_t seat;
+    mpx_arena_t *arena = arena_of(identity);
+    if (arena == NULL)
+        return NULL;
+    int status = mpx_arena_seat(arena, &seat);
+    return status < 0 ? mpx_shared_raise(status) : PyLong_FromUnsignedLong(seat);
+}
+
+PyDoc_STRVAR(arena_give_doc, "arena_give(identity, seat, slot, /)\n--\n\n"
+                             "Let the child with that record hold the slot.");
+
+static PyObject *arena_give(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *identity;
+    unsigned int seat, slot;
+    if (!PyArg_ParseTuple(args, "SII:arena_give", &identity, &seat, &slot))
+        return NULL;
+    mpx_arena_t *arena = arena_of(identity);
+    if (arena == NULL)
+        return NULL;
+    int status = mpx_arena_give(arena, seat, slot);
+    if (status < 0)
+        return mpx_shared_raise(status);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(arena_settle_doc,
+             "arena_settle(identity, seat, pid, /)\n--\n\n"
+             "Say that the child with that record was started as pid, or, with 0, was not.");
+
+static PyObject *arena_settle(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *identity;
+    unsigned int seat;
+    int pid;
+    if (!PyArg_ParseTuple(args, "SIi:arena_settle", &identity, &seat, &pid))
+        return NULL;
+    mpx_arena_t *arena = arena_of(identity);
+    if (arena == NULL)
+        return NULL;
+    mpx_arena_settle(arena, seat, pid);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(arena_known_doc, "arena_known(identity, /)\n--\n\n"
+                              "Whether this process has attached to that arena.");
+
+static PyObject *arena_known(PyObject *Py_UNUSED(module), PyObject *identity)
+{
+    if (arena_of(identity) != NULL)
+        Py_RETURN_TRUE;
+    if (!PyErr_ExceptionMatches(PyExc_LookupError))
+        return NULL;
+    PyErr_Clear();
+    Py_RETURN_FALSE;
+}
+
+PyDoc_STRVAR(arena_attach_doc, "arena_attach(fd, seat, /)\n--\n\n"
+                               "Attach to an arena with the record that the parent has made.  The\n"
+                               "descriptor is the arena's from then on.");
+
+static PyObject *arena_attach(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int fd;
+    unsigned int seat;
+    mpx_arena_t *arena;
+    if (!PyArg_ParseTuple(args, "iI:arena_attach", &fd, &seat))
+        return NULL;
+    int status = mpx_arena_attach(&arena, fd, seat);
+    if (status == -EPROTO)
+        return mpx_raise_message(
+            status, "the parent's shared memory is not to be had: its locks cannot be used", NULL);
+    if (status < 0)
+        return mpx_shared_raise(status);
+    (void)fcntl(fd, F_SETFD, FD_CLOEXEC); /* it came through an exec */
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(arena_of_doc,
+             "arena_of(object, /)\n--\n\n"
+             "Where a shared object is: (identity of the arena, its descriptor, slot).");
+
+static PyObject *arena_of_object(PyObject *module, PyObject *object)
+{
+    if (!PyObject_TypeCheck(object, module_state(module)->shared_type)) {
+        PyErr_Format(PyExc_TypeError, "%R is no shared object", object);
+        return NULL;
+    }
+    SharedObject *self = (SharedObject *)object;
+    if (!mpx_shared_check(self, "_semlock"))
+        return NULL;
+    mpx_arena_id_t id = mpx_arena_id(self->arena);
+    int fd = mpx_arena_fd(self->arena);
+    if (fd < 0)
+        return mpx_raise_message(fd,
+                                 "the program has closed the descriptor of mproc_ext's shared "
+                                 "memory: what is in it cannot be given to a new process",
+                                 NULL);
+    return Py_BuildValue("y#iI", (const char *)&id, IDENTITY_SIZE, fd, self->slot);
+}
+
+static PyMethodDef shared_methods[] = {
+    {"arena_seat", arena_seat, METH_O, arena_seat_doc},
+    {"arena_give", arena_give, METH_VARARGS, arena_give_doc},
+    {"arena_settle", arena_settle, METH_VARARGS, arena_settle_doc},
+    {"arena_known", arena_known, METH_O, arena_known_doc},
+    {"arena_attach", arena_attach, METH_VARARGS, arena_attach_doc},
+    {"arena_of", arena_of_object, METH_O, arena_of_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+/* ---- The base type --------------------------------------------------------------------------- */
+
+static void shared_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    mpx_shared_drop((SharedObject *)self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(shared_take_doc, "_take($self, identity, slot, /)\n--\n\n"
+                              "Become the object in a slot that the parent has handed over.");
+
+static PyObject *shared_take(PyObject *self, PyObject *args)
+{
+    PyObject *identity;
+    unsigned int slot;
+    if (!PyArg_ParseTuple(args, "SI:_take", &identity, &slot) ||
+        mpx_shared_take((SharedObject *)self, identity, slot) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef shared_type_methods[] = {
+    {"_take", shared_take, METH_VARARGS, shared_take_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot shared_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("Base of what lies in a slot of shared memory.")},
+    {Py_tp_dealloc, shared_dealloc},
+    {Py_tp_methods, shared_type_methods},
+    {0, NULL},
+};
+
+static PyType_Spec shared_spec = {
+    .name = "mproc_ext._core.Shared",
+    .basicsize = sizeof(SharedObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = shared_slots,
+};
+
+int mpx_add_shared_type(PyObject *module, PyType_Spec *spec)
+{
+    PyObject *base = (PyObject *)module_state(module)->shared_type;
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, base);
+    if (type == NULL)
+        return -1;
+    int status = PyModule_AddType(module, (PyTypeObject *)type);
+    Py_DECREF(type);
+    return status;
+}
+
+int mpx_add_shared(PyObject *module)
+{
+    module_state_t *state = module_state(module);
+    state->shared_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &shared_spec, NULL);
+    if (state->shared_type == NULL || PyModule_AddType(module, state->shared_type) < 0)
+        return -1;
+    return PyModule_AddFunctions(module, shared_methods);
+}
