@@ -40,6 +40,23 @@ int mpx_wait_deadline_of(PyObject *timeout, int64_t *deadline)
     return 0;
 }
 
+int mpx_flag_of(PyObject *object, bool *flag)
+{
+    if (object == Py_True || object == Py_False) {
+        *flag = object == Py_True;
+        return 0;
+    }
+#if PY_VERSION_HEX >= 0x030C0000
+    int value = PyObject_IsTrue(object);
+#else
+    int value = _PyLong_AsInt(object);
+#endif
+    if (value == -1 && PyErr_Occurred())
+        return -1;
+    *flag = value != 0;
+    return 0;
+}
+
 int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count)
 {
     /* A copy: an item's fileno() may change the caller's list. */

@@ -61,6 +61,10 @@ bool mpx_wait_on(int *status, int64_t deadline);
  * soon as they have to wait. */
 int mpx_wait_deadline_of(PyObject *timeout, int64_t *deadline);
 
+/* convert.c: a flag as the standard library's C functions take it: before 3.12 an int. 0, or -1
+ * with an exception. */
+int mpx_flag_of(PyObject *object, bool *flag);
+
 /* convert.c: a new array of the descriptors in a sequence, which the caller frees with PyMem_Free.
  * 0, or -1 with an exception. */
 int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count);

@@ -213,9 +213,11 @@ static PyObject *SemLock_acquire(PyObject *self, PyObject *const *args, Py_ssize
     static const char *const keywords[] = {"block", "timeout", NULL};
     if (mpx_parse_optional("|OO:acquire", args, nargs, names, keywords, values, 2) < 0)
         return NULL;
-    int block = values[0] == Py_True ? 1 : PyObject_IsTrue(values[0]);
+    bool block;
     SemLockObject *lock = made(self, "acquire");
-    return block < 0 || lock == NULL ? NULL : acquire(lock, block, values[1]);
+    if (lock == NULL || mpx_flag_of(values[0], &block) < 0)
+        return NULL;
+    return acquire(lock, block, values[1]);
 }
 
 PyDoc_STRVAR(SemLock_release_doc,

@@ -241,7 +241,7 @@ def test_a_zombie_is_dead(fork, kind):
     child.join(-signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGALRM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM])
 def test_other_signals(fork, kind, number):
     lock = getattr(fork, kind)()
     child = held_by_child(fork, lock)
