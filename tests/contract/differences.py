@@ -34,7 +34,7 @@ for kind in ("SemLock", "Lock", "RLock", "Semaphore", "BoundedSemaphore"):
         DIFFERENCES[f"synchronize/{kind}.{name}"] = (
             "a method; the stdlib sets an attribute of that name and signature on each object"
         )
-    for name in ("__enter__", "__exit__"):
+    for name in ("__enter__", "__exit__", "locked"):
         DIFFERENCES[f"synchronize/{kind}.{name} signature"] = "a method in C: self has no name"
 for name in ("set", "clear", "is_set", "wait"):
     DIFFERENCES[f"synchronize/Event.{name} signature"] = "a method in C: self has no name"
@@ -81,6 +81,10 @@ for method in ("fork", "spawn"):
 
 # Entries of DIFFERENCES that are about some Pythons only -> whether sys.version_info is one.
 ONLY_ON = {
+    **{
+        f"synchronize/{kind}.locked signature": lambda version: version >= (3, 14)
+        for kind in ("SemLock", "Lock", "RLock", "Semaphore", "BoundedSemaphore")
+    },
     "forkserver/main signature": lambda version: version >= (3, 15),
     "forkserver/AuthenticationError": lambda version: version >= (3, 14),
     "managers/ListProxy bases": lambda version: version < (3, 14),

@@ -664,8 +664,8 @@ def test_the_lock_of_a_value(fork):
     assert value.value == 6
 
 
-def test_nothing_is_left_when_all_are_killed(tmp_path):
-    """kill -9 of everything: no name in /dev/shm, no process."""
+def test_nothing_is_left_when_all_are_killed():
+    """kill -9 of everything: they had no name in any file system, so there is none left."""
     program = """
 import os, signal, sys, mproc_ext
 ctx = mproc_ext.get_context("fork")
@@ -673,11 +673,10 @@ things = [ctx.Lock(), ctx.RLock(), ctx.Event(), ctx.Condition(), ctx.Semaphore(3
 things[0].acquire()
 for _ in range(2):
     ctx.Process(target=things[0].acquire).start()
-print("ready", flush=True)
+used = open("/proc/self/maps").read() + repr(
+    [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit()
+     and os.path.lexists(f"/proc/self/fd/{fd}")])
+print("ready", "/dev/shm" in used, flush=True)
 os.killpg(0, signal.SIGKILL)
 """
-    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
-    assert run_program("-c", program, expect=-signal.SIGKILL) == "ready\n"
-    after = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
-    assert not [name for name in after - before if "mp" in name or "sem" in name]
-    assert sys.platform == "linux"
+    assert run_program("-c", program, expect=-signal.SIGKILL) == "ready False\n"
