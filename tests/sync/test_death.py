@@ -6,7 +6,6 @@ Nothing here measures how soon: that a test ends at all is what it says.
 import os
 import pathlib
 import signal
-import sys
 import threading
 import time
 import warnings
