@@ -22,6 +22,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "mpx_arena.h"
 #include "mpx_process.h"
 
 /* The exit code of a child that somebody else reaped (SIGCHLD ignored, a foreign waitpid): it has
@@ -208,6 +209,8 @@ static pid_t fork_by_core(void)
         return -1;
     PyOS_BeforeFork();
     pid_t pid = mpx_process_fork();
+    if (pid < 0)
+        mpx_arena_fork_failed();
     if (pid == 0)
         PyOS_AfterFork_Child();
     else
