@@ -37,6 +37,7 @@ if sys.platform == "linux":
     @disjoint_base
     class SemLockBase(Shared):
         _is_fork_ctx: bool
+        _warned: bool
         @property
         def _is_lock(self) -> bool: ...
         @property

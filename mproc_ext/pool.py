@@ -30,6 +30,12 @@ class Pool(_std.Pool):
             processes, initializer, initargs, maxtasksperchild, context or _default_context()
         )
 
+    def _setup_queues(self):
+        super()._setup_queues()
+        # An idle worker waits for a task with this lock held: that it is killed then means nothing,
+        # and terminate() does so.
+        self._inqueue._rlock._warned = True
+
     @classmethod
     def _terminate_pool(
         cls,

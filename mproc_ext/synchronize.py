@@ -60,11 +60,12 @@ class SemLock(_core.SemLockBase, _std.SemLock):
     def __getstate__(self):
         _assert_may_travel(self)
         semlock = self._semlock
-        return (*_arena.hand_over(self), semlock.kind, semlock.maxvalue, self._is_lock)
+        kind = semlock.kind, semlock.maxvalue, self._is_lock
+        return (*_arena.hand_over(self), kind, self._warned)
 
     def __setstate__(self, state):
-        *where, kind, maxvalue, is_lock = state
-        self._remake(*_arena.take_over(*where), kind, maxvalue, is_lock)
+        *where, kind, self._warned = state
+        self._remake(*_arena.take_over(*where), *kind)
         self._make_methods()
 
 

@@ -481,6 +481,8 @@ static PyMethodDef SemLock_methods[] = {
 
 static PyMemberDef SemLock_members[] = {
     {"_is_lock", T_BOOL, offsetof(SemLockObject, is_lock), READONLY, "whether it has an owner"},
+    {"_warned", T_BOOL, offsetof(SemLockObject, warned), 0,
+     "whether it was said, or need not be, that an owner died"},
     {"_is_fork_ctx", T_BOOL, offsetof(SemLockObject, is_fork_ctx), 0,
      "made by a fork context: not for processes of other start methods"},
     {NULL, 0, 0, 0},

@@ -159,3 +159,15 @@ def test_terminate_while_workers_are_replaced(programs):
     """Those that the pool starts until it has ended the thread that does so are ended too."""
     result = programs.run_python("-c", REPLACED_WORKERS)
     assert (result.stdout, result.stderr) == ("done\n", "")
+
+
+def test_the_death_of_an_idle_worker_is_no_matter(method, recwarn):
+    """It waited for a task with a lock held, which another one takes over without a word."""
+    with mproc_ext.get_context(method).Pool(2) as pool:
+        assert pool.map(abs, range(10)) == list(range(10))
+        for _ in range(5):
+            worker = pool._pool[0]
+            worker.kill()
+            worker.join()
+            assert pool.map(abs, range(10)) == list(range(10))
+    assert not [found for found in recwarn.list if found.category is RuntimeWarning]
