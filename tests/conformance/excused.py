@@ -47,9 +47,17 @@ if sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1):
             ".test_shutdown_deadlock_pickle"
         ] = _SHUTDOWN
 
+_NO_NAME = (
+    "looks at the name of a semaphore, and what the resource tracker does with it: ours has none"
+)
+
 EXCUSED: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = {
     f"test_multiprocessing_forkserver.WithProcessesTestProcess.{test}": _NO_ADDRESS
     for test in ("test_forkserver_auth_is_enabled", "test_forkserver_without_auth_fails")
+} | {
+    f"test_multiprocessing_{method}.TestResourceTracker.{test}": _NO_NAME
+    for method in ("fork", "spawn", "forkserver")
+    for test in ("test_resource_tracker", "test_resource_tracker_sigkill")
 }
 
 
