@@ -7,6 +7,8 @@ It knows nothing but a name.  A finder of _modules itself would keep all that mu
 
 import sys
 
+__all__ = ()
+
 
 class Finder:
     @staticmethod
