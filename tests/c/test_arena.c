@@ -662,7 +662,7 @@ TEST(killed_at_random)
     long long size = size_of(state.arena);
     kill_at_random(labour, &shared, shared.progress, KILLS);
     check_whole(&state);
-    /* The records of children whose parents died in the middle of a fork stay for a minute, and so do
-     * the slots that they hold. */
+    /* The records of children whose parents died in the middle of a fork stay for a minute, and so
+     * do the slots that they hold. */
     CHECK(size_of(state.arena) <= 8 * size);
 }

@@ -498,7 +498,8 @@ static void wait_for_a_moment(void *argument)
 {
     struct shared *shared = argument;
     mpx_slot_t node = enter(shared->condition);
-    (void)!mpx_condition_sleep(arena, shared->condition, node, mpx_os_deadline(100 * MPX_NANOS_PER_MILLI));
+    (void)!mpx_condition_sleep(arena, shared->condition, node,
+                               mpx_os_deadline(100 * MPX_NANOS_PER_MILLI));
     (void)!mpx_condition_leave(arena, shared->condition, node);
 }
 
