@@ -230,6 +230,7 @@ PyDoc_STRVAR(SemLock_release_doc,
 static PyObject *release(SemLockObject *self)
 {
     int status;
+    uint32_t limit = self->maxvalue > 0 ? (uint32_t)self->maxvalue : 0;
     if (self->kind == RECURSIVE_MUTEX) {
         if (!is_mine(self)) {
             PyErr_SetString(PyExc_AssertionError,
@@ -244,7 +245,7 @@ static PyObject *release(SemLockObject *self)
     if (self->is_lock && self->kind == RECURSIVE_MUTEX)
         add_depth(self, -1); /* before another thread has it */
     status = self->is_lock ? mpx_lock_release(lock_of(self))
-                           : mpx_semaphore_release(semaphore_of(self), (uint32_t)self->maxvalue);
+                           : mpx_semaphore_release(semaphore_of(self), limit);
     if (status < 0) {
         PyErr_SetString(PyExc_ValueError, "semaphore or lock released too many times");
         return NULL;
@@ -350,6 +351,10 @@ static int make(SemLockObject *self, int kind, int value, int maxvalue, bool is_
         return 0;
     }
     mpx_slot_mark_lock(self->arena, self->slot);
+    if (value == 0) { /* held from the start, by nobody */
+        (void)!mpx_lock_try(lock_of(self), &self->next_look);
+        mpx_lock_disown(lock_of(self));
+    }
     return 0;
 }
 

@@ -258,6 +258,11 @@ bool emulated(void)
 
 #define DESCRIPTORS_LOOKED_AT 1024
 
+static int time_limit(void)
+{
+    return emulated() ? 4 * TIME_LIMIT : TIME_LIMIT;
+}
+
 static int kept_descriptors;
 
 void keeps_descriptors(int count)
@@ -279,7 +284,7 @@ static void run_in_child(const test_t *test)
 {
     setpgid(0, 0);
     signal(SIGALRM, SIG_DFL);
-    alarm(TIME_LIMIT);
+    alarm((unsigned)time_limit());
     if (mpx_os_without(getenv("MPROC_EXT_WITHOUT")) < 0) {
         fprintf(stderr, "MPROC_EXT_WITHOUT names a feature that there is not\n");
         exit(1);
@@ -309,7 +314,7 @@ static bool run(const test_t *test)
         return true;
     }
     if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM) {
-        fprintf(stderr, "FAILED %s: over %d seconds\n", test->name, TIME_LIMIT);
+        fprintf(stderr, "FAILED %s: over %d seconds\n", test->name, time_limit());
     } else if (WIFSIGNALED(status)) {
         fprintf(stderr, "FAILED %s: died of signal %d\n", test->name, WTERMSIG(status));
     } else {

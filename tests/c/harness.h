@@ -7,8 +7,8 @@
  *     }
  *
  * A test fails by a failed check (it goes on), by dying, by leaving a descriptor open, or by taking
- * more than TIME_LIMIT. Processes that it leaves behind are killed. What the environment's
- * MPROC_EXT_WITHOUT names is switched off before each test.
+ * more than TIME_LIMIT (four times that under an emulator). Processes that it leaves behind are
+ * killed. What the environment's MPROC_EXT_WITHOUT names is switched off before each test.
  */
 #ifndef HARNESS_H
 #define HARNESS_H

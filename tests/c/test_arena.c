@@ -17,6 +17,12 @@
 
 enum { MANY = 5000, KILLS = 100, HELD = 100, NOBODY = 65534 };
 
+/* So often; less where each step takes long. */
+static int times(int count)
+{
+    return emulated() ? count / 10 + 1 : count;
+}
+
 static mpx_arena_t *home(void)
 {
     mpx_arena_t *arena = NULL;
@@ -133,7 +139,7 @@ TEST(another_home_where_the_descriptor_was_closed)
 
 static void *churn(void *arena)
 {
-    for (uint64_t round = 1; round < 2000; round++) {
+    for (uint64_t round = 1; round < (uint64_t)times(2000); round++) {
         mpx_slot_t slots[8];
         for (int i = 0; i < 8; i++) {
             slots[i] = make(arena);
@@ -297,7 +303,7 @@ TEST(many_short_children_leave_the_arena_as_small)
         CHECK_EQ(wait_for(start_process(do_nothing, NULL)), 0);
     }
     long long size = size_of(arena);
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < times(200); i++) {
         CHECK_EQ(wait_for(start_process(do_nothing, NULL)), 0);
         mpx_slot_t other = make(arena);
         CHECK(other != slot);
@@ -309,7 +315,7 @@ TEST(many_short_children_leave_the_arena_as_small)
 static void make_and_die(void *argument)
 {
     mpx_arena_t *arena = argument;
-    for (int i = 0; i < MANY; i++) {
+    for (int i = 0; i < times(MANY); i++) {
         make(arena);
     }
     raise(SIGKILL);
@@ -336,7 +342,7 @@ static void fork_in_vain(void *argument)
     CHECK_EQ(setrlimit(RLIMIT_NPROC, &none), 0);
     CHECK(getuid() != 0 || setuid(NOBODY) == 0);
     mpx_slot_t slot = make(arena);
-    for (int i = 0; i < MANY; i++) {
+    for (int i = 0; i < times(MANY); i++) {
         CHECK_EQ(fork(), -1);
         CHECK_EQ(errno, EAGAIN);
         mpx_arena_fork_failed();
@@ -359,7 +365,7 @@ TEST(a_fork_that_failed_leaves_no_member)
 
 static void *fork_often(void *unused)
 {
-    for (int i = 0; i < 50; i++) {
+    for (int i = 0; i < times(50); i++) {
         pid_t child = fork();
         if (child == 0) {
             mpx_slot_t slot;
@@ -443,14 +449,14 @@ TEST(a_slot_is_given_to_a_process_that_did_not_inherit_it)
     CHECK_EQ(mpx_arena_give(arena, gift.seat, gift.slot), 0);
     mpx_arena_settle(arena, gift.seat, child);
     mpx_slot_drop(arena, gift.slot);
-    overwrite(arena, MANY);
+    overwrite(arena, times(MANY));
     send_gift(&gift, arena);
     open_gate(gift.gates, 0);
     pass_gate(gift.gates, 1);
-    overwrite(arena, MANY);
+    overwrite(arena, times(MANY));
     open_gate(gift.gates, 2);
     CHECK_EQ(wait_for(child), 0);
-    overwrite(arena, MANY);
+    overwrite(arena, times(MANY));
     CHECK_EQ(make(arena), gift.slot);
     close(gift.socket_fds[0]);
     close(gift.socket_fds[1]);
@@ -614,6 +620,9 @@ static void work_until_killed(void *argument)
 
 TEST(killed_at_each_step)
 {
+    if (emulated()) {
+        return; /* these two fork hundreds of times, which takes minutes there */
+    }
     static const char *const steps[] = {
         "arena_units",    "member_bits",        "member_made",   "member_listed", "member_birth",
         "member_seating", "member_seated",      "member_buried", "region_taken",  "region_slots",
@@ -654,6 +663,9 @@ static void labour(void *argument)
 
 TEST(killed_at_random)
 {
+    if (emulated()) {
+        return;
+    }
     struct inheritance state = {.dropped = 0};
     make_inheritance(&state, home());
     struct labour shared = {state.arena, shared_memory(sizeof(mpx_atomic_u32))};

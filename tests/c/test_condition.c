@@ -494,12 +494,22 @@ static const char *const waiter_steps[] = {
     "condition_awake",      "condition_unlinked", "condition_unnamed", "condition_unmarked",
     "condition_emptied",    "condition_left",     "mutex_released",    "slot_dropped"};
 
+/* Where a victim is to be killed; NULL in others. */
+static const char *last_step;
+
+/* A loaded machine may take its time over the yields that come before the sleep. */
+static int64_t a_moment(void)
+{
+    bool asleep = last_step != NULL && (strcmp(last_step, "condition_waiting") == 0 ||
+                                        strcmp(last_step, "condition_awake") == 0);
+    return asleep ? much_later() : mpx_os_deadline(5 * MPX_NANOS_PER_MILLI);
+}
+
 static void wait_for_a_moment(void *argument)
 {
     struct shared *shared = argument;
     mpx_slot_t node = enter(shared->condition);
-    (void)!mpx_condition_sleep(arena, shared->condition, node,
-                               mpx_os_deadline(100 * MPX_NANOS_PER_MILLI));
+    (void)!mpx_condition_sleep(arena, shared->condition, node, a_moment());
     (void)!mpx_condition_leave(arena, shared->condition, node);
 }
 
@@ -513,6 +523,7 @@ struct victim {
 static void run_to_step(void *argument)
 {
     struct victim *victim = argument;
+    last_step = victim->step;
     signal_at_step(victim->step, SIGKILL);
     victim->function(victim->shared);
     fprintf(stderr, "%s: not reached\n", victim->step);
@@ -655,6 +666,10 @@ TEST(slots_of_conditions_whose_waiters_are_all_dead_come_back)
 
 TEST(the_undertaker_leaves_the_living_alone)
 {
+    if (emulated()) {
+        return; /* it makes up the /proc of a process's own number, which then looks like another's
+                 */
+    }
     struct shared *shared = open_shared();
     mpx_slot_t own = enter(shared->condition);
     pid_t pid = start_waiter(shared);
