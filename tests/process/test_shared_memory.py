@@ -273,6 +273,7 @@ for attach in (lambda: SharedMemory(name), lambda: ShareableList(name=name)):
         attach()
     except OSError as error:
         print(error.errno)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))  # a sanitizer needs more at the end
 """
     assert said(
         f"""
