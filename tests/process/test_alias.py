@@ -510,6 +510,8 @@ if __name__ == '__main__':
         assert queue.get() is True
         process.join()
         assert process.exitcode == 0
+        theirs.close()
+        theirs.join_thread()  # or the next fork would warn of it
     print('ok')
 """
     )
@@ -535,6 +537,8 @@ if __name__ == '__main__':
         assert ours.get() == 2
         process.join()
         assert process.exitcode == 0
+        theirs.close()
+        theirs.join_thread()  # or the next fork would warn of it
     print('ok')
 """
     )
