@@ -51,6 +51,46 @@ def fail_to_start():
     raise AssertionError("a lambda was pickled")
 
 
+def use_locks():
+    context = mproc_ext.get_context("spawn")
+    for lock in (context.Lock(), context.RLock(), context.Semaphore(2), context.BoundedSemaphore()):
+        with lock:
+            if lock.acquire(False):
+                lock.release()
+            lock._semlock._is_mine(), lock._semlock._get_value(), lock.locked(), repr(lock)
+        for wrong in ({"timeout": "x"}, {"unknown": 1}):
+            try:
+                lock.acquire(**wrong)
+            except TypeError:
+                continue
+            raise AssertionError(wrong)
+
+
+def use_conditions_and_events():
+    context = mproc_ext.get_context("spawn")
+    condition, event, barrier = context.Condition(), context.Event(), context.Barrier(1)
+    with condition:
+        condition.notify_all()
+        assert condition.wait(0) is False
+    event.set()
+    assert event.wait()
+    assert event.is_set()
+    event.clear()
+    assert event.wait(0) is False
+    barrier.wait()
+    repr([condition, event, barrier])
+
+
+def pass_locks():
+    context = mproc_ext.get_context("spawn")
+    shared = context.Lock(), context.Condition(), context.Event(), context.Barrier(2)
+    process = context.Process(target=len, args=(shared,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    process.close()
+
+
 def leak():
     import ctypes
 
@@ -63,6 +103,9 @@ CASES = {
     "spawn: start, join": lambda: start_and_join("spawn"),
     "spawn: unpicklable target": fail_to_start,
     "forkserver: start, join": lambda: start_and_join("forkserver"),
+    "locks and semaphores": use_locks,
+    "conditions, events, barriers": use_conditions_and_events,
+    "spawn: locks as arguments": pass_locks,
 }
 
 

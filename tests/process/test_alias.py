@@ -510,8 +510,6 @@ if __name__ == '__main__':
         assert queue.get() is True
         process.join()
         assert process.exitcode == 0
-        theirs.close()
-        theirs.join_thread()  # or the next fork would warn of it
     print('ok')
 """
     )
