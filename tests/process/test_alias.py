@@ -607,9 +607,9 @@ import atexit
 
 @atexit.register
 def leave():
-    from multiprocessing import Process, Queue
+    from multiprocessing import Process, SimpleQueue
     import multiprocessing.pool
-    queue = Queue()
+    queue = SimpleQueue()  # a Queue would start a thread, which 3.12 does not do here
     process = Process(target=queue.put, args=(multiprocessing.__name__,))
     process.start()
     print(queue.get(), process.join(), process.exitcode)
