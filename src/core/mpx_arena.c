@@ -56,8 +56,7 @@ void mpx_arena_unlock(mpx_arena_t *arena)
     mpx_mutex_unlock(&arena->shared->mutex);
 }
 
-/* ---- The segment ------------------------------------------------------------------------------
- */
+/* ---- The segment ----------------------------------------------------------------------------- */
 
 void *mpx_arena_unit(mpx_arena_t *arena, uint32_t unit, uint64_t size)
 {
@@ -96,8 +95,7 @@ int mpx_arena_take_units(mpx_arena_t *arena, uint64_t size, uint32_t *unit)
     return 0;
 }
 
-/* ---- Fork -------------------------------------------------------------------------------------
- */
+/* ---- Fork ------------------------------------------------------------------------------------ */
 
 /* A child without a record may hold anything that its parent held. */
 static void pin(mpx_arena_t *arena)
@@ -164,8 +162,7 @@ static int register_handlers(void)
     return 0;
 }
 
-/* ---- Handles ----------------------------------------------------------------------------------
- */
+/* ---- Handles --------------------------------------------------------------------------------- */
 
 static int new_handle(mpx_arena_t **arena)
 {
@@ -311,8 +308,7 @@ void mpx_arena_disown_locks(void)
     mpx_arena_exit();
 }
 
-/* ---- Processes started by exec ----------------------------------------------------------------
- */
+/* ---- Processes started by exec --------------------------------------------------------------- */
 
 int mpx_arena_seat(mpx_arena_t *arena, uint32_t *seat)
 {

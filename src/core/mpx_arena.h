@@ -81,8 +81,7 @@ void mpx_slot_drop(mpx_arena_t *arena, mpx_slot_t slot);
  * where there is no such slot, or it cannot be mapped. */
 void *mpx_slot_at(mpx_arena_t *arena, mpx_slot_t slot);
 
-/* ---- Locks ------------------------------------------------------------------------------------
- */
+/* ---- Locks ----------------------------------------------------------------------------------- */
 
 /* Says that the slot's room begins with an mpx_lock_t. Where this process holds that when it drops
  * the slot for the last time, or ends in good order, it becomes nobody's: see mpx_lock_disown. */
@@ -91,8 +90,7 @@ void mpx_slot_mark_lock(mpx_arena_t *arena, mpx_slot_t slot);
 /* This process ends in good order. */
 void mpx_arena_disown_locks(void);
 
-/* ---- Slots that other slots refer to -----------------------------------------------------------
- */
+/* ---- Slots that other slots refer to --------------------------------------------------------- */
 
 /* A slot whose number is written in another one (the node of a waiter in a list) must not be used
  * again while it is, also when the process that made it dies. So it is marked before its number is
@@ -105,8 +103,7 @@ void mpx_slot_mark_linked(mpx_arena_t *arena, mpx_slot_t slot, bool linked);
 typedef void mpx_undertaker_t(mpx_arena_t *arena, mpx_slot_t slot);
 void mpx_arena_set_undertaker(mpx_undertaker_t *undertaker);
 
-/* ---- Handing slots to a process that is started by exec ---------------------------------------
- */
+/* ---- Handing slots to a process that is started by exec -------------------------------------- */
 
 /* A member record for a child that is about to be started: its number, above 0. */
 MPX_NODISCARD int mpx_arena_seat(mpx_arena_t *arena, uint32_t *seat);

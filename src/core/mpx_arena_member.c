@@ -31,8 +31,7 @@ static mpx_process_id_t id_of(uint64_t word)
     return (mpx_process_id_t){.pid = (pid_t)(uint32_t)word, .start = (uint32_t)(word >> 32)};
 }
 
-/* ---- The list ---------------------------------------------------------------------------------
- */
+/* ---- The list -------------------------------------------------------------------------------- */
 
 static mpx_member_t *record_at(mpx_arena_t *arena, uint32_t unit)
 {
@@ -69,23 +68,13 @@ static bool is_self(const mpx_arena_t *arena, const mpx_member_t *member)
     return arena->self != NULL && arena->self->number == member->number;
 }
 
-/* ---- Bits -------------------------------------------------------------------------------------
- */
-
-static uint32_t region_of(uint32_t index)
-{
-    uint32_t region = 0;
-    while (mpx_region_start(region + 1) <= index) {
-        region++;
-    }
-    return region;
-}
+/* ---- Bits ------------------------------------------------------------------------------------ */
 
 /* The word with the slot's bit; NULL where the member has no bits in that region. */
 static mpx_atomic_u64 *word_with(mpx_arena_t *arena, mpx_member_t *member, uint32_t index,
                                  uint64_t *bit)
 {
-    uint32_t region = region_of(index);
+    uint32_t region = mpx_region_of(index);
     uint32_t in_region = index - mpx_region_start(region);
     mpx_atomic_u64 *bits = mpx_region_bits(arena, &member->held[region], region);
     *bit = UINT64_C(1) << in_region % 64;
@@ -116,7 +105,7 @@ static int furnish(mpx_arena_t *arena, mpx_member_t *member, uint32_t region)
 int mpx_member_hold(mpx_arena_t *arena, mpx_member_t *member, uint32_t index)
 {
     uint64_t bit;
-    int status = furnish(arena, member, region_of(index));
+    int status = furnish(arena, member, mpx_region_of(index));
     if (status < 0) {
         return status;
     }
@@ -163,8 +152,7 @@ uint64_t mpx_member_all_hold(mpx_arena_t *arena, uint32_t region, uint32_t word)
     return held;
 }
 
-/* ---- Making a record --------------------------------------------------------------------------
- */
+/* ---- Making a record ------------------------------------------------------------------------- */
 
 /* Writes the bits of a record that is nobody's: `from`'s, or none. */
 static int write_bits(mpx_arena_t *arena, mpx_member_t *member, mpx_member_t *from)
@@ -254,8 +242,7 @@ int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_t **member)
     return status;
 }
 
-/* ---- From maker to child ----------------------------------------------------------------------
- */
+/* ---- From maker to child --------------------------------------------------------------------- */
 
 static bool hand_over(mpx_member_t *member, uint64_t from, uint64_t to)
 {
@@ -286,8 +273,7 @@ void mpx_member_unseat(mpx_member_t *member)
     (void)hand_over(member, word_of(mpx_os_own_process()), 0);
 }
 
-/* ---- Death ------------------------------------------------------------------------------------
- */
+/* ---- Death ----------------------------------------------------------------------------------- */
 
 static bool is_dead(mpx_member_t *member, uint64_t owner)
 {

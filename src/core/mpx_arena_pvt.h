@@ -79,8 +79,7 @@ struct mpx_arena {
     mpx_atomic_ptr slots[MPX_REGIONS]; /* where each region is mapped; NULL: look */
 };
 
-/* ---- mpx_arena.c ------------------------------------------------------------------------------
- */
+/* ---- mpx_arena.c ----------------------------------------------------------------------------- */
 
 /* Around all that uses a handle's private members: a fork waits for it. */
 void mpx_arena_enter(void);
@@ -96,8 +95,7 @@ void *mpx_arena_unit(mpx_arena_t *arena, uint32_t unit, uint64_t size);
 /* Hands out `size` bytes of zeros. Under the mutex. */
 MPX_NODISCARD int mpx_arena_take_units(mpx_arena_t *arena, uint64_t size, uint32_t *unit);
 
-/* ---- mpx_arena_member.c: who is in the arena --------------------------------------------------
- */
+/* ---- mpx_arena_member.c: who is in the arena ------------------------------------------------- */
 
 /* Makes a record: with a copy of this process's bits, for a child that will be forked, or with
  * none. Its owner is this process until it is adopted or settled. */
@@ -129,12 +127,14 @@ uint64_t mpx_member_all_hold(mpx_arena_t *arena, uint32_t region, uint32_t word)
 /* Frees the records of the dead. Not under the mutex: it takes system calls. */
 void mpx_member_bury_dead(mpx_arena_t *arena);
 
-/* ---- mpx_arena_slot.c: regions and slots ------------------------------------------------------
- */
+/* ---- mpx_arena_slot.c: regions and slots ----------------------------------------------------- */
 
 /* How many words the bitmaps of a region have, and how many slots come before it. */
 uint32_t mpx_region_words(uint32_t region);
 uint32_t mpx_region_start(uint32_t region);
+
+/* The region in which a slot is. */
+uint32_t mpx_region_of(uint32_t index);
 
 /* The first word of a region's bitmap; NULL where it has none yet. */
 mpx_atomic_u64 *mpx_region_bits(mpx_arena_t *arena, mpx_atomic_u32 *unit, uint32_t region);

@@ -27,8 +27,7 @@
 
 static mpx_undertaker_t *undertaker; /* within mpx_arena_enter */
 
-/* ---- Regions ----------------------------------------------------------------------------------
- */
+/* ---- Regions --------------------------------------------------------------------------------- */
 
 uint32_t mpx_region_start(uint32_t region)
 {
@@ -45,7 +44,7 @@ uint32_t mpx_region_words(uint32_t region)
     return slots_of(region) / 64;
 }
 
-static uint32_t region_of(uint32_t index)
+uint32_t mpx_region_of(uint32_t index)
 {
     return index < MPX_FIRST_SLOTS ? 0 : 32 - (uint32_t)__builtin_clz(index / MPX_FIRST_SLOTS);
 }
@@ -81,7 +80,7 @@ static mpx_slot_cell_t *cells(mpx_arena_t *arena, uint32_t region)
 
 static mpx_slot_cell_t *cell(mpx_arena_t *arena, uint32_t index)
 {
-    uint32_t region = region_of(index);
+    uint32_t region = mpx_region_of(index);
     if (region >= MPX_REGIONS) {
         return NULL;
     }
@@ -111,8 +110,7 @@ int mpx_region_add(mpx_arena_t *arena)
     return 0;
 }
 
-/* ---- This process's references ----------------------------------------------------------------
- */
+/* ---- This process's references --------------------------------------------------------------- */
 
 /* Makes room for the slots there are; 1 where there was less. Not under the mutex: it allocates. */
 static int count_references(mpx_arena_t *arena)
@@ -132,12 +130,11 @@ static int count_references(mpx_arena_t *arena)
     return 1;
 }
 
-/* ---- Taking a free slot -----------------------------------------------------------------------
- */
+/* ---- Taking a free slot ---------------------------------------------------------------------- */
 
 static void set_taken(mpx_arena_t *arena, uint32_t index, bool is_taken)
 {
-    uint32_t region = region_of(index), in_region = index - mpx_region_start(region);
+    uint32_t region = mpx_region_of(index), in_region = index - mpx_region_start(region);
     uint64_t bit = UINT64_C(1) << in_region % 64;
     mpx_atomic_u64 *word = taken_bits(arena, region) + in_region / 64;
     uint64_t before = mpx_u64_load_relaxed(word);
@@ -149,7 +146,7 @@ static int find_free(mpx_arena_t *arena, uint32_t limit, uint32_t *index)
 {
     while (arena->first_word < limit / 64) {
         uint32_t first = arena->first_word * 64;
-        uint32_t region = region_of(first);
+        uint32_t region = mpx_region_of(first);
         mpx_atomic_u64 *bits = taken_bits(arena, region);
         if (bits == NULL) {
             return -ENOMEM;
@@ -188,8 +185,7 @@ static int claim(mpx_arena_t *arena, uint32_t *index)
     return 0;
 }
 
-/* ---- The dead's slots -------------------------------------------------------------------------
- */
+/* ---- The dead's slots ------------------------------------------------------------------------ */
 
 /* Of the slots that nobody holds any more, those that others refer to. */
 static uint64_t linked_of(mpx_arena_t *arena, uint32_t first, uint64_t orphans)
@@ -291,8 +287,7 @@ static uint32_t sweep(mpx_arena_t *arena)
     return free_slots;
 }
 
-/* ---- The interface ----------------------------------------------------------------------------
- */
+/* ---- The interface --------------------------------------------------------------------------- */
 
 static int add_region(mpx_arena_t *arena)
 {

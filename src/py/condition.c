@@ -10,13 +10,11 @@
 
 #include "mpx_condition.h"
 
-static bool raise_damaged(int status)
+static PyObject *raise_status(int status)
 {
     if (status == -EPROTO)
-        mpx_raise_message(status, "the list of a condition's waiters is damaged", NULL);
-    else
-        mpx_shared_raise(status);
-    return false;
+        return mpx_raise_message(status, "the list of a condition's waiters is damaged", NULL);
+    return mpx_shared_raise(status);
 }
 
 PyDoc_STRVAR(Condition_enter_doc, "_enter($self, /)\n--\n\n"
@@ -78,8 +76,8 @@ static PyObject *Condition_notify(PyObject *object, PyObject *argument)
     if ((count == -1 && PyErr_Occurred()) || !mpx_shared_check(self, "_cond"))
         return NULL;
     int status = mpx_condition_notify(self->arena, self->slot, count < 0 ? 0 : (size_t)count);
-    if (status < 0 && !raise_damaged(status))
-        return NULL;
+    if (status < 0)
+        return raise_status(status);
     Py_RETURN_NONE;
 }
 
@@ -96,8 +94,8 @@ static PyObject *Condition_counts(PyObject *object, PyObject *living)
         return NULL;
     int status = living == Py_True ? mpx_condition_count_living(self->arena, self->slot, &counts)
                                    : mpx_condition_count(self->arena, self->slot, &counts);
-    if (status < 0 && !raise_damaged(status))
-        return NULL;
+    if (status < 0)
+        return raise_status(status);
     return Py_BuildValue("II", counts.waiting, counts.granted);
 }
 
@@ -105,7 +103,6 @@ PyDoc_STRVAR(Condition_make_doc, "_make($self, /)\n--\n\nMake the shared part.")
 
 static PyObject *Condition_make(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    mpx_arena_set_undertaker(mpx_condition_undertake);
     if (mpx_shared_make((SharedObject *)self) < 0)
         return NULL;
     Py_RETURN_NONE;
@@ -138,5 +135,6 @@ static PyType_Spec Condition_spec = {
 
 int mpx_add_condition(PyObject *module)
 {
+    mpx_arena_set_undertaker(mpx_condition_undertake);
     return mpx_add_shared_type(module, &Condition_spec);
 }

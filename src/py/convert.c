@@ -6,6 +6,13 @@
 
 #include "mpx_os.h"
 
+/* A negative time is over at once; what lies beyond the end of the clock never comes. */
+static int64_t deadline_after(double seconds)
+{
+    double nanos = ceil(seconds * (double)MPX_NANOS_PER_SEC);
+    return nanos >= (double)INT64_MAX ? MPX_NEVER : mpx_os_deadline(nanos > 0 ? (int64_t)nanos : 0);
+}
+
 int mpx_deadline_of(PyObject *timeout, int64_t *deadline)
 {
     if (timeout == NULL || timeout == Py_None) {
@@ -19,9 +26,7 @@ int mpx_deadline_of(PyObject *timeout, int64_t *deadline)
         PyErr_SetString(PyExc_ValueError, "Invalid value NaN (not a number)");
         return -1;
     }
-    double nanos = ceil(seconds * (double)MPX_NANOS_PER_SEC);
-    *deadline =
-        nanos >= (double)INT64_MAX ? MPX_NEVER : mpx_os_deadline(nanos > 0 ? (int64_t)nanos : 0);
+    *deadline = deadline_after(seconds);
     return 0;
 }
 
@@ -30,13 +35,8 @@ int mpx_wait_deadline_of(PyObject *timeout, int64_t *deadline)
     double seconds = PyFloat_AsDouble(timeout);
     if (seconds == -1.0 && PyErr_Occurred())
         return -1;
-    double nanos = ceil(seconds * (double)MPX_NANOS_PER_SEC);
-    if (isnan(seconds) || seconds >= 0x1p63)
-        *deadline = MPX_NO_DEADLINE;
-    else if (nanos >= (double)INT64_MAX)
-        *deadline = MPX_NEVER;
-    else
-        *deadline = nanos > 0 ? mpx_os_deadline((int64_t)nanos) : mpx_os_now();
+    bool is_valid = !isnan(seconds) && seconds < 0x1p63;
+    *deadline = is_valid ? deadline_after(seconds) : MPX_NO_DEADLINE;
     return 0;
 }
 

@@ -242,7 +242,7 @@ static PyObject *release(SemLockObject *self)
             Py_RETURN_NONE;
         }
     }
-    if (self->is_lock && self->kind == RECURSIVE_MUTEX)
+    if (self->kind == RECURSIVE_MUTEX)
         add_depth(self, -1); /* before another thread has it */
     status = self->is_lock ? mpx_lock_release(lock_of(self))
                            : mpx_semaphore_release(semaphore_of(self), limit);
@@ -250,7 +250,7 @@ static PyObject *release(SemLockObject *self)
         PyErr_SetString(PyExc_ValueError, "semaphore or lock released too many times");
         return NULL;
     }
-    if (!(self->is_lock && self->kind == RECURSIVE_MUTEX))
+    if (self->kind != RECURSIVE_MUTEX)
         add_depth(self, -1);
     Py_RETURN_NONE;
 }

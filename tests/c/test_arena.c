@@ -51,8 +51,7 @@ static long long size_of(mpx_arena_t *arena)
     return (long long)info.size;
 }
 
-/* ---- One process ------------------------------------------------------------------------------
- */
+/* ---- One process ----------------------------------------------------------------------------- */
 
 TEST(slots_are_zero_apart_and_reused)
 {
@@ -172,8 +171,7 @@ TEST(processes_make_and_drop)
     CHECK(size_of(arena) < 65536);
 }
 
-/* ---- Fork -------------------------------------------------------------------------------------
- */
+/* ---- Fork ------------------------------------------------------------------------------------ */
 
 struct gates {
     mpx_atomic_u32 open[4];
@@ -391,8 +389,7 @@ TEST(fork_while_other_threads_make_and_drop)
     pthread_join(churner[1], NULL);
 }
 
-/* ---- Exec -------------------------------------------------------------------------------------
- */
+/* ---- Exec ------------------------------------------------------------------------------------ */
 
 /* Stands for a program that was started by exec: a process forked before there was an arena. */
 struct gift {
@@ -478,8 +475,7 @@ TEST(a_seat_that_is_given_up_holds_nothing)
     CHECK_EQ(mpx_arena_give(arena, seat + 100000, slot), -EPROTO);
 }
 
-/* ---- Failures ---------------------------------------------------------------------------------
- */
+/* ---- Failures -------------------------------------------------------------------------------- */
 
 TEST(an_arena_that_cannot_be_made_leaves_nothing)
 {
@@ -553,8 +549,7 @@ TEST(a_child_for_whom_there_is_no_record_works_and_nothing_is_freed)
     }
 }
 
-/* ---- Death ------------------------------------------------------------------------------------
- */
+/* ---- Death ----------------------------------------------------------------------------------- */
 
 /* Everything that stores to the arena. */
 static void work(mpx_arena_t *arena)
