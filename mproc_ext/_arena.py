@@ -33,3 +33,21 @@ def settle(popen, pid):
     """The child has been started as *pid*; or, with 0, there is none."""
     for identity, (seat, _) in popen.__dict__.pop("_arena_seats", {}).items():
         _core.arena_settle(identity, seat, pid)
+
+
+class Block(_core.Block):
+    """At most BLOCK_SIZE bytes of shared memory, zeros at first, aligned to 8: a writable buffer.
+
+    They are not used again while any process can reach them.
+    """
+
+    def __getstate__(self):
+        if context.get_spawning_popen() is None:
+            raise TypeError(
+                "cannot pickle shared memory: a process inherits it or is given it when it starts"
+            )
+        return (*hand_over(self), len(memoryview(self)))
+
+    def __setstate__(self, state):
+        *where, size = state
+        self._remake(*take_over(*where), size)

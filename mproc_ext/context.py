@@ -5,6 +5,7 @@ default start method is one for both packages: it is kept by the stdlib's defaul
 :class:`DefaultContext` here reads and writes it there.
 """
 
+import importlib
 import sys
 
 # Not `from mproc_ext import`, here and in all that the package's __init__ imports: a thread that
@@ -14,6 +15,18 @@ from mproc_ext._modules import overlay
 _std = overlay(__name__)
 
 __all__ = ()
+
+
+_modules = {}
+
+
+def _module(name):
+    """A submodule of the package.  For what takes less than a `from` import, which first asks an
+    overlay whether it is a package."""
+    found = _modules.get(name)
+    if found is None:
+        found = _modules[name] = importlib.import_module(f"mproc_ext.{name}")
+    return found
 
 
 class BaseContext(_std.BaseContext):
@@ -39,45 +52,31 @@ class BaseContext(_std.BaseContext):
 
     def Lock(self):
         """Returns a non-recursive lock object"""
-        from mproc_ext.synchronize import Lock
-
-        return Lock(ctx=self.get_context())
+        return _module("synchronize").Lock(ctx=self.get_context())
 
     def RLock(self):
         """Returns a recursive lock object"""
-        from mproc_ext.synchronize import RLock
-
-        return RLock(ctx=self.get_context())
+        return _module("synchronize").RLock(ctx=self.get_context())
 
     def Condition(self, lock=None):
         """Returns a condition object"""
-        from mproc_ext.synchronize import Condition
-
-        return Condition(lock, ctx=self.get_context())
+        return _module("synchronize").Condition(lock, ctx=self.get_context())
 
     def Semaphore(self, value=1):
         """Returns a semaphore object"""
-        from mproc_ext.synchronize import Semaphore
-
-        return Semaphore(value, ctx=self.get_context())
+        return _module("synchronize").Semaphore(value, ctx=self.get_context())
 
     def BoundedSemaphore(self, value=1):
         """Returns a bounded semaphore object"""
-        from mproc_ext.synchronize import BoundedSemaphore
-
-        return BoundedSemaphore(value, ctx=self.get_context())
+        return _module("synchronize").BoundedSemaphore(value, ctx=self.get_context())
 
     def Event(self):
         """Returns an event object"""
-        from mproc_ext.synchronize import Event
-
-        return Event(ctx=self.get_context())
+        return _module("synchronize").Event(ctx=self.get_context())
 
     def Barrier(self, parties, action=None, timeout=None):
         """Returns a barrier object"""
-        from mproc_ext.synchronize import Barrier
-
-        return Barrier(parties, action, timeout, ctx=self.get_context())
+        return _module("synchronize").Barrier(parties, action, timeout, ctx=self.get_context())
 
     def Queue(self, maxsize=0):
         """Returns a queue object"""
@@ -105,27 +104,21 @@ class BaseContext(_std.BaseContext):
 
     def RawValue(self, typecode_or_type, *args):
         """Returns a shared object"""
-        from mproc_ext.sharedctypes import RawValue
-
-        return RawValue(typecode_or_type, *args)
+        return _module("sharedctypes").RawValue(typecode_or_type, *args)
 
     def RawArray(self, typecode_or_type, size_or_initializer):
         """Returns a shared array"""
-        from mproc_ext.sharedctypes import RawArray
-
-        return RawArray(typecode_or_type, size_or_initializer)
+        return _module("sharedctypes").RawArray(typecode_or_type, size_or_initializer)
 
     def Value(self, typecode_or_type, *args, lock=True):
         """Returns a synchronized shared object"""
-        from mproc_ext.sharedctypes import Value
-
-        return Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
+        value = _module("sharedctypes").Value
+        return value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
 
     def Array(self, typecode_or_type, size_or_initializer, *, lock=True):
         """Returns a synchronized shared array"""
-        from mproc_ext.sharedctypes import Array
-
-        return Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
+        array = _module("sharedctypes").Array
+        return array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
 
     def freeze_support(self):
         """Check whether this is a fake forked process in a frozen executable.

@@ -207,20 +207,6 @@ class Event(_core.Event, _std.Event):
         return self
 
 
-class _Block(_core.Block):
-    """Bytes in shared memory, for a Barrier's two numbers."""
-
-    def __init__(self, size):
-        self._make(size)
-
-    def __getstate__(self):
-        return (*_arena.hand_over(self), len(memoryview(self)))
-
-    def __setstate__(self, state):
-        *where, size = state
-        self._remake(*_arena.take_over(*where), size)
-
-
 class Barrier(_std.Barrier):
     """Lets its parties pass together; see threading.Barrier.
 
@@ -234,7 +220,7 @@ class Barrier(_std.Barrier):
     def __init__(self, parties, action=None, timeout=None, *, ctx):
         cond = ctx.Condition()
         door = ctx.Condition(cond._lock)
-        self.__setstate__((parties, action, timeout, cond, door, _Block(8)))
+        self.__setstate__((parties, action, timeout, cond, door, _arena.Block(8)))
         self._state = 0
         self._count = 0
 

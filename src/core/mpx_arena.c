@@ -308,6 +308,15 @@ void mpx_arena_disown_locks(void)
     mpx_arena_exit();
 }
 
+void mpx_arena_bury_dead(void)
+{
+    mpx_arena_enter();
+    for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
+        mpx_member_bury_dead(arena);
+    }
+    mpx_arena_exit();
+}
+
 /* ---- Processes started by exec --------------------------------------------------------------- */
 
 int mpx_arena_seat(mpx_arena_t *arena, uint32_t *seat)

@@ -77,6 +77,13 @@ void mpx_slot_hold(mpx_arena_t *arena, mpx_slot_t slot);
 /* Drops a slot once. After the last time this process must not touch it. */
 void mpx_slot_drop(mpx_arena_t *arena, mpx_slot_t slot);
 
+/* Whether another process holds the slot too, as far as is known here: one that has died counts
+ * until somebody has looked. */
+bool mpx_slot_is_shared(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* Looks which processes have died, in all arenas. */
+void mpx_arena_bury_dead(void);
+
 /* The room of a slot that this process holds, or that another one has linked from such a slot; NULL
  * where there is no such slot, or it cannot be mapped. */
 void *mpx_slot_at(mpx_arena_t *arena, mpx_slot_t slot);

@@ -401,6 +401,18 @@ void mpx_slot_drop(mpx_arena_t *arena, mpx_slot_t slot)
     mpx_arena_exit();
 }
 
+bool mpx_slot_is_shared(mpx_arena_t *arena, mpx_slot_t slot)
+{
+    mpx_arena_enter();
+    mpx_arena_lock(arena);
+    uint64_t born = mpx_u64_load_relaxed(&cell(arena, slot - 1)->born);
+    bool shared = mpx_u32_load_relaxed(&arena->shared->pinned) ||
+                  mpx_member_others_hold(arena, slot - 1, born & ~MPX_BORN_LINKED);
+    mpx_arena_unlock(arena);
+    mpx_arena_exit();
+    return shared;
+}
+
 void *mpx_slot_at(mpx_arena_t *arena, mpx_slot_t slot)
 {
     mpx_slot_cell_t *found = slot == 0 ? NULL : cell(arena, slot - 1);

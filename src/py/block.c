@@ -1,4 +1,6 @@
 /* block.c - a few bytes of shared memory, as a buffer: what Barrier and Value keep their state in.
+ *
+ * One without bytes stands for memory elsewhere (mproc_ext/heap.py): it tells who can reach that.
  */
 #include "shared.h"
 
@@ -6,8 +8,6 @@ typedef struct {
     MPX_SHARED_HEAD
     Py_ssize_t size;
 } BlockObject;
-
-PyDoc_STRVAR(Block_make_doc, "_make($self, size, /)\n--\n\nMake the shared part: zeros.");
 
 static bool set_size(PyObject *self, Py_ssize_t size)
 {
@@ -19,13 +19,14 @@ static bool set_size(PyObject *self, Py_ssize_t size)
     return false;
 }
 
-static PyObject *Block_make(PyObject *self, PyObject *argument)
+static int Block_init(PyObject *self, PyObject *args, PyObject *names)
 {
-    Py_ssize_t size = PyNumber_AsSsize_t(argument, PyExc_OverflowError);
-    if ((size == -1 && PyErr_Occurred()) || !set_size(self, size) ||
-        mpx_shared_make((SharedObject *)self) < 0)
-        return NULL;
-    Py_RETURN_NONE;
+    static char *keywords[] = {"size", NULL};
+    Py_ssize_t size;
+    if (!PyArg_ParseTupleAndKeywords(args, names, "n:Block", keywords, &size) ||
+        !set_size(self, size))
+        return -1;
+    return mpx_shared_make((SharedObject *)self);
 }
 
 PyDoc_STRVAR(Block_remake_doc, "_remake($self, identity, slot, size, /)\n--\n\n"
@@ -42,6 +43,18 @@ static PyObject *Block_remake(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(Block_is_shared_doc,
+             "_is_shared($self, /)\n--\n\n"
+             "Whether another process has it too: one that has died counts until bury_dead().");
+
+static PyObject *Block_is_shared(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    SharedObject *shared = (SharedObject *)self;
+    if (!mpx_shared_check(shared, "_is_shared"))
+        return NULL;
+    return PyBool_FromLong(mpx_slot_is_shared(shared->arena, shared->slot));
+}
+
 static int Block_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
     if (((SharedObject *)self)->room == NULL) {
@@ -52,15 +65,25 @@ static int Block_getbuffer(PyObject *self, Py_buffer *view, int flags)
                              0, flags);
 }
 
-PyDoc_STRVAR(Block_doc, "Bytes that processes share: a writable buffer.");
+PyDoc_STRVAR(create_memoryview_doc, "create_memoryview($self, /)\n--\n\nIts bytes.");
+
+static PyObject *create_memoryview(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyMemoryView_FromObject(self);
+}
+
+PyDoc_STRVAR(Block_doc,
+             "Block(size)\n--\n\nBytes that processes share, zeros at first: a writable buffer.");
 
 static PyMethodDef Block_methods[] = {
-    {"_make", Block_make, METH_O, Block_make_doc},
     {"_remake", Block_remake, METH_VARARGS, Block_remake_doc},
+    {"_is_shared", Block_is_shared, METH_NOARGS, Block_is_shared_doc},
+    {"create_memoryview", create_memoryview, METH_NOARGS, create_memoryview_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot Block_slots[] = {
+    {Py_tp_init, Block_init},
     {Py_tp_doc, (void *)Block_doc},
     {Py_tp_methods, Block_methods},
     {Py_bf_getbuffer, Block_getbuffer},
@@ -74,7 +97,24 @@ static PyType_Spec Block_spec = {
     .slots = Block_slots,
 };
 
+PyDoc_STRVAR(bury_dead_doc, "bury_dead()\n--\n\n"
+                            "Look which processes have died: they hold no shared object any more.");
+
+static PyObject *bury_dead(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    mpx_arena_bury_dead();
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef block_functions[] = {
+    {"bury_dead", bury_dead, METH_NOARGS, bury_dead_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 int mpx_add_block(PyObject *module)
 {
-    return mpx_add_shared_type(module, &Block_spec);
+    if (mpx_add_shared_type(module, &Block_spec) < 0 ||
+        PyModule_AddIntConstant(module, "BLOCK_SIZE", MPX_SLOT_ROOM) < 0)
+        return -1;
+    return PyModule_AddFunctions(module, block_functions);
 }

@@ -146,7 +146,21 @@ static PyObject *pipe_(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored)
     return status < 0 ? mpx_raise(status) : Py_BuildValue("ii", ends[0], ends[1]);
 }
 
+PyDoc_STRVAR(memory_file_doc,
+             "memory_file()\n--\n\n"
+             "The descriptor, above 2, of a new empty file without a name that lies in memory\n"
+             "(where there is no memfd_create, in /dev/shm or on a disk).");
+
+static PyObject *memory_file(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    int fd = mpx_os_anonymous_file("mproc_ext");
+    if (fd >= 0)
+        fd = mpx_os_above_stdio(fd);
+    return fd < 0 ? mpx_raise(fd) : PyLong_FromLong(fd);
+}
+
 static PyMethodDef fds_methods[] = {
+    {"memory_file", memory_file, METH_NOARGS, memory_file_doc},
     {"above_stdio", above_stdio, METH_VARARGS, above_stdio_doc},
     {"pipe", pipe_, METH_NOARGS, pipe_doc},
     {"wait_readable", wait_readable, METH_VARARGS, wait_readable_doc},

@@ -48,7 +48,8 @@ static int module_exec(PyObject *module)
 {
     if (apply_switches() < 0 || mpx_add_child(module) < 0 || mpx_add_program(module) < 0 ||
         mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 || mpx_add_semlock(module) < 0 ||
-        mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 || mpx_add_block(module) < 0)
+        mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 || mpx_add_block(module) < 0 ||
+        mpx_add_synchronized(module) < 0)
         return -1;
     return PyModule_AddStringConstant(module, "__version__", MPX_VERSION);
 }
@@ -58,6 +59,9 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->child_type);
     Py_VISIT(module_state(module)->shared_type);
     Py_VISIT(module_state(module)->view_type);
+    Py_VISIT(module_state(module)->synchronized_type);
+    Py_VISIT(module_state(module)->synchronized_value_type);
+    Py_VISIT(module_state(module)->synchronized_array_type);
     Py_VISIT(module_state(module)->first_lock_hook);
     return 0;
 }
@@ -67,6 +71,9 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->child_type);
     Py_CLEAR(module_state(module)->shared_type);
     Py_CLEAR(module_state(module)->view_type);
+    Py_CLEAR(module_state(module)->synchronized_type);
+    Py_CLEAR(module_state(module)->synchronized_value_type);
+    Py_CLEAR(module_state(module)->synchronized_array_type);
     Py_CLEAR(module_state(module)->first_lock_hook);
     return 0;
 }

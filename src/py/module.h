@@ -16,6 +16,9 @@ typedef struct {
     PyTypeObject *child_type;
     PyTypeObject *shared_type;
     PyTypeObject *view_type;
+    PyTypeObject *synchronized_type;
+    PyTypeObject *synchronized_value_type;
+    PyTypeObject *synchronized_array_type;
     PyObject *first_lock_hook; /* or NULL */
 } module_state_t;
 
@@ -75,8 +78,8 @@ int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count);
 int mpx_parse_optional(const char *format, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
                        const char *const *keywords, PyObject **values, Py_ssize_t count);
 
-/* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c: each adds its part
- * to the module. 0, or -1 with an exception. */
+/* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c, synchronized.c:
+ * each adds its part to the module. 0, or -1 with an exception. */
 int mpx_add_child(PyObject *module);
 int mpx_add_program(PyObject *module);
 int mpx_add_fds(PyObject *module);
@@ -85,6 +88,7 @@ int mpx_add_semlock(PyObject *module);
 int mpx_add_event(PyObject *module);
 int mpx_add_condition(PyObject *module);
 int mpx_add_block(PyObject *module);
+int mpx_add_synchronized(PyObject *module);
 
 /* program.c: starts a program, see mpx_process_spawn; its pid, or -1 with an exception. */
 pid_t mpx_start_program(PyObject *path, PyObject *argv, PyObject *fds);

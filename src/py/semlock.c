@@ -11,6 +11,8 @@
  * Threads without the GIL. `holder` is written by the thread that acquires, before it has anything
  * to lose, and read by others only to compare it with themselves; `depth` is atomic.
  */
+#include "semlock.h"
+
 #include "shared.h"
 
 #include <errno.h>
@@ -276,6 +278,48 @@ static PyObject *SemLock_exit(PyObject *self, PyObject *const *Py_UNUSED(args),
 {
     SemLockObject *lock = made(self, "_semlock");
     return lock == NULL ? NULL : release(lock);
+}
+
+/* ---- For other types in C -------------------------------------------------------------------- */
+
+static bool is_method(PyObject *method, PyObject *lock, PyCFunction function)
+{
+    return method != NULL && PyCFunction_Check(method) && PyCFunction_GET_SELF(method) == lock &&
+           PyCFunction_GET_FUNCTION(method) == function;
+}
+
+bool mpx_semlock_has(PyObject *lock, PyObject *acquire_method, PyObject *release_method)
+{
+    return is_method(acquire_method, lock, (PyCFunction)(void (*)(void))SemLock_acquire) &&
+           is_method(release_method, lock, SemLock_release) && SEMLOCK(lock) != NULL;
+}
+
+enum { HELD_BEFORE, BARELY, IN_FULL };
+
+/* Nobody can ask meanwhile who holds the lock, and how often: that need not be written down. */
+int mpx_semlock_enter(PyObject *lock)
+{
+    SemLockObject *self = SEMLOCK(lock);
+    if (self->kind == RECURSIVE_MUTEX && is_mine(self))
+        return HELD_BEFORE;
+    int status = try_once(self);
+    if (MPX_LIKELY(status == 0))
+        return BARELY;
+    PyObject *result = status < 0 ? acquire(self, true, Py_None) : acquired(self, status);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : IN_FULL;
+}
+
+int mpx_semlock_leave(PyObject *lock, int how)
+{
+    SemLockObject *self = SEMLOCK(lock);
+    if (how == HELD_BEFORE)
+        return 0;
+    if (MPX_LIKELY(how == BARELY && give_back(self) == 0))
+        return 0;
+    PyObject *result = release(self);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
 }
 
 /* ---- Looking at it --------------------------------------------------------------------------- */

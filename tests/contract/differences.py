@@ -49,6 +49,26 @@ for method in ("fork", "spawn", "forkserver"):
         "names the event; the stdlib names the condition that its event is made of"
     )
 
+# So are the wrappers of shared ctypes objects, whose items are got and set in C.
+for kind in ("SynchronizedBase", "Synchronized", "SynchronizedArray", "SynchronizedString"):
+    for name in ("acquire", "release"):
+        DIFFERENCES[f"sharedctypes/{kind}.{name}"] = "the stdlib has it in the object's dict"
+    for name in ("__setattr__", "__delattr__"):
+        for fact in (name, f"{name} signature"):
+            DIFFERENCES[f"sharedctypes/{kind}.{fact}"] = "what C relies on may be replaced"
+for kind in ("SynchronizedArray", "SynchronizedString"):
+    for name in ("__getitem__", "__setitem__", "__len__"):
+        DIFFERENCES[f"sharedctypes/{kind}.{name} signature"] = "a method in C: other names"
+    for fact in ("__delitem__", "__delitem__ signature"):
+        DIFFERENCES[f"sharedctypes/{kind}.{fact}"] = "comes with __setitem__ in C; raises the same"
+for instance in ("Value('i')", "Value(c_char)", "Array('i', 2)", "Array('c', 2)"):
+    for name in ("acquire", "release"):
+        DIFFERENCES[f"{instance}/{name}"] = "the stdlib has it in the object's dict"
+for method in ("fork", "spawn", "forkserver"):
+    DIFFERENCES[f"misuse/{method}/pickle_a_raw_value"] = (
+        "a TypeError that says what to do; the stdlib's names the mmap inside"
+    )
+
 # The forkserver is ours, and so is what it and its clients say to each other.
 for name in (
     "ForkServer.connect_to_new_process signature",

@@ -17,7 +17,6 @@ def test_the_uses_are_found():
 # What we do not give to older Pythons: name -> (the first that has it, why).
 NOT_GIVEN = {
     "challenge_with_a_digest": ((3, 12), "who may connect, and how, is the stdlib's code"),
-    "clear_error_for_a_typecode": ((3, 15), "shared ctypes are the stdlib's, their messages too"),
 }
 
 

@@ -94,7 +94,7 @@ SAME = """
     util._afterfork_counter util.ForkAwareLocal util.register_after_fork util._exit_function
     pool.MaybeEncodingError pool.RemoteTraceback pool.ExceptionWithTraceback
     context._tls context.set_spawning_popen context.get_spawning_popen context.assert_spawning
-    resource_sharer.DupFd resource_tracker._resource_tracker heap.Arena
+    resource_sharer.DupFd resource_tracker._resource_tracker
     managers.RemoteError managers.Token dummy.Process
     dummy.connection.Connection
     connection.Connection connection.wait
@@ -109,7 +109,7 @@ SUBCLASS = """
     synchronize.Lock synchronize.RLock synchronize.Semaphore synchronize.BoundedSemaphore
     synchronize.Condition synchronize.Event synchronize.Barrier synchronize.SemLock
     sharedctypes.SynchronizedBase sharedctypes.Synchronized sharedctypes.SynchronizedArray
-    sharedctypes.SynchronizedString
+    sharedctypes.SynchronizedString heap.Arena heap.Heap heap.BufferWrapper
     managers.BaseManager managers.SyncManager managers.SharedMemoryManager managers.BaseProxy
     managers.Namespace shared_memory.SharedMemory shared_memory.ShareableList
     resource_tracker.ResourceTracker

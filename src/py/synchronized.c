@@ -1,0 +1,334 @@
+/* synchronized.c - see synchronized.h: the memory, the lock and the conversions.
+ *
+ * Threads without the GIL. What _bind writes is written once, by who makes the object; `code` may
+ * become 0 at any time and stays 0, and what a thread still does then is what it would have done a
+ * moment before. The items are guarded by the lock.
+ */
+#include "synchronized.h"
+
+#include <structmember.h>
+
+#include "mpx_atomic.h"
+#include "semlock.h"
+
+/* ---- One item -------------------------------------------------------------------------------- */
+
+/* The size of an item, 0 where the type is not known here. */
+static Py_ssize_t size_of(char code)
+{
+    switch (code) {
+    case 'b':
+    case 'B':
+    case '?':
+        return 1;
+    case 'h':
+    case 'H':
+        return sizeof(short);
+    case 'i':
+    case 'I':
+        return sizeof(int);
+    case 'l':
+    case 'L':
+        return sizeof(long);
+    case 'q':
+    case 'Q':
+        return sizeof(long long);
+    case 'f':
+        return sizeof(float);
+    case 'd':
+        return sizeof(double);
+    default:
+        return 0;
+    }
+}
+
+/* One item as any of these; which one the code says. */
+typedef union {
+    signed char b;
+    unsigned char B;
+    short h;
+    unsigned short H;
+    int i;
+    unsigned int I;
+    long l;
+    unsigned long L;
+    long long q;
+    unsigned long long Q;
+    float f;
+    double d;
+} item_t;
+
+/* One store for what is aligned: whoever looks without the lock, or after this process was killed
+ * here, sees the old item or the new one. */
+static void copy(void *to, const void *from, Py_ssize_t size)
+{
+    switch (size) {
+    case 1:
+        memcpy(to, from, 1);
+        break;
+    case 2:
+        memcpy(to, from, 2);
+        break;
+    case 4:
+        memcpy(to, from, 4);
+        break;
+    default:
+        memcpy(to, from, 8);
+    }
+}
+
+static PyObject *to_python(char code, const item_t *item)
+{
+    switch (code) {
+    case 'b':
+        return PyLong_FromLong(item->b);
+    case 'B':
+        return PyLong_FromLong(item->B);
+    case '?':
+        return PyBool_FromLong(item->B);
+    case 'h':
+        return PyLong_FromLong(item->h);
+    case 'H':
+        return PyLong_FromLong(item->H);
+    case 'i':
+        return PyLong_FromLong(item->i);
+    case 'I':
+        return PyLong_FromUnsignedLong(item->I);
+    case 'l':
+        return PyLong_FromLong(item->l);
+    case 'L':
+        return PyLong_FromUnsignedLong(item->L);
+    case 'q':
+        return PyLong_FromLongLong(item->q);
+    case 'Q':
+        return PyLong_FromUnsignedLongLong(item->Q);
+    case 'f':
+        return PyFloat_FromDouble(item->f);
+    default:
+        return PyFloat_FromDouble(item->d);
+    }
+}
+
+/* As ctypes converts, which takes of an int as many bits as fit. False: leave it to ctypes. */
+static bool from_python(char code, PyObject *value, item_t *item)
+{
+    if (code == 'd' || code == 'f') {
+        if (!PyFloat_CheckExact(value) && !PyLong_CheckExact(value))
+            return false;
+        double number = PyFloat_AsDouble(value);
+        if (number == -1 && PyErr_Occurred()) {
+            PyErr_Clear();
+            return false;
+        }
+        if (code == 'd')
+            item->d = number;
+        else
+            item->f = (float)number;
+        return true;
+    }
+    if (code == '?') {
+        item->B = value == Py_True;
+        return PyBool_Check(value);
+    }
+    if (!PyLong_CheckExact(value))
+        return false;
+    item->Q = PyLong_AsUnsignedLongLongMask(value); /* the core is for little-endian machines */
+    return true;
+}
+
+PyObject *mpx_synchronized_get(SynchronizedObject *self, Py_ssize_t index)
+{
+    item_t item;
+    char code = mpx_synchronized_code(self);
+    Py_ssize_t size = size_of(code);
+    int how = mpx_semlock_enter(self->semlock);
+    if (how < 0)
+        return NULL;
+    copy(&item, (const char *)self->view.buf + index * size, size);
+    if (mpx_semlock_leave(self->semlock, how) < 0)
+        return NULL;
+    return to_python(code, &item);
+}
+
+int mpx_synchronized_set(SynchronizedObject *self, Py_ssize_t index, PyObject *value)
+{
+    item_t item;
+    char code = mpx_synchronized_code(self);
+    Py_ssize_t size = size_of(code);
+    if (!from_python(code, value, &item))
+        return 0;
+    int how = mpx_semlock_enter(self->semlock);
+    if (how < 0)
+        return -1;
+    copy((char *)self->view.buf + index * size, &item, size);
+    return mpx_semlock_leave(self->semlock, how) < 0 ? -1 : 1;
+}
+
+/* ---- Binding --------------------------------------------------------------------------------- */
+
+/* `name` of `lock`, in the place of *attribute. */
+static int take_method(PyObject *lock, const char *name, PyObject **attribute)
+{
+    PyObject *method = PyObject_GetAttrString(lock, name);
+    if (method == NULL)
+        return -1;
+    Py_XSETREF(*attribute, method);
+    return 0;
+}
+
+PyDoc_STRVAR(SynchronizedBase_wrap_doc,
+             "_wrap($self, obj, lock, /)\n--\n\n"
+             "Set the attributes _obj, _lock, and acquire and release, which are the lock's.");
+
+static PyObject *SynchronizedBase_wrap(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+{
+    SynchronizedObject *self = (SynchronizedObject *)object;
+    int status = -1;
+    if (nargs != 2) {
+        PyErr_SetString(PyExc_TypeError, "_wrap() takes an object and a lock");
+        return NULL;
+    }
+    mpx_u32_store_relaxed(&self->code, 0);
+    Py_BEGIN_CRITICAL_SECTION(object);
+    Py_XSETREF(self->obj, Py_NewRef(args[0]));
+    Py_XSETREF(self->lock, Py_NewRef(args[1]));
+    if (take_method(args[1], "acquire", &self->acquire) == 0)
+        status = take_method(args[1], "release", &self->release);
+    Py_END_CRITICAL_SECTION();
+    if (status < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(
+    SynchronizedBase_bind_doc,
+    "_bind($self, code, /)\n--\n\n"
+    "Get and set the items here, where the lock allows that.\n\n"
+    "Once at most, of an object that is new.  Its _obj has memory that does not move, and\n"
+    "items of the type that ctypes calls code; its _lock is of no subclass.");
+
+static PyObject *SynchronizedBase_bind(PyObject *object, PyObject *argument)
+{
+    SynchronizedObject *self = (SynchronizedObject *)object;
+    Py_UCS4 code = PyUnicode_Check(argument) && PyUnicode_GET_LENGTH(argument) == 1
+                       ? PyUnicode_READ_CHAR(argument, 0)
+                       : 0;
+    Py_ssize_t size = code < 128 ? size_of((char)code) : 0;
+    if (size == 0) {
+        PyErr_SetString(PyExc_ValueError, "not the code of a type of items");
+        return NULL;
+    }
+    if (self->semlock != NULL || !mpx_semlock_has(self->lock, self->acquire, self->release))
+        Py_RETURN_NONE;
+    if (PyObject_GetBuffer(self->obj, &self->view, PyBUF_WRITABLE) < 0)
+        return NULL;
+    self->semlock = Py_NewRef(self->lock);
+    self->length = self->view.len / size;
+    mpx_u32_store_relaxed(&self->code, code);
+    Py_RETURN_NONE;
+}
+
+/* The attributes that the standard library's code works with. */
+static bool is_relied_on(PyObject *name)
+{
+    static const char *const relied_on[] = {"_obj", "_lock", "acquire", "release"};
+    Py_UCS4 first = PyUnicode_GET_LENGTH(name) > 0 ? PyUnicode_READ_CHAR(name, 0) : 0;
+    if (first != '_' && first != 'a' && first != 'r')
+        return false;
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(relied_on); i++) {
+        if (PyUnicode_CompareWithASCIIString(name, relied_on[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Somebody has put something else in the place of what we know. */
+static int SynchronizedBase_setattro(PyObject *self, PyObject *name, PyObject *value)
+{
+    if (PyUnicode_Check(name) && is_relied_on(name))
+        mpx_u32_store_relaxed(&((SynchronizedObject *)self)->code, 0);
+    return PyObject_GenericSetAttr(self, name, value);
+}
+
+PyObject *mpx_synchronized_next(PyTypeObject *type, PyObject *bound)
+{
+    return PyObject_CallFunctionObjArgs((PyObject *)&PySuper_Type, type, bound, NULL);
+}
+
+/* ---- The base type --------------------------------------------------------------------------- */
+
+static int SynchronizedBase_traverse(PyObject *object, visitproc visit, void *arg)
+{
+    SynchronizedObject *self = (SynchronizedObject *)object;
+    Py_VISIT(Py_TYPE(object));
+    Py_VISIT(self->view.obj);
+    Py_VISIT(self->semlock);
+    return 0;
+}
+
+static int SynchronizedBase_clear(PyObject *object)
+{
+    SynchronizedObject *self = (SynchronizedObject *)object;
+    mpx_u32_store_relaxed(&self->code, 0);
+    PyBuffer_Release(&self->view); /* nothing, where it has no object */
+    Py_CLEAR(self->semlock);
+    return 0;
+}
+
+static void SynchronizedBase_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    SynchronizedBase_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(SynchronizedBase_doc, "Base of a ctypes object in shared memory with its lock.");
+
+static PyMethodDef SynchronizedBase_methods[] = {
+    {"_wrap", (PyCFunction)(void (*)(void))SynchronizedBase_wrap, METH_FASTCALL,
+     SynchronizedBase_wrap_doc},
+    {"_bind", SynchronizedBase_bind, METH_O, SynchronizedBase_bind_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef SynchronizedBase_members[] = {
+    {"_obj", T_OBJECT_EX, offsetof(SynchronizedObject, obj), 0, "the ctypes object"},
+    {"_lock", T_OBJECT_EX, offsetof(SynchronizedObject, lock), 0, "its lock"},
+    {"acquire", T_OBJECT_EX, offsetof(SynchronizedObject, acquire), 0, "the lock's acquire"},
+    {"release", T_OBJECT_EX, offsetof(SynchronizedObject, release), 0, "the lock's release"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot SynchronizedBase_slots[] = {
+    {Py_tp_doc, (void *)SynchronizedBase_doc},   {Py_tp_methods, SynchronizedBase_methods},
+    {Py_tp_members, SynchronizedBase_members},   {Py_tp_setattro, SynchronizedBase_setattro},
+    {Py_tp_traverse, SynchronizedBase_traverse}, {Py_tp_clear, SynchronizedBase_clear},
+    {Py_tp_dealloc, SynchronizedBase_dealloc},   {0, NULL},
+};
+
+static PyType_Spec SynchronizedBase_spec = {
+    .name = "mproc_ext._core.SynchronizedBase",
+    .basicsize = sizeof(SynchronizedObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = SynchronizedBase_slots,
+};
+
+PyTypeObject *mpx_add_synchronized_type(PyObject *module, PyType_Spec *spec)
+{
+    PyObject *base = (PyObject *)module_state(module)->synchronized_type;
+    PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, base);
+    if (type != NULL && PyModule_AddType(module, type) < 0)
+        Py_CLEAR(type);
+    return type;
+}
+
+int mpx_add_synchronized(PyObject *module)
+{
+    module_state_t *state = module_state(module);
+    state->synchronized_type = mpx_add_synchronized_type(module, &SynchronizedBase_spec);
+    if (state->synchronized_type == NULL || mpx_add_synchronized_value(module) < 0)
+        return -1;
+    return mpx_add_synchronized_array(module);
+}

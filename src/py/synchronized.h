@@ -1,0 +1,60 @@
+/* synchronized.h - what SynchronizedValue and SynchronizedArray have in common: a ctypes object in
+ * shared memory, and the lock that guards it.
+ *
+ * The classes of mproc_ext/sharedctypes.py stand on these and, after them, on the standard
+ * library's. What is done here is what can be done without a Python call: the items are of a plain
+ * type, the lock is one of semlock.c, and the object has the attributes it was made with.
+ * Everything else is left to the next class in the MRO, that is to the standard library's code,
+ * errors included.
+ */
+#ifndef MPX_PY_SYNCHRONIZED_H
+#define MPX_PY_SYNCHRONIZED_H
+
+#include "module.h"
+
+#include "mpx_atomic.h"
+
+typedef struct {
+    PyObject_HEAD
+        /* What the standard library's code works with: it may be replaced at any time, or missing.
+         */
+        PyObject *obj;
+    PyObject *lock;
+    PyObject *acquire;
+    PyObject *release;
+    /* What the code here works with. */
+    mpx_atomic_u32 code; /* what ctypes calls the type of an item; 0: not to be done here */
+    Py_ssize_t length;   /* items */
+    Py_buffer view;      /* the memory of what was obj; its own obj is NULL where there is none */
+    PyObject *semlock;   /* what was the lock */
+} SynchronizedObject;
+
+static inline char mpx_synchronized_code(SynchronizedObject *self)
+{
+    return (char)mpx_u32_load_relaxed(&self->code);
+}
+
+/* Whether the object's items can be got and set here. */
+static inline bool mpx_is_bound(SynchronizedObject *self)
+{
+    return mpx_synchronized_code(self) != 0;
+}
+
+/* An item under the lock; NULL with an exception. */
+PyObject *mpx_synchronized_get(SynchronizedObject *self, Py_ssize_t index);
+
+/* Sets an item under the lock. 1; 0 where the value is not of the very type that items have: not to
+ * be done here; or -1 with an exception. */
+int mpx_synchronized_set(SynchronizedObject *self, Py_ssize_t index, PyObject *value);
+
+/* super(type, bound), where `type` is the C type. */
+PyObject *mpx_synchronized_next(PyTypeObject *type, PyObject *bound);
+
+/* Adds a type on top of _core.SynchronizedBase, or that itself. NULL with an exception. */
+PyTypeObject *mpx_add_synchronized_type(PyObject *module, PyType_Spec *spec);
+
+/* synchronized_value.c, synchronized_array.c: for mpx_add_synchronized. */
+int mpx_add_synchronized_value(PyObject *module);
+int mpx_add_synchronized_array(PyObject *module);
+
+#endif
