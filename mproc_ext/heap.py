@@ -83,6 +83,8 @@ class Heap(_std.Heap):
     def _give_back(self, block, token):
         """Free a block once nobody but this process has its token."""
         if token._is_shared():
+            _core.bury_dead()
+        if token._is_shared():
             self._lent.append((block, token))
         else:
             self.free(block)

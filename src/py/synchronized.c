@@ -261,6 +261,10 @@ static int SynchronizedBase_traverse(PyObject *object, visitproc visit, void *ar
 {
     SynchronizedObject *self = (SynchronizedObject *)object;
     Py_VISIT(Py_TYPE(object));
+    Py_VISIT(self->obj);
+    Py_VISIT(self->lock);
+    Py_VISIT(self->acquire);
+    Py_VISIT(self->release);
     Py_VISIT(self->view.obj);
     Py_VISIT(self->semlock);
     return 0;
@@ -272,6 +276,10 @@ static int SynchronizedBase_clear(PyObject *object)
     mpx_u32_store_relaxed(&self->code, 0);
     PyBuffer_Release(&self->view); /* nothing, where it has no object */
     Py_CLEAR(self->semlock);
+    Py_CLEAR(self->obj);
+    Py_CLEAR(self->lock);
+    Py_CLEAR(self->acquire);
+    Py_CLEAR(self->release);
     return 0;
 }
 
