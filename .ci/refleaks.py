@@ -81,9 +81,28 @@ def use_conditions_and_events():
     repr([condition, event, barrier])
 
 
-def pass_locks():
+def use_values():
+    context = mproc_ext.get_context("spawn")
+    value, array, large = context.Value("i", 3), context.Array("d", 2), context.Array("q", 1000)
+    text = context.Array("c", b"text")
+    with value:
+        value.value += 1
+    array[0] = array[-1] + 1
+    large[999] = len(large[:5]) + len(text.value)
+    for wrong in (lambda: array[2], lambda: array["x"], lambda: setattr(value, "value", "x")):
+        try:
+            wrong()
+        except (IndexError, TypeError):
+            continue
+        raise AssertionError(wrong)
+    value.acquire, value._obj = value.release, value.get_obj()
+    assert value.get_obj().value == 4
+
+
+def pass_shared_objects():
     context = mproc_ext.get_context("spawn")
     shared = context.Lock(), context.Condition(), context.Event(), context.Barrier(2)
+    shared += context.Value("i"), context.Array("d", 2), context.Array("q", 1000)
     process = context.Process(target=len, args=(shared,))
     process.start()
     process.join()
@@ -105,7 +124,8 @@ CASES = {
     "forkserver: start, join": lambda: start_and_join("forkserver"),
     "locks and semaphores": use_locks,
     "conditions, events, barriers": use_conditions_and_events,
-    "spawn: locks as arguments": pass_locks,
+    "values and arrays": use_values,
+    "spawn: shared objects as arguments": pass_shared_objects,
 }
 
 

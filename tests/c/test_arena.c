@@ -241,7 +241,11 @@ TEST(a_slot_is_not_reused_while_a_child_holds_it)
     struct inheritance state = {.dropped = HELD / 2};
     make_inheritance(&state, home());
     pid_t child = start_process(hold_and_check, &state);
+    mpx_slot_t young = make(state.arena);
+    CHECK(!mpx_slot_is_shared(state.arena, young));
+    mpx_slot_drop(state.arena, young);
     for (int i = 0; i < HELD; i++) {
+        CHECK(i < state.dropped || mpx_slot_is_shared(state.arena, state.slots[i]));
         mpx_slot_drop(state.arena, state.slots[i]);
     }
     overwrite(state.arena, 4 * HELD);
@@ -255,6 +259,33 @@ TEST(a_slot_is_not_reused_while_a_child_holds_it)
     overwrite(state.arena, 4 * HELD);
     open_gate(state.gates, 2);
     CHECK_EQ(wait_for(child), 0);
+}
+
+static void hold_for_ever(void *argument)
+{
+    struct inheritance *inherited = argument;
+    open_gate(inherited->gates, 0);
+    for (;;) {
+        pause();
+    }
+}
+
+TEST(a_slot_is_shared_until_its_holder_is_known_to_have_died)
+{
+    struct inheritance state = {.dropped = 0};
+    make_inheritance(&state, home());
+    CHECK(!mpx_slot_is_shared(state.arena, state.slots[0]));
+    pid_t child = start_process(hold_for_ever, &state);
+    pass_gate(state.gates, 0);
+    mpx_arena_bury_dead();
+    CHECK(mpx_slot_is_shared(state.arena, state.slots[0]));
+    CHECK_EQ(kill(child, SIGKILL), 0);
+    siginfo_t end;
+    CHECK_EQ(waitid(P_PID, (id_t)child, &end, WEXITED | WNOWAIT), 0);
+    CHECK(mpx_slot_is_shared(state.arena, state.slots[0]));
+    mpx_arena_bury_dead(); /* a zombie is dead */
+    CHECK(!mpx_slot_is_shared(state.arena, state.slots[0]));
+    (void)wait_for(child);
 }
 
 static void fork_and_leave(void *argument)
