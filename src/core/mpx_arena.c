@@ -29,7 +29,7 @@
 
 static pthread_mutex_t local = PTHREAD_MUTEX_INITIALIZER;
 static mpx_arena_t *arenas; /* the newest handle first */
-static mpx_arena_t *home;
+static mpx_atomic_ptr home; /* of handles, which stay; changed under `local` */
 static bool handlers_registered;
 
 void mpx_arena_enter(void)
@@ -240,17 +240,31 @@ static int create(mpx_arena_t **created)
     return 0;
 }
 
+static mpx_arena_t *known_home(void)
+{
+    return mpx_ptr_load_acquire(&home); /* A9: with A8 */
+}
+
+static void set_home(mpx_arena_t *arena)
+{
+    mpx_ptr_store_release(&home, arena); /* A8: with A9 */
+}
+
 int mpx_arena_home(mpx_arena_t **arena)
 {
     int status = 0;
+    *arena = known_home();
+    if (MPX_LIKELY(*arena != NULL)) {
+        return 0;
+    }
     mpx_arena_enter();
-    if (home == NULL) {
-        home = arenas;
+    *arena = known_home() != NULL ? known_home() : arenas;
+    if (*arena == NULL) {
+        status = create(arena);
     }
-    if (home == NULL) {
-        status = create(&home);
+    if (status == 0) {
+        set_home(*arena);
     }
-    *arena = home;
     mpx_arena_exit();
     return status;
 }
@@ -260,14 +274,14 @@ int mpx_arena_move(mpx_arena_t **arena)
     mpx_arena_t *made;
     mpx_arena_enter();
     int status = 0;
-    if (*arena == home) {
+    if (*arena == known_home()) {
         status = create(&made);
         if (status == 0) {
-            home = made;
+            set_home(made);
         }
     }
     if (status == 0) {
-        *arena = home;
+        *arena = known_home();
     }
     mpx_arena_exit();
     return status;

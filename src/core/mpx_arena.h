@@ -71,6 +71,9 @@ MPX_NODISCARD int mpx_arena_fd(const mpx_arena_t *arena);
  * -ESTALE where there is none and the arena cannot grow. */
 MPX_NODISCARD int mpx_slot_new(mpx_arena_t *arena, mpx_slot_t *slot);
 
+/* The same, marked as mpx_slot_mark_lock does: all zero is a free lock. */
+MPX_NODISCARD int mpx_slot_new_lock(mpx_arena_t *arena, mpx_slot_t *slot);
+
 /* Holds a slot that this process holds once more. */
 void mpx_slot_hold(mpx_arena_t *arena, mpx_slot_t slot);
 

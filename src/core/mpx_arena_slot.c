@@ -327,17 +327,27 @@ static int new_slot(mpx_arena_t *arena, uint32_t *index)
     }
 }
 
-int mpx_slot_new(mpx_arena_t *arena, mpx_slot_t *slot)
+static int new_for(mpx_arena_t *arena, mpx_slot_t *slot, uint32_t reference)
 {
     uint32_t index = 0;
     mpx_arena_enter();
     int status = new_slot(arena, &index);
     if (status == 0) {
-        arena->references[index] = 1;
+        arena->references[index] = reference;
         *slot = index + 1;
     }
     mpx_arena_exit();
     return status;
+}
+
+int mpx_slot_new(mpx_arena_t *arena, mpx_slot_t *slot)
+{
+    return new_for(arena, slot, 1);
+}
+
+int mpx_slot_new_lock(mpx_arena_t *arena, mpx_slot_t *slot)
+{
+    return new_for(arena, slot, 1 | IS_LOCK);
 }
 
 void mpx_slot_hold(mpx_arena_t *arena, mpx_slot_t slot)

@@ -42,6 +42,9 @@
 
 #define MPX_STATIC_ASSERT(condition, message) _Static_assert(condition, message)
 
+/* A variable that several files use: reached without a look into the loader's table. */
+#define MPX_HIDDEN __attribute__((visibility("hidden")))
+
 /* A result that must not be dropped: a status, or a descriptor that would leak. */
 #define MPX_NODISCARD __attribute__((warn_unused_result))
 

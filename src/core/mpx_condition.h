@@ -87,6 +87,13 @@ MPX_NODISCARD int mpx_condition_sleep(mpx_arena_t *arena, mpx_slot_t condition, 
  * said last: the waiter has been notified then. 0 where not. */
 MPX_NODISCARD int mpx_condition_leave(mpx_arena_t *arena, mpx_slot_t condition, mpx_slot_t node);
 
+/* Whether nobody waits: who holds the user's lock, which each waiter held when it came, sees all
+ * that have come. */
+static inline bool mpx_condition_is_empty(mpx_condition_t *condition)
+{
+    return mpx_u32_load_relaxed(&condition->newest) == 0;
+}
+
 /* Grants the `count` oldest nodes that wait, SIZE_MAX for all, and wakes their waiters. How many
  * there were; -EPROTO where the list is damaged, or this process cannot map all of it: then nobody
  * has been granted. */

@@ -11,60 +11,34 @@
 #include <limits.h>
 #include <sched.h>
 
-#define SET     UINT32_C(1)
-#define WAITERS UINT32_C(2) /* never beside SET */
-#define TURN    UINT32_C(4) /* what is counted from here on wraps around */
-
 static uint32_t turn_of(uint32_t word)
 {
-    return word / TURN;
+    return word / MPX_EVENT_TURN;
 }
 
-bool mpx_event_is_set(mpx_event_t *event)
+void mpx_event_wake(mpx_event_t *event)
 {
-    return (mpx_u32_load_acquire(&event->word) & SET) != 0; /* E1: with E0 */
-}
-
-/* Where it is set already the word is written all the same: whoever clears it next sees what came
- * before. A load alone would tell nobody, and could be done before what precedes it is visible. */
-void mpx_event_set(mpx_event_t *event)
-{
-    uint32_t seen = mpx_u32_load_relaxed(&event->word);
-    uint32_t set;
-    do {
-        set = seen & SET ? seen : ((seen & ~WAITERS) | SET) + TURN;
-    } while (!mpx_u32_cas_acq_rel(&event->word, &seen, set)); /* E0: with E1, E1: with E0 */
-    MPX_STEP(event_set);
-    if (seen & WAITERS) {
-        (void)!mpx_os_futex_wake(&event->word, INT_MAX);
-    }
-}
-
-void mpx_event_clear(mpx_event_t *event)
-{
-    uint32_t seen = mpx_u32_load_relaxed(&event->word);
-    while (!mpx_u32_cas_acq_rel(&event->word, &seen, seen & ~SET)) { /* E0: with E1, E1: with E0 */
-    }
+    (void)!mpx_os_futex_wake(&event->word, INT_MAX);
 }
 
 /* An event that is set now was set after the turn before. */
 mpx_event_wait_t mpx_event_begin(mpx_event_t *event)
 {
     uint32_t seen = mpx_u32_load_relaxed(&event->word);
-    return (mpx_event_wait_t){.turn = turn_of(seen & SET ? seen - TURN : seen)};
+    return (mpx_event_wait_t){.turn = turn_of(seen & MPX_EVENT_SET ? seen - MPX_EVENT_TURN : seen)};
 }
 
 static bool is_over(mpx_event_t *event, mpx_event_wait_t wait)
 {
     uint32_t seen = mpx_u32_load_acquire(&event->word); /* E1: with E0 */
-    return (seen & SET) || turn_of(seen) != wait.turn;
+    return (seen & MPX_EVENT_SET) || turn_of(seen) != wait.turn;
 }
 
 /* Sleeps while the word is as `wait` knows it: 0 is "look again". */
 static int sleep_on(mpx_event_t *event, mpx_event_wait_t wait, int64_t deadline)
 {
-    uint32_t asleep = wait.turn * TURN | WAITERS;
-    uint32_t seen = wait.turn * TURN;
+    uint32_t asleep = wait.turn * MPX_EVENT_TURN | MPX_EVENT_WAITERS;
+    uint32_t seen = wait.turn * MPX_EVENT_TURN;
     if (!mpx_u32_cas_relaxed(&event->word, &seen, asleep) && seen != asleep) {
         return 0;
     }

@@ -21,6 +21,7 @@
 #ifndef MPX_EVENT_H
 #define MPX_EVENT_H
 
+#include "mpx_fault.h"
 #include "mpx_os.h"
 
 /* In shared memory; all zero is an event that is not set. */
@@ -33,11 +34,39 @@ typedef struct {
     uint32_t turn;
 } mpx_event_wait_t;
 
-bool mpx_event_is_set(mpx_event_t *event);
+/* In the word. */
+#define MPX_EVENT_SET     UINT32_C(1)
+#define MPX_EVENT_WAITERS UINT32_C(2) /* never beside SET */
+#define MPX_EVENT_TURN    UINT32_C(4) /* what is counted from here on wraps around */
 
-void mpx_event_set(mpx_event_t *event);
+static inline bool mpx_event_is_set(mpx_event_t *event)
+{
+    return (mpx_u32_load_acquire(&event->word) & MPX_EVENT_SET) != 0; /* E1: with E0 */
+}
 
-void mpx_event_clear(mpx_event_t *event);
+/* Wakes all who sleep. */
+void mpx_event_wake(mpx_event_t *event);
+
+/* Where it is set already the word is written all the same: whoever clears it next sees what came
+ * before. A load alone would tell nobody, and could be done before what precedes it is visible. */
+static inline void mpx_event_set(mpx_event_t *event)
+{
+    uint32_t seen = mpx_u32_load_relaxed(&event->word);
+    uint32_t set;
+    do {
+        set = seen & MPX_EVENT_SET ? seen
+                                   : ((seen & ~MPX_EVENT_WAITERS) | MPX_EVENT_SET) + MPX_EVENT_TURN;
+    } while (!mpx_u32_cas_acq_rel(&event->word, &seen, set)); /* E0: with E1, E1: with E0 */
+    MPX_STEP(event_set);
+    if (MPX_UNLIKELY(seen & MPX_EVENT_WAITERS)) {
+        mpx_event_wake(event);
+    }
+}
+
+static inline void mpx_event_clear(mpx_event_t *event)
+{
+    (void)mpx_u32_fetch_and_acq_rel(&event->word, ~MPX_EVENT_SET); /* E0: with E1, E1: with E0 */
+}
 
 /* Begins a wait: what happens from now on ends it. */
 mpx_event_wait_t mpx_event_begin(mpx_event_t *event);

@@ -13,30 +13,22 @@
 
 #define LOOK_INTERVAL (20 * MPX_NANOS_PER_MILLI)
 
-static uint64_t own_word(void)
-{
-    mpx_process_id_t own = mpx_os_own_process();
-    return mpx_owned_by((uint32_t)own.pid, own.start);
-}
-
 static int owner_alive(uint32_t number, uint32_t start)
 {
     return number == NOBODY ||
            mpx_os_process_alive((mpx_process_id_t){.pid = (pid_t)number, .start = start});
 }
 
-int mpx_lock_try(mpx_lock_t *lock, int64_t *next_look)
+/* The time of the last tick of the clock, which is some milliseconds ago, is had for a third of the
+ * price. */
+int mpx_lock_try_held(mpx_lock_t *lock, int64_t *next_look)
 {
-    uint64_t own = own_word();
-    int status = mpx_owned_take(&lock->owned, 0, own);
-    if (status != -EAGAIN) {
-        return status;
-    }
-    int64_t now = mpx_os_now();
-    if (now < *next_look) {
+    int64_t now = mpx_os_tick();
+    if (MPX_LIKELY(now < *next_look)) {
         return -EAGAIN;
     }
     *next_look = now + LOOK_INTERVAL;
+    uint64_t own = mpx_os_own_word();
     uint64_t seen = mpx_u64_load_relaxed(&lock->owned.word);
     uint32_t number = (uint32_t)seen & MPX_FUTEX_TID_MASK;
     if (number != 0 && owner_alive(number, (uint32_t)(seen >> 32))) {
@@ -47,24 +39,9 @@ int mpx_lock_try(mpx_lock_t *lock, int64_t *next_look)
 
 int mpx_lock_acquire(mpx_lock_t *lock, int64_t deadline)
 {
-    uint64_t own = own_word();
+    uint64_t own = mpx_os_own_word();
     int status = mpx_owned_take(&lock->owned, 0, own);
     return status != -EAGAIN ? status : mpx_owned_wait(&lock->owned, own, deadline, owner_alive);
-}
-
-int mpx_lock_release(mpx_lock_t *lock)
-{
-    uint64_t seen = mpx_u64_load_relaxed(&lock->owned.word);
-    do {
-        if (mpx_owned_is_free(seen)) {
-            return -EPERM;
-        }
-    } while (!mpx_u64_cas_release(&lock->owned.word, &seen, 0)); /* O0: with O1 */
-    MPX_STEP(lock_released);
-    if (seen & MPX_FUTEX_WAITERS) {
-        mpx_owned_wake(&lock->owned);
-    }
-    return 0;
 }
 
 bool mpx_lock_is_held(mpx_lock_t *lock)
@@ -74,7 +51,7 @@ bool mpx_lock_is_held(mpx_lock_t *lock)
 
 static bool is_own(uint64_t word)
 {
-    return (word & ~(uint64_t)MPX_FUTEX_WAITERS) == own_word();
+    return (word & ~(uint64_t)MPX_FUTEX_WAITERS) == mpx_os_own_word();
 }
 
 bool mpx_lock_is_own(mpx_lock_t *lock)

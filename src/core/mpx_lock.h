@@ -28,16 +28,35 @@ typedef struct {
     mpx_owned_t owned; /* by a process, or by nobody */
 } mpx_lock_t;
 
+/* What mpx_lock_try does where the lock is not free. */
+MPX_NODISCARD int mpx_lock_try_held(mpx_lock_t *lock, int64_t *next_look);
+
 /* Takes the lock without waiting: 0, MPX_OWNER_DIED, or -EAGAIN where it is another's. To look
  * whether the owner lives takes some system calls: done here only when the time *next_look has
  * come, which is then set anew. It is the caller's own, 0 at first. */
-MPX_NODISCARD int mpx_lock_try(mpx_lock_t *lock, int64_t *next_look);
+MPX_NODISCARD static inline int mpx_lock_try(mpx_lock_t *lock, int64_t *next_look)
+{
+    bool is_free = mpx_u64_load_relaxed(&lock->owned.word) == 0;
+    if (MPX_LIKELY(is_free && mpx_owned_take(&lock->owned, 0, mpx_os_own_word()) == 0)) {
+        return 0;
+    }
+    return mpx_lock_try_held(lock, next_look);
+}
 
 /* Takes the lock: 0, MPX_OWNER_DIED (it is taken all the same), -ETIMEDOUT or -EINTR. */
 MPX_NODISCARD int mpx_lock_acquire(mpx_lock_t *lock, int64_t deadline);
 
-/* Releases the lock, whoever has it; -EPERM where it is free. */
-MPX_NODISCARD int mpx_lock_release(mpx_lock_t *lock);
+/* Releases the lock, whoever has it; -EPERM where it is free. One step, whatever the word was: a
+ * free one is 0 before and after. */
+MPX_NODISCARD static inline int mpx_lock_release(mpx_lock_t *lock)
+{
+    uint64_t before = mpx_u64_exchange_release(&lock->owned.word, 0); /* O0: with O1 */
+    MPX_STEP(lock_released);
+    if (MPX_UNLIKELY(before & MPX_FUTEX_WAITERS)) {
+        mpx_owned_wake(&lock->owned);
+    }
+    return MPX_LIKELY(!mpx_owned_is_free(before)) ? 0 : -EPERM;
+}
 
 bool mpx_lock_is_held(mpx_lock_t *lock);
 

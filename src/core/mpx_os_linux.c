@@ -103,6 +103,13 @@ int64_t mpx_os_now(void)
     return now.tv_sec * MPX_NANOS_PER_SEC + now.tv_nsec;
 }
 
+int64_t mpx_os_tick(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return now.tv_sec * MPX_NANOS_PER_SEC + now.tv_nsec;
+}
+
 int64_t mpx_os_deadline(int64_t nanos)
 {
     int64_t now = mpx_os_now();

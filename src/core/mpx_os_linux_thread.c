@@ -14,6 +14,7 @@
 
 static _Thread_local mpx_thread_t self; /* id 0: not asked yet */
 static mpx_atomic_u64 own_process;      /* pid and start, 0: not asked yet */
+mpx_atomic_u64 mpx_os_known_process;    /* the same where forks are seen, else 0 */
 static pthread_once_t registered = PTHREAD_ONCE_INIT;
 static mpx_atomic_u32 forks_are_seen; /* set once; who sees it late asks more often */
 
@@ -21,6 +22,7 @@ static void forget(void)
 {
     self.id = 0;
     mpx_u64_store_relaxed(&own_process, 0);
+    mpx_u64_store_relaxed(&mpx_os_known_process, 0);
 }
 
 static void register_handler(void)
@@ -55,18 +57,19 @@ const mpx_thread_t *mpx_os_self(void)
 }
 
 /* The process started with its main thread. */
-mpx_process_id_t mpx_os_own_process(void)
+uint64_t mpx_os_ask_own_process(void)
 {
+    pthread_once(&registered, register_handler);
     uint64_t known = mpx_u64_load_relaxed(&own_process);
-    if (MPX_UNLIKELY(known == 0 || !mpx_u32_load_relaxed(&forks_are_seen))) {
-        pthread_once(&registered, register_handler);
-        pid_t pid = getpid();
-        if ((pid_t)known != pid) {
-            known = (uint64_t)start_of_own_thread(pid) << 32 | (uint32_t)pid;
-            mpx_u64_store_relaxed(&own_process, known);
-        }
+    pid_t pid = getpid();
+    if ((pid_t)known != pid) {
+        known = (uint64_t)start_of_own_thread(pid) << 32 | (uint32_t)pid;
+        mpx_u64_store_relaxed(&own_process, known);
     }
-    return (mpx_process_id_t){.pid = (pid_t)(uint32_t)known, .start = (uint32_t)(known >> 32)};
+    if (mpx_u32_load_relaxed(&forks_are_seen)) {
+        mpx_u64_store_relaxed(&mpx_os_known_process, known);
+    }
+    return known;
 }
 
 int mpx_os_thread_alive(uint32_t id, uint32_t start)

@@ -37,16 +37,6 @@ static int sleep_on(mpx_owned_t *owned, uint64_t seen, int64_t deadline, mpx_own
     return status;
 }
 
-int mpx_owned_take(mpx_owned_t *owned, uint64_t seen, uint64_t own)
-{
-    bool died = !mpx_owned_is_free(seen) || (seen & MPX_FUTEX_OWNER_DIED);
-    if (!mpx_u64_cas_acquire(&owned->word, &seen, own)) { /* O1: with O0 */
-        return -EAGAIN;
-    }
-    MPX_STEP(owned_taken);
-    return died ? MPX_OWNER_DIED : 0;
-}
-
 /* One round of waiting: the result of the wait, or -EAGAIN. */
 static int try_once(mpx_owned_t *owned, uint64_t own, int64_t deadline, mpx_owner_alive_t *alive,
                     bool may_sleep, bool *slept)

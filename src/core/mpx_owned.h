@@ -21,7 +21,10 @@
 #ifndef MPX_OWNED_H
 #define MPX_OWNED_H
 
+#include "mpx_fault.h"
 #include "mpx_os.h"
+
+#include <errno.h>
 
 /* All zero is free. */
 typedef struct {
@@ -52,7 +55,15 @@ static inline mpx_atomic_u32 *mpx_owned_futex(mpx_owned_t *owned)
 
 /* Takes a word that was `seen`, which is free or has a dead owner: 0, MPX_OWNER_DIED, or -EAGAIN
  * where it is another by now. */
-MPX_NODISCARD int mpx_owned_take(mpx_owned_t *owned, uint64_t seen, uint64_t own);
+MPX_NODISCARD static inline int mpx_owned_take(mpx_owned_t *owned, uint64_t seen, uint64_t own)
+{
+    bool died = !mpx_owned_is_free(seen) || (seen & MPX_FUTEX_OWNER_DIED);
+    if (!mpx_u64_cas_acquire(&owned->word, &seen, own)) { /* O1: with O0 */
+        return -EAGAIN;
+    }
+    MPX_STEP(owned_taken);
+    return died ? MPX_OWNER_DIED : 0;
+}
 
 /* Waits until the word can be taken, and takes it: 0, MPX_OWNER_DIED, -ETIMEDOUT or -EINTR. */
 MPX_NODISCARD int mpx_owned_wait(mpx_owned_t *owned, uint64_t own, int64_t deadline,
