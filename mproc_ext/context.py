@@ -16,17 +16,16 @@ _std = overlay(__name__)
 
 __all__ = ()
 
+# Our modules of locks and of values, from the first of them on: an import statement in each factory
+# would cost more than making a lock.
+_synchronize = None
+_sharedctypes = None
 
-_modules = {}
 
-
-def _module(name):
-    """A submodule of the package.  For what takes less than a `from` import, which first asks an
-    overlay whether it is a package."""
-    found = _modules.get(name)
-    if found is None:
-        found = _modules[name] = importlib.import_module(f"mproc_ext.{name}")
-    return found
+def _import(name):
+    module = importlib.import_module(f"mproc_ext.{name}")
+    globals()["_" + name] = module
+    return module
 
 
 class BaseContext(_std.BaseContext):
@@ -52,31 +51,33 @@ class BaseContext(_std.BaseContext):
 
     def Lock(self):
         """Returns a non-recursive lock object"""
-        return _module("synchronize").Lock(ctx=self.get_context())
+        return (_synchronize or _import("synchronize")).Lock(ctx=self.get_context())
 
     def RLock(self):
         """Returns a recursive lock object"""
-        return _module("synchronize").RLock(ctx=self.get_context())
+        return (_synchronize or _import("synchronize")).RLock(ctx=self.get_context())
 
     def Condition(self, lock=None):
         """Returns a condition object"""
-        return _module("synchronize").Condition(lock, ctx=self.get_context())
+        return (_synchronize or _import("synchronize")).Condition(lock, ctx=self.get_context())
 
     def Semaphore(self, value=1):
         """Returns a semaphore object"""
-        return _module("synchronize").Semaphore(value, ctx=self.get_context())
+        return (_synchronize or _import("synchronize")).Semaphore(value, ctx=self.get_context())
 
     def BoundedSemaphore(self, value=1):
         """Returns a bounded semaphore object"""
-        return _module("synchronize").BoundedSemaphore(value, ctx=self.get_context())
+        sync = _synchronize or _import("synchronize")
+        return sync.BoundedSemaphore(value, ctx=self.get_context())
 
     def Event(self):
         """Returns an event object"""
-        return _module("synchronize").Event(ctx=self.get_context())
+        return (_synchronize or _import("synchronize")).Event(ctx=self.get_context())
 
     def Barrier(self, parties, action=None, timeout=None):
         """Returns a barrier object"""
-        return _module("synchronize").Barrier(parties, action, timeout, ctx=self.get_context())
+        sync = _synchronize or _import("synchronize")
+        return sync.Barrier(parties, action, timeout, ctx=self.get_context())
 
     def Queue(self, maxsize=0):
         """Returns a queue object"""
@@ -104,20 +105,20 @@ class BaseContext(_std.BaseContext):
 
     def RawValue(self, typecode_or_type, *args):
         """Returns a shared object"""
-        return _module("sharedctypes").RawValue(typecode_or_type, *args)
+        return (_sharedctypes or _import("sharedctypes")).RawValue(typecode_or_type, *args)
 
     def RawArray(self, typecode_or_type, size_or_initializer):
         """Returns a shared array"""
-        return _module("sharedctypes").RawArray(typecode_or_type, size_or_initializer)
+        return (_sharedctypes or _import("sharedctypes")).RawArray(typecode_or_type, size_or_initializer)
 
     def Value(self, typecode_or_type, *args, lock=True):
         """Returns a synchronized shared object"""
-        value = _module("sharedctypes").Value
+        value = (_sharedctypes or _import("sharedctypes")).Value
         return value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
 
     def Array(self, typecode_or_type, size_or_initializer, *, lock=True):
         """Returns a synchronized shared array"""
-        array = _module("sharedctypes").Array
+        array = (_sharedctypes or _import("sharedctypes")).Array
         return array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
 
     def freeze_support(self):

@@ -54,9 +54,6 @@ class SemLock(_core.SemLockBase, _std.SemLock):
         self._make(kind, value, maxvalue, _is_fork(ctx), kind == _std.RECURSIVE_MUTEX)
         self._make_methods()
 
-    def _make_methods(self):
-        """For subclasses: here acquire and release are methods already."""
-
     def __getstate__(self):
         _assert_may_travel(self)
         semlock = self._semlock
@@ -69,36 +66,51 @@ class SemLock(_core.SemLockBase, _std.SemLock):
         self._make_methods()
 
 
-class Semaphore(SemLock, _std.Semaphore):
+@_core.own_methods
+class Semaphore(_core.Semaphore, SemLock, _std.Semaphore):
     """A number of permits that acquire() takes from and release() adds to."""
 
-    def __init__(self, value=1, *, ctx):
-        self._make(_std.SEMAPHORE, value, _std.SEM_VALUE_MAX, _is_fork(ctx), False)
-        self._make_methods()
 
-
-class BoundedSemaphore(Semaphore, _std.BoundedSemaphore):
+@_core.own_methods
+class BoundedSemaphore(_core.BoundedSemaphore, Semaphore, _std.BoundedSemaphore):
     """A semaphore that release() does not raise above its initial value (ValueError)."""
 
-    def __init__(self, value=1, *, ctx):
-        self._make(_std.SEMAPHORE, value, value, _is_fork(ctx), False)
-        self._make_methods()
 
-
-class Lock(SemLock, _std.Lock):
+@_core.own_methods
+class Lock(_core.Lock, SemLock, _std.Lock):
     """A lock that a process holds, and any thread or process may release."""
 
-    def __init__(self, *, ctx):
+
+@_core.own_methods
+class RLock(_core.RLock, SemLock, _std.RLock):
+    """A lock that the thread which holds it may acquire again; it releases it as often."""
+
+
+def _slow_inits():
+    """What __init__ in C calls where it is not called as usual: with the stdlib's signatures and,
+    where these are violated, its messages."""
+
+    def lock(self, *, ctx):
         self._make(_std.SEMAPHORE, 1, 1, _is_fork(ctx), True)
         self._make_methods()
 
+    def rlock(self, *, ctx):
+        SemLock.__init__(self, _std.RECURSIVE_MUTEX, 1, 1, ctx=ctx)
 
-class RLock(SemLock, _std.RLock):
-    """A lock that the thread which holds it may acquire again; it releases it as often."""
+    def semaphore(self, value=1, *, ctx):
+        SemLock.__init__(self, _std.SEMAPHORE, value, _std.SEM_VALUE_MAX, ctx=ctx)
 
-    def __init__(self, *, ctx):
-        self._make(_std.RECURSIVE_MUTEX, 1, 1, _is_fork(ctx), True)
-        self._make_methods()
+    def bounded_semaphore(self, value=1, *, ctx):
+        SemLock.__init__(self, _std.SEMAPHORE, value, value, ctx=ctx)
+
+    functions = lock, rlock, semaphore, bounded_semaphore
+    for function, cls in zip(functions, (Lock, RLock, Semaphore, BoundedSemaphore), strict=True):
+        function.__name__ = "__init__"
+        function.__qualname__ = f"{cls.__name__}.__init__"
+    return functions
+
+
+_core.set_slow_inits(*_slow_inits())
 
 
 class _Count:
@@ -118,6 +130,7 @@ class _Count:
     _get_value = get_value
 
 
+@_core.own_methods
 class Condition(_core.Condition, _std.Condition):
     """What waits for a notify, with the lock that guards what it waits for."""
 
@@ -149,45 +162,15 @@ class Condition(_core.Condition, _std.Condition):
     def _wait_semaphore(self):
         return _Count(int)
 
-    def wait(self, timeout=None):
-        """Release the lock, wait for a notify, and acquire the lock again.
-
-        True, or False where there was no notify within *timeout* seconds (None: for ever).
-        """
-        lock = self._lock
-        assert lock._semlock._is_mine(), "must acquire() condition before using wait()"
-        node = self._enter()
-        notified = done = False
-        try:
-            count = lock._semlock._count()
-            for _ in range(count):
-                lock.release()
-            try:
-                self._sleep(node, timeout)
-                done = True
-            finally:
-                for _ in range(count):
-                    lock.acquire()
-        finally:
-            notified = self._leave(node)
-            if notified and not done:
-                # A signal handler raised: the notify is for another one.
-                self._notify(1)
-        return notified
-
-    def notify(self, n=1):
-        """Wake the *n* waiters that have waited longest, or as many as there are."""
-        assert self._lock._semlock._is_mine(), "lock is not owned"
-        self._notify(n if n.__class__ is int else _rounded_up(n))
+    @staticmethod
+    def _rounded_up(n):
+        """The number of waiters below *n*, whatever that is but an int."""
+        if not 0 < n:  # noqa: SIM300 (in this order, for the TypeError)
+            return 0
+        return sys.maxsize if n >= sys.maxsize else math.ceil(n)
 
 
-def _rounded_up(n):
-    """The number of waiters below *n*, whatever that is."""
-    if not 0 < n:  # noqa: SIM300 (in this order, for the TypeError)
-        return 0
-    return sys.maxsize if n >= sys.maxsize else math.ceil(n)
-
-
+@_core.own_methods
 class Event(_core.Event, _std.Event):
     """A flag that is set or not, and can be waited for."""
 

@@ -83,7 +83,7 @@ int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count)
     return 0;
 }
 
-/* The slow way, for keywords and for errors: the interpreter's own parser. */
+/* The slow way, for errors: the interpreter's own parser. */
 static int parse_by_tuple(const char *format, PyObject *const *args, Py_ssize_t nargs,
                           PyObject *names, const char *const *keywords, PyObject **values)
 {
@@ -106,12 +106,32 @@ static int parse_by_tuple(const char *format, PyObject *const *args, Py_ssize_t 
     return status;
 }
 
+static bool is_called(PyObject *name, const char *keyword)
+{
+    return PyUnicode_CompareWithASCIIString(name, keyword) == 0;
+}
+
 int mpx_parse_optional(const char *format, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
                        const char *const *keywords, PyObject **values, Py_ssize_t count)
 {
-    if (names != NULL || nargs > count)
+    PyObject *given[2] = {NULL, NULL};
+    Py_ssize_t named = names == NULL ? 0 : PyTuple_GET_SIZE(names);
+    bool fits = nargs <= count && count <= 2;
+    for (Py_ssize_t i = 0; fits && i < nargs; i++)
+        given[i] = args[i];
+    for (Py_ssize_t i = 0; fits && i < named; i++) {
+        Py_ssize_t at = 0;
+        while (at < count && !is_called(PyTuple_GET_ITEM(names, i), keywords[at]))
+            at++;
+        fits = at < count && given[at] == NULL;
+        if (fits)
+            given[at] = args[nargs + i];
+    }
+    if (MPX_UNLIKELY(!fits))
         return parse_by_tuple(format, args, nargs, names, keywords, values);
-    for (Py_ssize_t i = 0; i < nargs; i++)
-        values[i] = args[i];
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (given[i] != NULL)
+            values[i] = given[i];
+    }
     return 0;
 }

@@ -44,12 +44,49 @@ static int apply_switches(void)
     return -1;
 }
 
+static int intern_names(module_state_t *state)
+{
+    static const char *const names[MPX_NAMES] = {
+        [MPX_NAME_ACQUIRE] = "acquire",
+        [MPX_NAME_COUNT] = "_count",
+        [MPX_NAME_CTX] = "ctx",
+        [MPX_NAME_ENTER] = "__enter__",
+        [MPX_NAME_EXIT] = "__exit__",
+        [MPX_NAME_GET_START_METHOD] = "get_start_method",
+        [MPX_NAME_IS_MINE] = "_is_mine",
+        [MPX_NAME_LOCK] = "_lock",
+        [MPX_NAME_MAKE_METHODS] = "_make_methods",
+        [MPX_NAME_NOTIFY] = "notify",
+        [MPX_NAME_RELEASE] = "release",
+        [MPX_NAME_ROUNDED_UP] = "_rounded_up",
+        [MPX_NAME_SEMLOCK] = "_semlock",
+    };
+    for (int i = 0; i < MPX_NAMES; i++) {
+        state->names[i] = PyUnicode_InternFromString(names[i]);
+        if (state->names[i] == NULL)
+            return -1;
+    }
+    return 0;
+}
+
+/* Whether the interpreter runs `assert`. */
+static int see_asserts(module_state_t *state)
+{
+    PyObject *flags = PySys_GetObject("flags"); /* borrowed */
+    PyObject *level = flags == NULL ? NULL : PyObject_GetAttrString(flags, "optimize");
+    long number = level == NULL ? -1 : PyLong_AsLong(level);
+    Py_XDECREF(level);
+    state->asserts = number == 0;
+    return number < 0 ? -1 : 0;
+}
+
 static int module_exec(PyObject *module)
 {
-    if (apply_switches() < 0 || mpx_add_child(module) < 0 || mpx_add_program(module) < 0 ||
-        mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 || mpx_add_semlock(module) < 0 ||
-        mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 || mpx_add_block(module) < 0 ||
-        mpx_add_synchronized(module) < 0)
+    if (apply_switches() < 0 || intern_names(module_state(module)) < 0 ||
+        see_asserts(module_state(module)) < 0 || mpx_add_child(module) < 0 ||
+        mpx_add_program(module) < 0 || mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 ||
+        mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
+        mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0)
         return -1;
     return PyModule_AddStringConstant(module, "__version__", MPX_VERSION);
 }
@@ -62,19 +99,27 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->synchronized_type);
     Py_VISIT(module_state(module)->synchronized_value_type);
     Py_VISIT(module_state(module)->synchronized_array_type);
+    Py_VISIT(module_state(module)->semlock_type);
+    Py_VISIT(module_state(module)->semlock_view);
     Py_VISIT(module_state(module)->first_lock_hook);
+    Py_VISIT(module_state(module)->slow_inits);
     return 0;
 }
 
 static int module_clear(PyObject *module)
 {
+    for (int i = 0; i < MPX_NAMES; i++)
+        Py_CLEAR(module_state(module)->names[i]);
     Py_CLEAR(module_state(module)->child_type);
     Py_CLEAR(module_state(module)->shared_type);
     Py_CLEAR(module_state(module)->view_type);
     Py_CLEAR(module_state(module)->synchronized_type);
     Py_CLEAR(module_state(module)->synchronized_value_type);
     Py_CLEAR(module_state(module)->synchronized_array_type);
+    Py_CLEAR(module_state(module)->semlock_type);
+    Py_CLEAR(module_state(module)->semlock_view);
     Py_CLEAR(module_state(module)->first_lock_hook);
+    Py_CLEAR(module_state(module)->slow_inits);
     return 0;
 }
 

@@ -12,14 +12,37 @@
 
 #include "mpx_base.h"
 
+/* Names that are looked up often. */
+enum {
+    MPX_NAME_ACQUIRE,
+    MPX_NAME_COUNT,
+    MPX_NAME_CTX,
+    MPX_NAME_ENTER,
+    MPX_NAME_EXIT,
+    MPX_NAME_GET_START_METHOD,
+    MPX_NAME_IS_MINE,
+    MPX_NAME_LOCK,
+    MPX_NAME_MAKE_METHODS,
+    MPX_NAME_NOTIFY,
+    MPX_NAME_RELEASE,
+    MPX_NAME_ROUNDED_UP,
+    MPX_NAME_SEMLOCK,
+    MPX_NAMES
+};
+
 typedef struct {
+    PyObject *names[MPX_NAMES]; /* strings */
     PyTypeObject *child_type;
     PyTypeObject *shared_type;
     PyTypeObject *view_type;
     PyTypeObject *synchronized_type;
     PyTypeObject *synchronized_value_type;
     PyTypeObject *synchronized_array_type;
+    PyTypeObject *semlock_type;
+    PyObject *semlock_view;    /* what a lock's `_semlock` is when nobody overrides it */
+    bool asserts;              /* not with -O */
     PyObject *first_lock_hook; /* or NULL */
+    PyObject *slow_inits;      /* a tuple, or NULL */
 } module_state_t;
 
 extern struct PyModuleDef mpx_core_module;

@@ -12,11 +12,11 @@
  * to lose, and read by others only to compare it with themselves; `depth` is atomic.
  */
 #include "semlock.h"
-
 #include "shared.h"
 
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <structmember.h>
 
 #include "mpx_lock.h"
@@ -31,9 +31,8 @@ struct SemLockObject {
     SemLockObject *target; /* itself, once it is made */
     int kind;
     int maxvalue;
-    bool is_lock; /* the slot has a lock in it, not a semaphore */
-    bool warned;  /* of an owner that died */
-    bool is_fork_ctx;
+    bool is_lock;      /* the slot has a lock in it, not a semaphore */
+    bool warned;       /* of an owner that died */
     int64_t next_look; /* see mpx_lock_try */
     /* How often it was acquired here and not released, and by which thread of which process last.
      */
@@ -73,31 +72,48 @@ static SemLockObject *made(PyObject *self, const char *attribute)
 
 /* ---- Who holds it ---------------------------------------------------------------------------- */
 
+static uint32_t own_pid(void)
+{
+    return (uint32_t)mpx_os_own_word();
+}
+
+/* Different for any two threads that run: what PyThread_get_thread_ident returns, without its look
+ * whether threads are initialised. */
+static uint64_t own_thread(void)
+{
+    return (uint64_t)(uintptr_t)pthread_self();
+}
+
 static int64_t depth_of(SemLockObject *self)
 {
-    if (mpx_u32_load_relaxed(&self->holder_pid) != (uint32_t)mpx_os_own_process().pid)
+    if (MPX_UNLIKELY(mpx_u32_load_relaxed(&self->holder_pid) != own_pid()))
         return 0;
     return (int64_t)mpx_u64_load_relaxed(&self->depth);
 }
 
 static bool is_mine(SemLockObject *self)
 {
-    return depth_of(self) > 0 && mpx_u64_load_relaxed(&self->holder) == PyThread_get_thread_ident();
+    return depth_of(self) > 0 && mpx_u64_load_relaxed(&self->holder) == own_thread();
 }
 
+/* With a GIL one thread at a time is here, and need not pay for an atomic step. */
 static void add_depth(SemLockObject *self, int64_t change)
 {
-    uint32_t pid = (uint32_t)mpx_os_own_process().pid;
+    uint32_t pid = own_pid();
     if (MPX_UNLIKELY(mpx_u32_load_relaxed(&self->holder_pid) != pid)) {
         mpx_u64_store_relaxed(&self->depth, 0); /* the parent's, in a forked child */
         mpx_u32_store_relaxed(&self->holder_pid, pid);
     }
+#ifdef Py_GIL_DISABLED
     (void)mpx_u64_fetch_add_relaxed(&self->depth, (uint64_t)change);
+#else
+    mpx_u64_store_relaxed(&self->depth, mpx_u64_load_relaxed(&self->depth) + (uint64_t)change);
+#endif
 }
 
 /* ---- Acquire and release --------------------------------------------------------------------- */
 
-static int try_once(SemLockObject *self)
+static inline int try_once(SemLockObject *self)
 {
     return self->is_lock ? mpx_lock_try(lock_of(self), &self->next_look)
                          : mpx_semaphore_try(semaphore_of(self));
@@ -148,13 +164,15 @@ static int warn_of_death(SemLockObject *self)
 /* The process that has called the hook of set_first_lock_hook. */
 static mpx_atomic_u32 hooked;
 
+static bool is_hooked(void)
+{
+    return mpx_u32_load_relaxed(&hooked) == own_pid();
+}
+
 /* A process that has held a lock has something to do at its end. */
 static int hook(SemLockObject *self)
 {
-    uint32_t own = (uint32_t)mpx_os_own_process().pid;
-    if (MPX_LIKELY(mpx_u32_load_relaxed(&hooked) == own))
-        return 0;
-    mpx_u32_store_relaxed(&hooked, own);
+    mpx_u32_store_relaxed(&hooked, own_pid());
     PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &mpx_core_module);
     PyObject *function = module == NULL ? NULL : module_state(module)->first_lock_hook;
     if (function == NULL)
@@ -164,11 +182,10 @@ static int hook(SemLockObject *self)
     return result == NULL ? -1 : 0;
 }
 
-static PyObject *acquired(SemLockObject *self, int status)
+/* What seldom follows an acquisition. */
+static PyObject *acquired_with_care(SemLockObject *self, int status)
 {
-    mpx_u64_store_relaxed(&self->holder, PyThread_get_thread_ident());
-    add_depth(self, 1);
-    if ((MPX_UNLIKELY(status == MPX_OWNER_DIED) && warn_of_death(self) < 0) ||
+    if ((status == MPX_OWNER_DIED && warn_of_death(self) < 0) ||
         (self->is_lock && hook(self) < 0)) {
         add_depth(self, -1);
         (void)!give_back(self);
@@ -177,16 +194,18 @@ static PyObject *acquired(SemLockObject *self, int status)
     Py_RETURN_TRUE;
 }
 
-static PyObject *acquire(SemLockObject *self, bool block, PyObject *timeout)
+static inline PyObject *acquired(SemLockObject *self, int status)
 {
-    int64_t deadline = MPX_NEVER;
-    if (self->kind == RECURSIVE_MUTEX && is_mine(self)) {
-        add_depth(self, 1);
-        Py_RETURN_TRUE;
-    }
-    if (timeout != Py_None && mpx_wait_deadline_of(timeout, &deadline) < 0)
-        return NULL;
-    int status = try_once(self);
+    mpx_u64_store_relaxed(&self->holder, own_thread());
+    add_depth(self, 1);
+    if (MPX_UNLIKELY(status == MPX_OWNER_DIED || !is_hooked()))
+        return acquired_with_care(self, status);
+    Py_RETURN_TRUE;
+}
+
+/* After a first attempt: the rest of acquire. */
+static PyObject *acquire_or_not(SemLockObject *self, int status, bool block, int64_t deadline)
+{
     if (status == -EAGAIN && block) {
         status = acquire_blocking(self, deadline);
         if (status == -EINTR)
@@ -197,6 +216,21 @@ static PyObject *acquire(SemLockObject *self, bool block, PyObject *timeout)
     if (status == -EAGAIN || status == -ETIMEDOUT)
         Py_RETURN_FALSE;
     return mpx_raise(status);
+}
+
+static inline PyObject *acquire(SemLockObject *self, bool block, PyObject *timeout)
+{
+    int64_t deadline = MPX_NEVER;
+    if (self->kind == RECURSIVE_MUTEX && is_mine(self)) {
+        add_depth(self, 1);
+        Py_RETURN_TRUE;
+    }
+    if (timeout != Py_None && mpx_wait_deadline_of(timeout, &deadline) < 0)
+        return NULL;
+    int status = try_once(self);
+    if (MPX_LIKELY(status == 0))
+        return acquired(self, 0);
+    return acquire_or_not(self, status, block, deadline);
 }
 
 PyDoc_STRVAR(
@@ -213,6 +247,10 @@ static PyObject *SemLock_acquire(PyObject *self, PyObject *const *args, Py_ssize
 {
     PyObject *values[2] = {Py_True, Py_None};
     static const char *const keywords[] = {"block", "timeout", NULL};
+    if (MPX_LIKELY(nargs == 0 && names == NULL && SEMLOCK(self) != NULL))
+        return acquire(SEMLOCK(self), true, Py_None);
+    if (nargs == 1 && names == NULL && args[0] == Py_False && SEMLOCK(self) != NULL)
+        return acquire(SEMLOCK(self), false, Py_None);
     if (mpx_parse_optional("|OO:acquire", args, nargs, names, keywords, values, 2) < 0)
         return NULL;
     bool block;
@@ -229,7 +267,13 @@ PyDoc_STRVAR(SemLock_release_doc,
              "that has ended; an RLock by the thread that holds it (AssertionError).  ValueError\n"
              "where nobody has acquired it.");
 
-static PyObject *release(SemLockObject *self)
+static PyObject *raise_released_too_often(void)
+{
+    PyErr_SetString(PyExc_ValueError, "semaphore or lock released too many times");
+    return NULL;
+}
+
+static inline PyObject *release(SemLockObject *self)
 {
     int status;
     uint32_t limit = self->maxvalue > 0 ? (uint32_t)self->maxvalue : 0;
@@ -239,19 +283,15 @@ static PyObject *release(SemLockObject *self)
                             "attempt to release recursive lock not owned by thread");
             return NULL;
         }
-        if (depth_of(self) > 1) {
-            add_depth(self, -1);
-            Py_RETURN_NONE;
-        }
-    }
-    if (self->kind == RECURSIVE_MUTEX)
+        bool is_last = depth_of(self) == 1;
         add_depth(self, -1); /* before another thread has it */
+        if (!is_last)
+            Py_RETURN_NONE;
+    }
     status = self->is_lock ? mpx_lock_release(lock_of(self))
                            : mpx_semaphore_release(semaphore_of(self), limit);
-    if (status < 0) {
-        PyErr_SetString(PyExc_ValueError, "semaphore or lock released too many times");
-        return NULL;
-    }
+    if (MPX_UNLIKELY(status < 0))
+        return raise_released_too_often();
     if (self->kind != RECURSIVE_MUTEX)
         add_depth(self, -1);
     Py_RETURN_NONE;
@@ -387,14 +427,14 @@ static int make(SemLockObject *self, int kind, int value, int maxvalue, bool is_
     self->is_lock = is_lock;
     self->kind = kind;
     self->maxvalue = maxvalue;
-    if (mpx_shared_make((SharedObject *)self) < 0)
+    SharedObject *shared = (SharedObject *)self;
+    if ((is_lock ? mpx_shared_make_lock(shared) : mpx_shared_make(shared)) < 0)
         return -1;
     mpx_u64_store_relaxed(&self->depth, 0);
     if (!is_lock) {
         mpx_semaphore_init(semaphore_of(self), (uint32_t)value);
         return 0;
     }
-    mpx_slot_mark_lock(self->arena, self->slot);
     if (value == 0) { /* held from the start, by nobody */
         (void)!mpx_lock_try(lock_of(self), &self->next_look);
         mpx_lock_disown(lock_of(self));
@@ -421,6 +461,18 @@ static int int_of(PyObject *object, void *result)
     return 1;
 }
 
+static int make_checked(SemLockObject *self, int kind, int value, int maxvalue, bool is_lock)
+{
+    if (value < 0) {
+        mpx_raise(-EINVAL);
+        return -1;
+    }
+    if (make(self, kind, value, maxvalue, is_lock) < 0)
+        return -1;
+    self->target = self;
+    return 0;
+}
+
 static PyObject *SemLock_make(PyObject *object, PyObject *args)
 {
     SemLockObject *self = (SemLockObject *)object;
@@ -432,12 +484,9 @@ static PyObject *SemLock_make(PyObject *object, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "unrecognized kind");
         return NULL;
     }
-    if (value < 0)
-        return mpx_raise(-EINVAL);
     self->is_fork_ctx = is_fork_ctx;
-    if (make(self, kind, value, maxvalue, is_lock) < 0)
+    if (make_checked(self, kind, value, maxvalue, is_lock) < 0)
         return NULL;
-    self->target = self;
     Py_RETURN_NONE;
 }
 
@@ -462,6 +511,128 @@ static PyObject *SemLock_remake(PyObject *object, PyObject *args)
         mpx_slot_mark_lock(self->arena, slot);
     Py_RETURN_NONE;
 }
+
+PyDoc_STRVAR(SemLock_make_methods_doc,
+             "_make_methods($self)\n--\n\n"
+             "For subclasses: here acquire and release are methods already.");
+
+static PyObject *SemLock_make_methods(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(ignored))
+{
+    Py_RETURN_NONE;
+}
+
+/* ---- The four kinds --------------------------------------------------------------------------
+ *
+ * Their __init__ is here for the ways they are called in practice; any other way, right or wrong,
+ * goes to a function in Python that has the standard library's signature (set_slow_inits).
+ */
+
+enum { LOCK, RLOCK, PLAIN_SEMAPHORE, BOUNDED_SEMAPHORE, KINDS };
+
+/* The arguments where they are (value, ctx=) or fewer, value a small int: whether they are. */
+static bool understand(module_state_t *state, PyObject *args, PyObject *keywords, bool has_value,
+                       int *value, PyObject **ctx)
+{
+    Py_ssize_t nargs = PyTuple_GET_SIZE(args);
+    if (keywords == NULL || PyDict_GET_SIZE(keywords) != 1 || nargs > has_value)
+        return false;
+    *ctx = PyDict_GetItemWithError(keywords, state->names[MPX_NAME_CTX]);
+    if (*ctx == NULL || *ctx == Py_None)
+        return false;
+    if (nargs == 1) {
+        int overflow = 0;
+        PyObject *given = PyTuple_GET_ITEM(args, 0);
+        long number = PyLong_CheckExact(given) ? PyLong_AsLongAndOverflow(given, &overflow) : -1;
+        if (number < 0 || number > INT_MAX)
+            return false;
+        *value = (int)number;
+    }
+    return true;
+}
+
+static int init_slowly(module_state_t *state, PyObject *self, PyObject *args, PyObject *keywords,
+                       int kind)
+{
+    if (PyErr_Occurred())
+        return -1;
+    if (state->slow_inits == NULL) {
+        PyErr_SetString(PyExc_TypeError, "locks are made by mproc_ext.synchronize");
+        return -1;
+    }
+    PyObject *method = PyMethod_New(PyTuple_GET_ITEM(state->slow_inits, kind), self);
+    PyObject *result = method == NULL ? NULL : PyObject_Call(method, args, keywords);
+    Py_XDECREF(method);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+static int init(PyObject *object, PyObject *args, PyObject *keywords, int kind)
+{
+    SemLockObject *self = (SemLockObject *)object;
+    bool is_lock = kind == LOCK || kind == RLOCK;
+    PyObject *ctx, *module = PyType_GetModuleByDef(Py_TYPE(object), &mpx_core_module);
+    int value = 1;
+    if (module == NULL)
+        return -1;
+    module_state_t *state = module_state(module);
+    if (!understand(state, args, keywords, !is_lock, &value, &ctx))
+        return init_slowly(state, object, args, keywords, kind);
+    int is_fork = mpx_shared_is_fork(state, ctx);
+    if (is_fork < 0)
+        return -1;
+    self->is_fork_ctx = is_fork;
+    if (make_checked(self, kind == RLOCK ? RECURSIVE_MUTEX : SEMAPHORE, value,
+                     kind == PLAIN_SEMAPHORE ? (int)MPX_SEMAPHORE_MAX : value, is_lock) < 0)
+        return -1;
+    PyObject *result = PyObject_CallMethodNoArgs(object, state->names[MPX_NAME_MAKE_METHODS]);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+static int Lock_init(PyObject *self, PyObject *args, PyObject *keywords)
+{
+    return init(self, args, keywords, LOCK);
+}
+
+static int RLock_init(PyObject *self, PyObject *args, PyObject *keywords)
+{
+    return init(self, args, keywords, RLOCK);
+}
+
+static int Semaphore_init(PyObject *self, PyObject *args, PyObject *keywords)
+{
+    return init(self, args, keywords, PLAIN_SEMAPHORE);
+}
+
+static int BoundedSemaphore_init(PyObject *self, PyObject *args, PyObject *keywords)
+{
+    return init(self, args, keywords, BOUNDED_SEMAPHORE);
+}
+
+PyDoc_STRVAR(Lock_doc, "Lock(*, ctx)\n--\n\nThe base of the class in synchronize.");
+PyDoc_STRVAR(RLock_doc, "RLock(*, ctx)\n--\n\nThe base of the class in synchronize.");
+PyDoc_STRVAR(Semaphore_doc,
+             "Semaphore(value=1, *, ctx)\n--\n\nThe base of the class in synchronize.");
+PyDoc_STRVAR(BoundedSemaphore_doc,
+             "BoundedSemaphore(value=1, *, ctx)\n--\n\nThe base of the class in synchronize.");
+
+#define KIND(kind)                                         \
+    static PyType_Slot kind##_slots[] = {                  \
+        {Py_tp_doc, (void *)kind##_doc},                   \
+        {Py_tp_init, kind##_init},                         \
+        {0, NULL},                                         \
+    };                                                     \
+    static PyType_Spec kind##_spec = {                     \
+        .name = "mproc_ext._core." #kind,                  \
+        .basicsize = sizeof(SemLockObject),                \
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, \
+        .slots = kind##_slots,                             \
+    };
+
+KIND(Lock)
+KIND(RLock)
+KIND(Semaphore)
+KIND(BoundedSemaphore)
 
 /* ---- The view -------------------------------------------------------------------------------- */
 
@@ -506,6 +677,62 @@ static PyObject *View_maxvalue(PyObject *self, void *Py_UNUSED(closure))
     return PyLong_FromLong(SEMLOCK(self)->maxvalue);
 }
 
+/* ---- For other types ------------------------------------------------------------------------- */
+
+/* Whether `_semlock` of the type's objects is ours: 1, which is noted, 0, or -1. */
+static int is_plain(module_state_t *state, PyTypeObject *type, mpx_plain_type_t *known)
+{
+    if (!PyType_IsSubtype(type, state->semlock_type) ||
+        type->tp_getattro != PyObject_GenericGetAttr)
+        return 0;
+    PyObject *found = PyObject_GetAttr((PyObject *)type, state->names[MPX_NAME_SEMLOCK]);
+    Py_XDECREF(found);
+    if (found != state->semlock_view)
+        return found == NULL ? -1 : 0;
+    known->version = type->tp_version_tag;
+    known->type = mpx_has_version(type) ? type : NULL;
+    return 1;
+}
+
+/* The lock behind any object that has a `_semlock` of ours, a borrowed reference; NULL where its
+ * `_semlock` has to be asked, or with an exception. */
+static SemLockObject *plain(module_state_t *state, PyObject *lock, mpx_plain_type_t *known)
+{
+    return is_plain(state, Py_TYPE(lock), known) > 0 ? made(lock, "_semlock") : NULL;
+}
+
+static PyObject *ask(module_state_t *state, PyObject *lock, int name)
+{
+    PyObject *semlock =
+        PyErr_Occurred() ? NULL : PyObject_GetAttr(lock, state->names[MPX_NAME_SEMLOCK]);
+    PyObject *answer =
+        semlock == NULL ? NULL : PyObject_CallMethodNoArgs(semlock, state->names[name]);
+    Py_XDECREF(semlock);
+    return answer;
+}
+
+int mpx_semlock_is_mine(module_state_t *state, PyObject *lock, mpx_plain_type_t *known)
+{
+    SemLockObject *ours = plain(state, lock, known);
+    if (ours != NULL)
+        return is_mine(ours);
+    PyObject *answer = ask(state, lock, MPX_NAME_IS_MINE);
+    int result = answer == NULL ? -1 : PyObject_IsTrue(answer);
+    Py_XDECREF(answer);
+    return result;
+}
+
+bool mpx_semlock_is_mine_plainly(PyObject *lock)
+{
+    return SEMLOCK(lock) != NULL && is_mine(SEMLOCK(lock));
+}
+
+PyObject *mpx_semlock_count(module_state_t *state, PyObject *lock, mpx_plain_type_t *known)
+{
+    SemLockObject *ours = plain(state, lock, known);
+    return ours != NULL ? PyLong_FromLongLong(depth_of(ours)) : ask(state, lock, MPX_NAME_COUNT);
+}
+
 /* ---- The types ------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(SemLock_doc,
@@ -524,6 +751,7 @@ static PyMethodDef SemLock_methods[] = {
     ACQUIRE_AND_RELEASE,
     {"locked", SemLock_is_zero, METH_NOARGS, SemLock_locked_doc},
     {"_make", SemLock_make, METH_VARARGS, SemLock_make_doc},
+    {"_make_methods", SemLock_make_methods, METH_NOARGS, SemLock_make_methods_doc},
     {"_remake", SemLock_remake, METH_VARARGS, SemLock_remake_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -532,8 +760,6 @@ static PyMemberDef SemLock_members[] = {
     {"_is_lock", T_BOOL, offsetof(SemLockObject, is_lock), READONLY, "whether it has an owner"},
     {"_warned", T_BOOL, offsetof(SemLockObject, warned), 0,
      "whether it was said, or need not be, that an owner died"},
-    {"_is_fork_ctx", T_BOOL, offsetof(SemLockObject, is_fork_ctx), 0,
-     "made by a fork context: not for processes of other start methods"},
     {NULL, 0, 0, 0},
 };
 
@@ -611,7 +837,21 @@ static PyObject *set_first_lock_hook(PyObject *module, PyObject *function)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(set_slow_inits_doc,
+             "set_slow_inits(lock, rlock, semaphore, bounded_semaphore, /)\n--\n\n"
+             "The functions that __init__ calls where it is called in an uncommon way.");
+
+static PyObject *set_slow_inits(PyObject *module, PyObject *args)
+{
+    PyObject *each[KINDS];
+    if (!PyArg_ParseTuple(args, "OOOO:set_slow_inits", &each[0], &each[1], &each[2], &each[3]))
+        return NULL;
+    Py_XSETREF(module_state(module)->slow_inits, Py_NewRef(args));
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef semlock_functions[] = {
+    {"set_slow_inits", set_slow_inits, METH_VARARGS, set_slow_inits_doc},
     {"set_first_lock_hook", set_first_lock_hook, METH_O, set_first_lock_hook_doc},
     {"disown_locks", disown_locks, METH_NOARGS, disown_locks_doc},
     {NULL, NULL, 0, NULL},
@@ -628,9 +868,28 @@ static int add_view(PyObject *module)
     return status < 0 ? -1 : PyModule_AddType(module, type);
 }
 
+static int add_kinds(PyObject *module, PyObject *base)
+{
+    static PyType_Spec *const specs[] = {&Lock_spec, &RLock_spec, &Semaphore_spec,
+                                         &BoundedSemaphore_spec};
+    int status = 0;
+    for (size_t i = 0; status == 0 && i < MPX_ARRAY_LENGTH(specs); i++)
+        status = mpx_add_type(module, specs[i], base);
+    return status;
+}
+
 int mpx_add_semlock(PyObject *module)
 {
-    if (mpx_add_shared_type(module, &SemLock_spec) < 0 || add_view(module) < 0)
+    module_state_t *state = module_state(module);
+    if (mpx_add_shared_type(module, &SemLock_spec) < 0)
+        return -1;
+    state->semlock_type = (PyTypeObject *)PyObject_GetAttrString(module, "SemLockBase");
+    if (state->semlock_type == NULL)
+        return -1;
+    state->semlock_view =
+        PyObject_GetAttr((PyObject *)state->semlock_type, state->names[MPX_NAME_SEMLOCK]);
+    if (state->semlock_view == NULL || add_kinds(module, (PyObject *)state->semlock_type) < 0 ||
+        add_view(module) < 0)
         return -1;
     return PyModule_AddFunctions(module, semlock_functions);
 }

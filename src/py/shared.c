@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <structmember.h>
 
 #define IDENTITY_SIZE ((Py_ssize_t)sizeof(mpx_arena_id_t))
 
@@ -28,18 +29,18 @@ static void hold(SharedObject *self, mpx_arena_t *arena, mpx_slot_t slot)
     self->room = mpx_slot_at(arena, slot);
 }
 
-int mpx_shared_make(SharedObject *self)
+static int make(SharedObject *self, int (*new_slot)(mpx_arena_t *arena, mpx_slot_t *slot))
 {
     mpx_arena_t *arena;
     mpx_slot_t slot = 0;
     int status = mpx_arena_home(&arena);
     if (status == 0)
-        status = mpx_slot_new(arena, &slot);
+        status = new_slot(arena, &slot);
     if (status == -EBADF || status == -ESTALE) {
         /* The program has closed the descriptor of the arena, which therefore cannot grow. */
         status = mpx_arena_move(&arena);
         if (status == 0)
-            status = mpx_slot_new(arena, &slot);
+            status = new_slot(arena, &slot);
     }
     if (status < 0) {
         mpx_shared_raise(status);
@@ -47,6 +48,16 @@ int mpx_shared_make(SharedObject *self)
     }
     hold(self, arena, slot);
     return 0;
+}
+
+int mpx_shared_make(SharedObject *self)
+{
+    return make(self, mpx_slot_new);
+}
+
+int mpx_shared_make_lock(SharedObject *self)
+{
+    return make(self, mpx_slot_new_lock);
 }
 
 void mpx_shared_drop(SharedObject *self)
@@ -57,13 +68,10 @@ void mpx_shared_drop(SharedObject *self)
     self->room = NULL;
 }
 
-bool mpx_shared_check(SharedObject *self, const char *attribute)
+void mpx_shared_raise_not_made(SharedObject *self, const char *attribute)
 {
-    if (MPX_LIKELY(self->room != NULL))
-        return true;
     PyErr_Format(PyExc_AttributeError, "'%s' object has no attribute '%s'", Py_TYPE(self)->tp_name,
                  attribute);
-    return false;
 }
 
 /* ---- Handing over ---------------------------------------------------------------------------- */
@@ -208,7 +216,74 @@ static PyObject *arena_of_object(PyObject *module, PyObject *object)
     return Py_BuildValue("y#iI", (const char *)&id, IDENTITY_SIZE, fd, self->slot);
 }
 
+/* ---- Methods of the very class --------------------------------------------------------------- */
+
+/* Whether what the class has by the method's name is the method as one of its bases in C has it. */
+static int is_inherited(PyObject *cls, const PyMethodDef *method)
+{
+    PyObject *found = PyObject_GetAttrString(cls, method->ml_name);
+    if (found == NULL)
+        return -1;
+    int is = Py_IS_TYPE(found, &PyMethodDescr_Type) &&
+             ((PyMethodDescrObject *)found)->d_method == method;
+    Py_DECREF(found);
+    return is;
+}
+
+static int own_method(PyObject *cls, PyMethodDef *method)
+{
+    int inherited = is_inherited(cls, method);
+    if (inherited <= 0)
+        return inherited;
+    PyObject *own = PyDescr_NewMethod((PyTypeObject *)cls, method);
+    int status = own == NULL ? -1 : PyObject_SetAttrString(cls, method->ml_name, own);
+    Py_XDECREF(own);
+    return status;
+}
+
+static bool is_private(const char *name)
+{
+    return name[0] == '_' && name[1] != '_';
+}
+
+static int own_methods_of(PyObject *cls, PyTypeObject *base)
+{
+    int status = 0;
+    for (PyMethodDef *method = base->tp_methods;
+         status == 0 && method != NULL && method->ml_name != NULL; method++) {
+        if (!is_private(method->ml_name))
+            status = own_method(cls, method);
+    }
+    return status;
+}
+
+PyDoc_STRVAR(own_methods_doc,
+             "own_methods(cls, /)\n--\n\n"
+             "Give a class the methods that it inherits from its bases in C as its own.\n\n"
+             "They are the same functions; but the interpreter calls a method in C in its fast way "
+             "only where the\nobject is of exactly the class that has it.  A decorator: returns "
+             "the class.");
+
+static PyObject *own_methods(PyObject *module, PyObject *cls)
+{
+    if (!PyType_Check(cls) ||
+        !PyType_IsSubtype((PyTypeObject *)cls, module_state(module)->shared_type)) {
+        PyErr_Format(PyExc_TypeError, "%R is no class of shared objects", cls);
+        return NULL;
+    }
+    PyObject *bases = Py_NewRef(((PyTypeObject *)cls)->tp_mro);
+    int status = 0;
+    for (Py_ssize_t i = 0; status == 0 && i < PyTuple_GET_SIZE(bases); i++) {
+        PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(bases, i);
+        if (PyType_IsSubtype(base, module_state(module)->shared_type))
+            status = own_methods_of(cls, base);
+    }
+    Py_DECREF(bases);
+    return status < 0 ? NULL : Py_NewRef(cls);
+}
+
 static PyMethodDef shared_methods[] = {
+    {"own_methods", own_methods, METH_O, own_methods_doc},
     {"arena_seat", arena_seat, METH_O, arena_seat_doc},
     {"arena_give", arena_give, METH_VARARGS, arena_give_doc},
     {"arena_settle", arena_settle, METH_VARARGS, arena_settle_doc},
@@ -246,10 +321,17 @@ static PyMethodDef shared_type_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef shared_members[] = {
+    {"_is_fork_ctx", T_BOOL, offsetof(SharedObject, is_fork_ctx), 0,
+     "made by a fork context: not for processes of other start methods"},
+    {NULL, 0, 0, 0},
+};
+
 static PyType_Slot shared_slots[] = {
     {Py_tp_doc, (void *)PyDoc_STR("Base of what lies in a slot of shared memory.")},
     {Py_tp_dealloc, shared_dealloc},
     {Py_tp_methods, shared_type_methods},
+    {Py_tp_members, shared_members},
     {0, NULL},
 };
 
@@ -260,15 +342,29 @@ static PyType_Spec shared_spec = {
     .slots = shared_slots,
 };
 
-int mpx_add_shared_type(PyObject *module, PyType_Spec *spec)
+int mpx_add_type(PyObject *module, PyType_Spec *spec, PyObject *base)
 {
-    PyObject *base = (PyObject *)module_state(module)->shared_type;
     PyObject *type = PyType_FromModuleAndSpec(module, spec, base);
     if (type == NULL)
         return -1;
     int status = PyModule_AddType(module, (PyTypeObject *)type);
     Py_DECREF(type);
     return status;
+}
+
+int mpx_add_shared_type(PyObject *module, PyType_Spec *spec)
+{
+    return mpx_add_type(module, spec, (PyObject *)module_state(module)->shared_type);
+}
+
+int mpx_shared_is_fork(module_state_t *state, PyObject *ctx)
+{
+    PyObject *method = PyObject_CallMethodNoArgs(ctx, state->names[MPX_NAME_GET_START_METHOD]);
+    if (method == NULL)
+        return -1;
+    int is_fork = PyUnicode_Check(method) && PyUnicode_CompareWithASCIIString(method, "fork") == 0;
+    Py_DECREF(method);
+    return is_fork;
 }
 
 int mpx_add_shared(PyObject *module)

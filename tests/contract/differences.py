@@ -28,7 +28,7 @@ DIFFERENCES["context/_concrete_contexts"] = (
     "a dict that also puts into the stdlib's what another library registers"
 )
 
-# Locks and events are types in C, whose state is a slot of shared memory.
+# Locks, conditions and events are types in C, whose state is a slot of shared memory.
 for kind in ("SemLock", "Lock", "RLock", "Semaphore", "BoundedSemaphore"):
     for name in ("acquire", "acquire signature", "release", "release signature"):
         DIFFERENCES[f"synchronize/{kind}.{name}"] = (
@@ -36,6 +36,14 @@ for kind in ("SemLock", "Lock", "RLock", "Semaphore", "BoundedSemaphore"):
         )
     for name in ("__enter__", "__exit__", "locked"):
         DIFFERENCES[f"synchronize/{kind}.{name} signature"] = "a method in C: self has no name"
+DIFFERENCES["synchronize/SemLock._make_methods signature"] = "a method in C: self has no name"
+for name in ("__enter__", "__exit__", "wait", "notify"):
+    DIFFERENCES[f"synchronize/Condition.{name} signature"] = "a method in C: self has no name"
+for name in ("acquire", "release"):
+    for group in ("synchronize/Condition.", "Condition()/"):
+        DIFFERENCES[f"{group}{name}"] = (
+            "set on each object as in the stdlib, which keeps it in its own structure"
+        )
 for name in ("set", "clear", "is_set", "wait"):
     DIFFERENCES[f"synchronize/Event.{name} signature"] = "a method in C: self has no name"
 for name in ("__getstate__", "__setstate__"):

@@ -1,14 +1,24 @@
 """Condition: the stdlib's behaviour to the letter, waits and notifications that are exact."""
 
 import errno
+import gc
 import inspect
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 import sync_targets as targets
-from sync_helpers import Child, Task, in_thread, outcome, wait_readable, wait_until_asleep
+from sync_helpers import (
+    Child,
+    Task,
+    in_thread,
+    outcome,
+    run_program,
+    wait_readable,
+    wait_until_asleep,
+)
 
 WAIT_UNOWNED = ("AssertionError", "must acquire() condition before using wait()", None)
 NOTIFY_UNOWNED = ("AssertionError", "lock is not owned", None)
@@ -47,12 +57,13 @@ class Waiters:
         assert len(self.woken) == count
 
 
-def test_signatures(synchronize):
+def test_signatures(synchronize, mp):
     cls = synchronize.Condition
     assert str(inspect.signature(cls)) == "(lock=None, *, ctx)"
-    assert str(inspect.signature(cls.wait)) == "(self, timeout=None)"
+    condition = cls(ctx=mp)
+    assert str(inspect.signature(condition.wait)) == "(timeout=None)"
     assert str(inspect.signature(cls.wait_for)) == "(self, predicate, timeout=None)"
-    assert str(inspect.signature(cls.notify)) == "(self, n=1)"
+    assert str(inspect.signature(condition.notify)) == "(n=1)"
     assert str(inspect.signature(cls.notify_all)) == "(self)"
 
 
@@ -508,3 +519,203 @@ def test_unusable_timeout_releases_nothing_for_good(condition):
             condition.wait(float("nan"))
         assert raised.value.errno == errno.EINVAL
     assert in_thread(condition.acquire, False) is True
+
+
+# What each of these locks is asked, a condition must ask: not look at what is beneath.
+class Asked:
+    """A lock around a lock, with a _semlock around its _semlock."""
+
+    def __init__(self, lock, seen):
+        self.lock, self.seen = lock, seen
+
+    def __getattr__(self, name):
+        if name == "_semlock":
+            return Asked(self.lock._semlock, self.seen)
+        self.seen.append(name)
+        return getattr(self.lock, name)
+
+
+def test_a_lock_that_is_no_lock_of_ours(mp):
+    seen = []
+    condition = mp.Condition(Asked(mp.RLock(), seen))
+    condition._lock.acquire()
+    condition._lock.acquire()
+    seen.clear()
+    assert condition.wait(0) is False
+    assert seen == ["_is_mine", "_count", *["release"] * 2, *["acquire"] * 2]
+    seen.clear()
+    condition.notify()
+    condition.notify_all()
+    assert seen == ["_is_mine"] * 2
+    assert condition._lock.lock._semlock._count() == 2
+
+
+# In the next three, only ours: _semlock is an attribute of each object of the stdlib's.
+
+
+@pytest.mark.parametrize("package", ["mproc_ext"], indirect=True)
+def test_a_lock_with_a_semlock_of_its_own(synchronize, mp):
+    answers = []
+
+    class Watched(synchronize.RLock):
+        @property
+        def _semlock(self):
+            answers.append("asked")
+            return super()._semlock
+
+    condition = mp.Condition(Watched(ctx=mp))
+    for _ in range(3):
+        with condition:
+            answers.clear()
+            condition.notify()
+            assert answers
+            answers.clear()
+            condition.wait(0)
+            assert len(answers) >= 2
+
+
+@pytest.mark.parametrize("package", ["mproc_ext"], indirect=True)
+def test_a_lock_whose_class_changes(synchronize, mp):
+    """What a condition knows of the class holds until then."""
+
+    class Changing(synchronize.Lock):
+        pass
+
+    class NotMine:
+        def _is_mine(self):
+            return False
+
+    condition = mp.Condition(Changing(ctx=mp))
+    with condition:
+        for _ in range(3):
+            condition.notify()
+        Changing._semlock = NotMine()
+        assert outcome(condition.notify) == NOTIFY_UNOWNED
+        assert outcome(condition.wait) == WAIT_UNOWNED
+        del Changing._semlock
+        condition.notify()
+
+
+@pytest.mark.parametrize("package", ["mproc_ext"], indirect=True)
+def test_a_lock_that_says_itself_what_its_attributes_are(synchronize, mp):
+    class NotMine:
+        def _is_mine(self):
+            return False
+
+    class Strange(synchronize.Lock):
+        def __getattribute__(self, name):
+            return NotMine() if name == "_semlock" else super().__getattribute__(name)
+
+    condition = mp.Condition(Strange(ctx=mp))
+    with condition:
+        assert outcome(condition.notify) == NOTIFY_UNOWNED
+
+
+def test_another_lock_in_its_place(mp):
+    condition = mp.Condition()
+    condition.acquire()
+    condition.notify()
+    condition._lock = mp.Lock()
+    assert outcome(condition.notify) == NOTIFY_UNOWNED
+    condition._lock.acquire()
+    condition.notify()
+    assert condition.wait(0) is False
+    del condition._lock
+    for method in (condition.wait, condition.notify, condition.notify_all, condition.__enter__):
+        assert outcome(method)[0] == "AttributeError"
+
+
+def test_methods_of_the_lock_are_called_as_they_are(synchronize, mp):
+    seen = []
+
+    class Watched(synchronize.RLock):
+        def acquire(self, *args, **kwargs):
+            seen.append("acquire")
+            return super().acquire(*args, **kwargs)
+
+        def release(self):
+            seen.append("release")
+            return super().release()
+
+        def __enter__(self):
+            seen.append("__enter__")
+            return super().__enter__()
+
+        def __exit__(self, *args):
+            seen.append(args)
+            return super().__exit__(*args)
+
+    # The stdlib's lock has attributes of its own by these names, which come first.
+    expected = ["release", "acquire"] if "mproc_ext" in str(synchronize) else []
+    condition = mp.Condition(Watched(ctx=mp))
+    with condition:
+        assert seen == ["__enter__"]
+        seen.clear()
+        condition.wait(0)
+        assert seen == expected
+        seen.clear()
+    assert seen == [(None, None, None)]
+
+
+def test_exceptions_of_the_lock(mp):
+    """One that comes while the lock is acquired again has the one of the wait as its context."""
+
+    class Failing:
+        def __init__(self, lock):
+            self.lock, self._semlock, self.fails = lock, lock._semlock, ()
+
+        def acquire(self):
+            self.lock.acquire()
+            if "acquire" in self.fails:
+                raise KeyError("acquire")
+
+        def release(self):
+            if "release" in self.fails:
+                raise KeyError("release")
+            self.lock.release()
+
+    lock = Failing(mp.Lock())
+    condition = mp.Condition(lock)
+    lock.acquire()
+    lock.fails = ("release",)
+    with pytest.raises(KeyError, match="release"):
+        condition.wait(0)
+    assert lock._semlock._is_mine()
+    lock.fails = ("acquire",)
+    with pytest.raises(KeyError, match="acquire") as raised:
+        condition.wait(float("nan"))
+    assert isinstance(raised.value.__context__, OSError)
+    assert lock._semlock._is_mine()
+
+
+def test_acquire_and_release_are_attributes(synchronize, mp):
+    condition = mp.Condition()
+    condition.acquire = condition.release = lambda: "mine"
+    assert (condition.acquire(), condition.release()) == ("mine", "mine")
+    del condition.acquire
+    assert not hasattr(condition, "acquire")
+
+    class Own(synchronize.Condition):
+        def acquire(self):
+            raise NotImplementedError
+
+    condition = Own(ctx=mp)
+    assert condition.acquire() is True  # the lock's: set on the object, it comes first
+
+
+def test_without_asserts(package):
+    program = (
+        f"import {package.__name__} as mp; c = mp.get_context('fork').Condition(); "
+        "c.notify(); c.notify_all(); print(c.wait(0))"
+    )
+    assert run_program("-O", "-c", program) == "False\n"
+
+
+def test_freed_with_a_cycle(mp):
+    condition = mp.Condition()
+    condition._lock.condition = condition
+    condition.itself = condition
+    gone = weakref.ref(condition)
+    del condition
+    gc.collect()
+    assert gone() is None

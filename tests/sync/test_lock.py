@@ -83,6 +83,37 @@ def test_making(both, any_kind, case):
     assert mine == theirs
 
 
+@pytest.mark.parametrize("value", [0, 3, True, 2**31 - 1, 2**31, -1, 1.5, "x", None])
+@pytest.mark.parametrize("kind", ["Semaphore", "BoundedSemaphore"])
+def test_making_with_a_value(both, kind, value):
+    results = []
+    for ctx in both:
+        cls = getattr(ctx_module(ctx), kind)
+        results.append([outcome(cls, value, ctx=ctx), outcome(cls, value=value, ctx=ctx)])
+        results[-1].append(outcome(cls, value, ctx=None))
+    assert results[1] == results[0]
+
+
+def test_init_of_a_base(synchronize, mp):
+    """It makes what that class is, whatever the object's is."""
+    made = synchronize.BoundedSemaphore(2, ctx=mp)
+    for args, kwargs in [((3,), {}), ((), {"value": 3})]:
+        synchronize.Semaphore.__init__(made, *args, ctx=mp, **kwargs)
+        assert made._semlock.maxvalue == 2**31 - 1
+        synchronize.BoundedSemaphore.__init__(made, *args, ctx=mp, **kwargs)
+        assert made._semlock.maxvalue == 3
+
+
+def test_start_method_of_the_context(mp):
+    class Odd:
+        def get_start_method(self):
+            raise KeyError("odd")
+
+    with pytest.raises(KeyError, match="odd"):
+        ctx_module(mp).Lock(ctx=Odd())
+    assert mp.Lock()._is_fork_ctx is True
+
+
 def ctx_module(ctx):
     import importlib
 
