@@ -9,18 +9,12 @@ row holds by its ratio or by coming within 1.3 of its floor.  Run it in a virtua
 the package installed, on a machine that is idle.
 """
 
-import argparse
 import importlib
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import threading
 import time
 import timeit
 
-LIBRARIES = ("multiprocessing", "mproc_ext")
+from rounds import LIBRARIES, medians, parser, print_heading, run_round, run_rounds
 
 # name -> (the row's title, setup, statement, its floor, how often a round runs it).  In the setup
 # `mp` is a context.
@@ -142,36 +136,40 @@ def time_statement(setup, statement, count, names):
 # ---- Several processes -------------------------------------------------------------------------
 
 
-def locked_loop(connection, lock, count):
-    connection.send("ready")
-    connection.recv()
-    for _ in range(count):
-        with lock:
-            pass
-    connection.send("done")
-
-
-def contended(mp, processes=2, count=60_000):
-    """Nanoseconds for each take of a lock that two processes want all the time."""
-    lock = mp.Lock()
+def start_together(mp, processes, function, *args):
+    """Starts children that say that they are there, and lets them go at once; returns the ends of
+    their pipes, and the children."""
     connections, children = [], []
     for _ in range(processes):
         ours, theirs = mp.Pipe()
-        child = mp.Process(target=locked_loop, args=(theirs, lock, count))
+        child = mp.Process(target=function, args=(theirs, *args))
         child.start()
         connections.append(ours)
         children.append(child)
     for connection in connections:
         connection.recv()
-    began = time.perf_counter()
     for connection in connections:
         connection.send("go")
-    for connection in connections:
-        connection.recv()
-    took = time.perf_counter() - began
+    return connections, children
+
+
+def locked_loop(connection, lock, count):
+    connection.send("ready")
+    connection.recv()
+    began = time.perf_counter()
+    for _ in range(count):
+        with lock:
+            pass
+    connection.send((began, time.perf_counter()))
+
+
+def contended(mp, processes=2, count=60_000):
+    """Nanoseconds for each take of a lock that two processes want all the time."""
+    connections, children = start_together(mp, processes, locked_loop, mp.Lock(), count)
+    began, ended = zip(*(connection.recv() for connection in connections), strict=True)
     for child in children:
         child.join()
-    return took / (processes * count) * 1e9
+    return (max(ended) - min(began)) / (processes * count) * 1e9
 
 
 def counting_loop(connection, lock, seconds, work):
@@ -189,18 +187,7 @@ def counting_loop(connection, lock, seconds, work):
 
 def four(mp, seconds=1.0, work=10):
     """Four processes on one lock: [ns a take, the worst one's share of a fair share in %]."""
-    lock = mp.Lock()
-    connections, children = [], []
-    for _ in range(4):
-        ours, theirs = mp.Pipe()
-        child = mp.Process(target=counting_loop, args=(theirs, lock, seconds, work))
-        child.start()
-        connections.append(ours)
-        children.append(child)
-    for connection in connections:
-        connection.recv()
-    for connection in connections:
-        connection.send("go")
+    connections, children = start_together(mp, 4, counting_loop, mp.Lock(), seconds, work)
     turns = [connection.recv() for connection in connections]
     for child in children:
         child.join()
@@ -256,7 +243,7 @@ def events(mp, count=3_000):
 
 PROCESSES = {
     "contended": ("contended Lock, 2 processes, a take", contended),
-    "four": ("4 processes on one Lock, a take", four),
+    "four": ("4 processes on one Lock: throughput, as the time of a take", four),
     "notified": ("Condition: notify and back, 2 processes", notified),
     "events": ("Event: set and back, 2 processes", events),
 }
@@ -278,54 +265,30 @@ def measure(library, case):
     return [time_statement(setup, statement, count, {"mp": mp})]
 
 
-def run_case(library, case):
-    """One round, in a process of its own."""
-    command = [sys.executable, __file__, "--case", case, "--library", library]
-    output = subprocess.check_output(command, text=True, cwd="/")
-    return [float(number) for number in output.split()]
-
-
 def shown(ns):
     return f"{ns:.0f} ns" if ns < 10_000 else f"{ns / 1000:.1f} us"
 
 
-def medians(rounds):
-    return [statistics.median(column) for column in zip(*rounds, strict=True)]
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="cases that have this word in their names")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--library", choices=LIBRARIES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--only", default="", help="cases that have this word in their names")
+    args = options.parse_args()
     if args.case:
         print(*measure(args.library, args.case))
         return
 
-    import mproc_ext
-
-    assert mproc_ext.ACCELERATED, "mproc_ext runs without its core here"
-    print(
-        f"Python {platform.python_version()}, mproc_ext {mproc_ext.__version__}, "
-        f"Linux {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs; "
-        f"median of {args.rounds} rounds\n"
-    )
+    print_heading(args.rounds)
     cases = [case for case in (*STATEMENTS, *PROCESSES) if args.only in case]
     wanted = {STATEMENTS[case][3] for case in cases if case in STATEMENTS}
     floors = {}
     for floor in FLOORS:
         if floor in wanted:
-            (floors[floor],) = medians([run_case(LIBRARIES[0], floor) for _ in range(args.rounds)])
+            (floors[floor],) = medians([run_round(LIBRARIES[0], floor) for _ in range(args.rounds)])
             print(f"floor: {FLOORS[floor][0]}: {shown(floors[floor])}", flush=True)
     print("\n| | multiprocessing | mproc_ext | ratio | floor | ours / floor |")
     print("|---|--:|--:|--:|--:|--:|")
     for case in cases:
-        found = {library: [] for library in LIBRARIES}
-        for _ in range(args.rounds):
-            for library in LIBRARIES:
-                found[library].append(run_case(library, case))
+        found = run_rounds(args.rounds, case)
         theirs, ours = (medians(found[library]) for library in LIBRARIES)
         title = (STATEMENTS.get(case) or PROCESSES[case])[0]
         row = f"| {title} | {shown(theirs[0])} | {shown(ours[0])} | {theirs[0] / ours[0]:.2f}x "

@@ -7,16 +7,14 @@ the machine does meets both.  A row shows the median over the rounds of a round'
 ratio.  Run it in a virtual environment with the package installed, on a machine that is idle.
 """
 
-import argparse
 import importlib
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 
-LIBRARIES = ("multiprocessing", "mproc_ext")
+from rounds import LIBRARIES, medians, parser, print_heading, run_rounds
+
 CASES = {  # case -> how many times per round, as a share of --starts
     "fork": 1.0,
     "forkserver": 0.5,
@@ -55,20 +53,10 @@ def measure_import(library, count):
     return [float(output) for output in outputs]
 
 
-def run_case(library, case, count):
-    """The median of one round, measured in a process of its own."""
-    command = [sys.executable, __file__, "--case", case, "--library", library]
-    output = subprocess.check_output([*command, "--starts", str(count)], text=True, cwd="/")
-    return float(output)
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--starts", type=int, default=100)
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--library", choices=LIBRARIES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--starts", type=int, default=100)
+    args = options.parse_args()
     if args.case:
         if args.case == "import":
             times = measure_import(args.library, args.starts)
@@ -77,23 +65,13 @@ def main():
         print(statistics.median(times))
         return
 
-    import mproc_ext
-
-    assert mproc_ext.ACCELERATED, "mproc_ext runs without its core here"
-    print(
-        f"Python {platform.python_version()}, mproc_ext {mproc_ext.__version__}, "
-        f"Linux {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs; "
-        f"median of {args.rounds} rounds\n"
-    )
+    print_heading(args.rounds)
     print("| start and join, ms | multiprocessing | mproc_ext | ratio |")
     print("|---|--:|--:|--:|")
     for case, share in CASES.items():
         count = max(3, int(args.starts * share))
-        found = {library: [] for library in LIBRARIES}
-        for _ in range(args.rounds):
-            for library in LIBRARIES:
-                found[library].append(run_case(library, case, count))
-        theirs, ours = (statistics.median(found[library]) for library in LIBRARIES)
+        found = run_rounds(args.rounds, case, "--starts", str(count))
+        (theirs,), (ours,) = (medians(found[library]) for library in LIBRARIES)
         title = "import of the package" if case == "import" else f"a process, {case}"
         print(f"| {title} | {theirs:.2f} | {ours:.2f} | {theirs / ours:.2f}x |", flush=True)
 
