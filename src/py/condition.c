@@ -18,7 +18,7 @@ typedef struct {
     MPX_SHARED_HEAD
     PyObject *lock;              /* NULL: not initialised, or deleted */
     PyObject *acquire, *release; /* bound methods of the lock: attributes of the object */
-    mpx_plain_type_t known;
+    mpx_plain_version_t known;
 } ConditionObject;
 
 static PyObject *raise_status(int status)
@@ -39,9 +39,13 @@ static module_state_t *state_of(ConditionObject *self)
 /* A new reference: while one of its methods runs, the program may put another one in its place. */
 static PyObject *lock_of(ConditionObject *self)
 {
-    if (MPX_UNLIKELY(self->lock == NULL))
+    PyObject *lock;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    lock = Py_XNewRef(self->lock);
+    Py_END_CRITICAL_SECTION();
+    if (MPX_UNLIKELY(lock == NULL))
         mpx_shared_raise_not_made((SharedObject *)self, "_lock");
-    return Py_XNewRef(self->lock);
+    return lock;
 }
 
 /* Whether this thread holds the lock, where anybody wants to know: 1, 0, or -1. */
@@ -262,6 +266,17 @@ static PyObject *notify_with(ConditionObject *self, PyObject *lock, PyObject *n)
     return assert_mine(self, lock, "lock is not owned") < 0 ? NULL : notify_some(self, n);
 }
 
+/* Whether all is as it should be and nobody waits, which is most often so; false: look closer. */
+static bool is_for_nobody(ConditionObject *self)
+{
+    bool is;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    is = self->lock != NULL && self->room != NULL && mpx_is_plain(self->lock, &self->known) &&
+         mpx_semlock_is_mine_plainly(self->lock) && mpx_condition_is_empty(self->room);
+    Py_END_CRITICAL_SECTION();
+    return is;
+}
+
 PyDoc_STRVAR(Condition_notify_doc,
              "notify($self, n=1)\n--\n\n"
              "Wake the n waiters that have waited longest, or as many as there are.");
@@ -272,10 +287,7 @@ static PyObject *Condition_notify(PyObject *object, PyObject *const *args, Py_ss
     static const char *const keywords[] = {"n", NULL};
     ConditionObject *self = (ConditionObject *)object;
     PyObject *values[2] = {NULL, NULL};
-    /* Most often nobody waits. */
-    if (nargs == 0 && names == NULL && self->lock != NULL && self->room != NULL &&
-        mpx_is_plain(self->lock, &self->known) && mpx_semlock_is_mine_plainly(self->lock) &&
-        mpx_condition_is_empty(self->room))
+    if (nargs == 0 && names == NULL && is_for_nobody(self))
         Py_RETURN_NONE;
     if (mpx_parse_optional("|O:notify", args, nargs, names, keywords, values, 1) < 0)
         return NULL;

@@ -680,7 +680,7 @@ static PyObject *View_maxvalue(PyObject *self, void *Py_UNUSED(closure))
 /* ---- For other types ------------------------------------------------------------------------- */
 
 /* Whether `_semlock` of the type's objects is ours: 1, which is noted, 0, or -1. */
-static int is_plain(module_state_t *state, PyTypeObject *type, mpx_plain_type_t *known)
+static int is_plain(module_state_t *state, PyTypeObject *type, mpx_plain_version_t *known)
 {
     if (!PyType_IsSubtype(type, state->semlock_type) ||
         type->tp_getattro != PyObject_GenericGetAttr)
@@ -689,14 +689,13 @@ static int is_plain(module_state_t *state, PyTypeObject *type, mpx_plain_type_t 
     Py_XDECREF(found);
     if (found != state->semlock_view)
         return found == NULL ? -1 : 0;
-    known->version = type->tp_version_tag;
-    known->type = mpx_has_version(type) ? type : NULL;
+    mpx_u32_store_relaxed(known, mpx_version_of(type));
     return 1;
 }
 
 /* The lock behind any object that has a `_semlock` of ours, a borrowed reference; NULL where its
  * `_semlock` has to be asked, or with an exception. */
-static SemLockObject *plain(module_state_t *state, PyObject *lock, mpx_plain_type_t *known)
+static SemLockObject *plain(module_state_t *state, PyObject *lock, mpx_plain_version_t *known)
 {
     return is_plain(state, Py_TYPE(lock), known) > 0 ? made(lock, "_semlock") : NULL;
 }
@@ -711,7 +710,7 @@ static PyObject *ask(module_state_t *state, PyObject *lock, int name)
     return answer;
 }
 
-int mpx_semlock_is_mine(module_state_t *state, PyObject *lock, mpx_plain_type_t *known)
+int mpx_semlock_is_mine(module_state_t *state, PyObject *lock, mpx_plain_version_t *known)
 {
     SemLockObject *ours = plain(state, lock, known);
     if (ours != NULL)
@@ -727,7 +726,7 @@ bool mpx_semlock_is_mine_plainly(PyObject *lock)
     return SEMLOCK(lock) != NULL && is_mine(SEMLOCK(lock));
 }
 
-PyObject *mpx_semlock_count(module_state_t *state, PyObject *lock, mpx_plain_type_t *known)
+PyObject *mpx_semlock_count(module_state_t *state, PyObject *lock, mpx_plain_version_t *known)
 {
     SemLockObject *ours = plain(state, lock, known);
     return ours != NULL ? PyLong_FromLongLong(depth_of(ours)) : ask(state, lock, MPX_NAME_COUNT);
