@@ -121,7 +121,7 @@ static PyObject *Condition_dunder_exit(PyObject *object, PyObject *const *args, 
 /* ---- Exceptions, as in a `finally` ----------------------------------------------------------- */
 
 /* The exception that is raised, NULL for none; it is not raised any more. */
-static PyObject *catch (void)
+static PyObject *fetch_raised(void)
 {
 #if PY_VERSION_HEX >= 0x030C0000
     return PyErr_GetRaisedException();
@@ -138,7 +138,7 @@ static PyObject *catch (void)
 }
 
 /* Raises it; steals it. */
-static void raise(PyObject *exception)
+static void raise_again(PyObject *exception)
 {
 #if PY_VERSION_HEX >= 0x030C0000
     PyErr_SetRaisedException(exception);
@@ -149,14 +149,14 @@ static void raise(PyObject *exception)
 
 /* At the end of a `finally`: goes on with the exception that was raised before it (or NULL), which
  * is the context of one that was raised in it. Steals it. Whether there is any. */
-static bool finally(PyObject *before)
+static bool end_finally(PyObject *before)
 {
     if (before != NULL && PyErr_Occurred()) {
-        PyObject *exception = catch ();
+        PyObject *exception = fetch_raised();
         PyException_SetContext(exception, before); /* steals it */
-        raise(exception);
+        raise_again(exception);
     } else if (before != NULL) {
-        raise(before);
+        raise_again(before);
     }
     return PyErr_Occurred() != NULL;
 }
@@ -178,36 +178,36 @@ static int sleep_until(ConditionObject *self, mpx_slot_t node, PyObject *timeout
     return status == -EINTR ? -1 : 0;
 }
 
-/* Releases the lock, sleeps, and acquires the lock again: 0, or -1 with an exception. */
+/* Releases the lock, sleeps, and acquires the lock again: 0, or -1 with an exception. *slept says
+ * whether nothing was raised before the lock is acquired. */
 static int sleep_without_lock(ConditionObject *self, PyObject *lock, mpx_slot_t node,
-                              PyObject *timeout)
+                              PyObject *timeout, bool *slept)
 {
     module_state_t *state = state_of(self);
     Py_ssize_t count = state == NULL ? -1 : count_of(self, state, lock);
     if (count < 0 || call_often(lock, state->names[MPX_NAME_RELEASE], count) < 0)
         return -1;
-    (void)!sleep_until(self, node, timeout);
-    PyObject *exception = catch ();
+    *slept = sleep_until(self, node, timeout) == 0;
+    PyObject *exception = fetch_raised();
     (void)!call_often(lock, state->names[MPX_NAME_ACQUIRE], count);
-    return finally(exception) ? -1 : 0;
+    return end_finally(exception) ? -1 : 0;
 }
 
 static PyObject *wait_with(ConditionObject *self, PyObject *lock, PyObject *timeout)
 {
     mpx_slot_t node;
+    bool slept = false;
     if (assert_mine(self, lock, "must acquire() condition before using wait()") < 0 ||
         !mpx_shared_check((SharedObject *)self, "_cond"))
         return NULL;
     int status = mpx_condition_enter(self->arena, self->slot, &node);
     if (status < 0)
         return mpx_shared_raise(status);
-    status = sleep_without_lock(self, lock, node, timeout);
+    status = sleep_without_lock(self, lock, node, timeout, &slept);
     bool notified = mpx_condition_leave(self->arena, self->slot, node) > 0;
-    if (status == 0)
-        return PyBool_FromLong(notified);
-    if (notified) /* a signal handler raised: the notify is for another one */
+    if (notified && !slept) /* a signal handler raised: the notify is for another one */
         (void)!mpx_condition_notify(self->arena, self->slot, 1);
-    return NULL;
+    return status < 0 ? NULL : PyBool_FromLong(notified);
 }
 
 PyDoc_STRVAR(Condition_wait_doc,
