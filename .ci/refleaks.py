@@ -66,6 +66,62 @@ def use_locks():
             raise AssertionError(wrong)
 
 
+def make_locks():
+    from mproc_ext import synchronize
+
+    context = mproc_ext.get_context("spawn")
+    for cls in (synchronize.Semaphore, synchronize.BoundedSemaphore):
+        cls(3, ctx=context), cls(value=3, ctx=context), cls(ctx=None)
+    for args, kwargs in (((1, 2), {}), ((), {"unknown": 1}), ((), {"ctx": 5})):
+        try:
+            synchronize.Lock(*args, **kwargs)
+        except (TypeError, AttributeError):
+            continue
+        raise AssertionError(args)
+
+    @mproc_ext._core.own_methods
+    class Lock(synchronize.Lock):
+        pass
+
+    Lock(ctx=context).acquire()
+
+
+class Around:
+    """A lock that a condition has to ask."""
+
+    def __init__(self, lock, error=None):
+        self._semlock, self.release, self.error = lock._semlock, lock.release, error
+        self.lock = lock
+
+    def acquire(self):
+        self.lock.acquire()
+        if self.error:
+            raise self.error
+
+
+def use_a_condition_of_any_lock():
+    context = mproc_ext.get_context("spawn")
+    lock = context.Lock()
+    for error in (None, KeyError("acquire")):
+        condition = context.Condition(Around(lock, error))
+        condition._lock.itself = condition
+        lock.acquire()
+        condition.notify(1.5)
+        for timeout in (0, float("nan"), "x"):
+            try:
+                condition.wait(timeout)
+            except (KeyError, OSError, TypeError):
+                continue
+            assert error is None
+        lock.release()
+        for method in (condition.notify, condition.wait):
+            try:
+                method()
+            except AssertionError:
+                continue
+            raise ValueError(method)
+
+
 def use_conditions_and_events():
     context = mproc_ext.get_context("spawn")
     condition, event, barrier = context.Condition(), context.Event(), context.Barrier(1)
@@ -123,6 +179,8 @@ CASES = {
     "spawn: unpicklable target": fail_to_start,
     "forkserver: start, join": lambda: start_and_join("forkserver"),
     "locks and semaphores": use_locks,
+    "locks and semaphores, made": make_locks,
+    "a condition of any lock": use_a_condition_of_any_lock,
     "conditions, events, barriers": use_conditions_and_events,
     "values and arrays": use_values,
     "spawn: shared objects as arguments": pass_shared_objects,

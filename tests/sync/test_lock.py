@@ -104,6 +104,28 @@ def test_init_of_a_base(synchronize, mp):
         assert made._semlock.maxvalue == 3
 
 
+def test_own_methods():
+    """The interpreter calls them in its fast way; what a class defines itself stays."""
+    from mproc_ext import _core, synchronize
+
+    for kind in ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition", "Event"):
+        cls = getattr(synchronize, kind)
+        names = ("set", "clear", "is_set", "wait") if kind == "Event" else ("__enter__", "__exit__")
+        for name in names:
+            assert vars(cls)[name].__objclass__ is cls
+
+    class Own(synchronize.Lock):
+        def acquire(self):
+            return "own"
+
+    assert _core.own_methods(Own) is Own
+    assert Own(ctx=None).acquire() == "own"
+    assert vars(Own)["release"].__objclass__ is Own
+    for wrong in (int, 5):
+        with pytest.raises(TypeError, match="no class of shared objects"):
+            _core.own_methods(wrong)
+
+
 def test_start_method_of_the_context(mp):
     class Odd:
         def get_start_method(self):
