@@ -109,17 +109,18 @@ class BaseContext(_std.BaseContext):
 
     def RawArray(self, typecode_or_type, size_or_initializer):
         """Returns a shared array"""
-        return (_sharedctypes or _import("sharedctypes")).RawArray(typecode_or_type, size_or_initializer)
+        make = (_sharedctypes or _import("sharedctypes")).RawArray
+        return make(typecode_or_type, size_or_initializer)
 
     def Value(self, typecode_or_type, *args, lock=True):
         """Returns a synchronized shared object"""
-        value = (_sharedctypes or _import("sharedctypes")).Value
-        return value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
+        make = (_sharedctypes or _import("sharedctypes")).Value
+        return make(typecode_or_type, *args, lock=lock, ctx=self.get_context())
 
     def Array(self, typecode_or_type, size_or_initializer, *, lock=True):
         """Returns a synchronized shared array"""
-        array = (_sharedctypes or _import("sharedctypes")).Array
-        return array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
+        make = (_sharedctypes or _import("sharedctypes")).Array
+        return make(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
 
     def freeze_support(self):
         """Check whether this is a fake forked process in a frozen executable.
@@ -285,7 +286,8 @@ class DefaultContext(BaseContext, _std.DefaultContext):
 
     def get_context(self, method=None):
         if method is None:
-            return _std.DefaultContext.get_context(self)
+            chosen = self._state._actual_context  # without a property's two calls
+            return _std.DefaultContext.get_context(self) if chosen is None else _ours(chosen)
         return super().get_context(method)
 
 

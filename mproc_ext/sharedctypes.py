@@ -82,10 +82,10 @@ def RawArray(typecode_or_type, size_or_initializer):
 def _locked(obj, lock, ctx):
     if lock is False:
         return obj
-    if lock in (True, None):
+    if lock is True or lock in (True, None):
         ctx = ctx or get_context()
         lock = ctx.RLock()
-    if not hasattr(lock, "acquire"):
+    elif not hasattr(lock, "acquire"):
         raise AttributeError(f"{lock!r} has no method 'acquire'")
     return synchronized(obj, lock, ctx=ctx)
 
@@ -157,8 +157,8 @@ class SynchronizedBase(_core.SynchronizedBase, _std.SynchronizedBase):
     ``with`` holds the lock.  Pickled only for a child that is being started.
     """
 
-    def __init__(self, obj, lock=None, ctx=None):
-        self._wrap(obj, lock or (ctx or get_context(force=True)).RLock())
+    def _new_lock(self, ctx):
+        return (ctx or get_context(force=True)).RLock()
 
     def __reduce__(self):
         assert_spawning(self)

@@ -176,28 +176,28 @@ static int take_method(PyObject *lock, const char *name, PyObject **attribute)
     return 0;
 }
 
-PyDoc_STRVAR(SynchronizedBase_wrap_doc,
-             "_wrap($self, obj, lock, /)\n--\n\n"
-             "Set the attributes _obj, _lock, and acquire and release, which are the lock's.");
-
-static PyObject *SynchronizedBase_wrap(PyObject *object, PyObject *const *args, Py_ssize_t nargs)
+static int SynchronizedBase_init(PyObject *object, PyObject *args, PyObject *names)
 {
+    static char *keywords[] = {"obj", "lock", "ctx", NULL};
     SynchronizedObject *self = (SynchronizedObject *)object;
+    PyObject *obj, *lock = Py_None, *ctx = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, names, "O|OO:__init__", keywords, &obj, &lock, &ctx))
+        return -1;
+    int given = PyObject_IsTrue(lock);
+    if (given < 0)
+        return -1;
+    lock = given ? Py_NewRef(lock) : PyObject_CallMethod(object, "_new_lock", "O", ctx);
+    if (lock == NULL)
+        return -1;
     int status = -1;
-    if (nargs != 2) {
-        PyErr_SetString(PyExc_TypeError, "_wrap() takes an object and a lock");
-        return NULL;
-    }
     mpx_u32_store_relaxed(&self->code, 0);
     Py_BEGIN_CRITICAL_SECTION(object);
-    Py_XSETREF(self->obj, Py_NewRef(args[0]));
-    Py_XSETREF(self->lock, Py_NewRef(args[1]));
-    if (take_method(args[1], "acquire", &self->acquire) == 0)
-        status = take_method(args[1], "release", &self->release);
+    Py_XSETREF(self->obj, Py_NewRef(obj));
+    Py_XSETREF(self->lock, lock);
+    if (take_method(lock, "acquire", &self->acquire) == 0)
+        status = take_method(lock, "release", &self->release);
     Py_END_CRITICAL_SECTION();
-    if (status < 0)
-        return NULL;
-    Py_RETURN_NONE;
+    return status;
 }
 
 PyDoc_STRVAR(
@@ -292,11 +292,12 @@ static void SynchronizedBase_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-PyDoc_STRVAR(SynchronizedBase_doc, "Base of a ctypes object in shared memory with its lock.");
+PyDoc_STRVAR(SynchronizedBase_doc,
+             "SynchronizedBase(obj, lock=None, ctx=None)\n--\n\n"
+             "Base of a ctypes object in shared memory with its lock.  Without a lock, the one of\n"
+             "_new_lock(ctx).");
 
 static PyMethodDef SynchronizedBase_methods[] = {
-    {"_wrap", (PyCFunction)(void (*)(void))SynchronizedBase_wrap, METH_FASTCALL,
-     SynchronizedBase_wrap_doc},
     {"_bind", SynchronizedBase_bind, METH_O, SynchronizedBase_bind_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -310,10 +311,15 @@ static PyMemberDef SynchronizedBase_members[] = {
 };
 
 static PyType_Slot SynchronizedBase_slots[] = {
-    {Py_tp_doc, (void *)SynchronizedBase_doc},   {Py_tp_methods, SynchronizedBase_methods},
-    {Py_tp_members, SynchronizedBase_members},   {Py_tp_setattro, SynchronizedBase_setattro},
-    {Py_tp_traverse, SynchronizedBase_traverse}, {Py_tp_clear, SynchronizedBase_clear},
-    {Py_tp_dealloc, SynchronizedBase_dealloc},   {0, NULL},
+    {Py_tp_doc, (void *)SynchronizedBase_doc},
+    {Py_tp_methods, SynchronizedBase_methods},
+    {Py_tp_members, SynchronizedBase_members},
+    {Py_tp_init, SynchronizedBase_init},
+    {Py_tp_setattro, SynchronizedBase_setattro},
+    {Py_tp_traverse, SynchronizedBase_traverse},
+    {Py_tp_clear, SynchronizedBase_clear},
+    {Py_tp_dealloc, SynchronizedBase_dealloc},
+    {0, NULL},
 };
 
 static PyType_Spec SynchronizedBase_spec = {
