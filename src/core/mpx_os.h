@@ -51,7 +51,7 @@ const char *mpx_os_feature_name(enum mpx_feature feature);
 /* The present. Async-signal-safe. */
 int64_t mpx_os_now(void);
 
-/* The present as it was at the kernel's last tick, up to 10 ms ago: costs less than a call of
+/* The present as it was at the kernel's last tick, some milliseconds ago: costs less than a call of
  * mpx_os_now. Async-signal-safe. */
 int64_t mpx_os_tick(void);
 

@@ -102,6 +102,24 @@ TEST(a_slot_is_held_as_often_as_it_is_dropped)
     CHECK(mpx_slot_at(arena, MANY * 100) == NULL);
 }
 
+TEST(locks_are_nobodys_at_the_end_where_they_are_marked)
+{
+    mpx_arena_t *arena = home();
+    mpx_slot_t marked = 0, later = make(arena), plain = make(arena);
+    CHECK_EQ(mpx_slot_new_lock(arena, &marked), 0);
+    mpx_slot_mark_lock(arena, later);
+    const mpx_slot_t slots[] = {marked, later, plain};
+    int64_t next_look = 0;
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(slots); i++) {
+        CHECK_EQ(mpx_lock_try(mpx_slot_at(arena, slots[i]), &next_look), 0);
+    }
+    mpx_arena_disown_locks();
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(slots); i++) {
+        CHECK(mpx_lock_is_held(mpx_slot_at(arena, slots[i])));
+        CHECK(mpx_lock_is_own(mpx_slot_at(arena, slots[i])) == (slots[i] == plain));
+    }
+}
+
 TEST(the_home_is_found_by_its_identity)
 {
     mpx_arena_t *arena = home();

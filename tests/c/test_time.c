@@ -19,6 +19,18 @@ TEST(the_clock_does_not_go_back)
     }
 }
 
+TEST(the_last_tick_is_not_long_ago)
+{
+    int64_t before = mpx_os_tick();
+    for (int i = 0; i < 1000; i++) {
+        int64_t earliest = mpx_os_now() - MPX_NANOS_PER_SEC;
+        int64_t tick = mpx_os_tick();
+        CHECK(tick >= before && tick >= earliest);
+        CHECK(tick <= mpx_os_now());
+        before = tick;
+    }
+}
+
 TEST(deadlines_saturate)
 {
     int64_t before = mpx_os_now();
