@@ -103,6 +103,17 @@ static void pin(mpx_arena_t *arena)
     mpx_u32_store_relaxed(&arena->shared->pinned, 1);
 }
 
+/* This process shows that it lives, before it is a member. Where it cannot, members of other
+ * namespaces give up to find out who is dead. */
+static void sign(mpx_arena_t *arena)
+{
+    int fd = mpx_segment_fd(&arena->segment);
+    arena->mark = NULL; /* a parent's is not mapped here */
+    if (fd < 0 || mpx_os_life_sign(fd, &arena->mark) < 0) {
+        mpx_u32_store_release(&arena->shared->unsigned_members, 1); /* L2: with L3 */
+    }
+}
+
 static void before_fork(void)
 {
     mpx_arena_enter();
@@ -125,6 +136,7 @@ static void after_fork_in_child(void)
     for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
         arena->self = arena->unborn;
         arena->unborn = NULL;
+        sign(arena);
         if (arena->self != NULL && !mpx_member_adopt(arena->self)) {
             /* The parent was killed long ago, and the record was taken for its leftover. */
             arena->self = NULL;
@@ -178,6 +190,10 @@ static void enter_handle(mpx_arena_t *arena)
 {
     arena->next = arenas;
     arenas = arena;
+    arena->life = (mpx_os_life_t){.fd = arena->segment.fd,
+                                  .file = arena->segment.file,
+                                  .unsigned_members = &arena->shared->unsigned_members};
+    mpx_os_life_register(&arena->life);
 }
 
 static int make_id(mpx_arena_id_t *id)
@@ -199,6 +215,7 @@ static int furnish(mpx_arena_t *arena)
     }
     arena->shared->magic = MPX_ARENA_MAGIC;
     mpx_u64_store_relaxed(&arena->shared->used, MPX_SEGMENT_DATA + sizeof(*arena->shared));
+    sign(arena);
     mpx_arena_lock(arena);
     status = mpx_region_add(arena);
     mpx_arena_unlock(arena);
@@ -213,6 +230,9 @@ static int furnish(mpx_arena_t *arena)
 
 static void free_handle(mpx_arena_t *arena)
 {
+    if (arena->mark != NULL) {
+        mpx_os_unmap(arena->mark, mpx_os_page_size());
+    }
     free(arena->references);
     free(arena);
 }
@@ -363,6 +383,7 @@ static int recognise(mpx_arena_t *arena, uint32_t seat)
     if (arena->shared == NULL || arena->shared->magic != MPX_ARENA_MAGIC) {
         return -EPROTO;
     }
+    sign(arena);
     arena->self = mpx_member_find(arena, seat);
     return arena->self != NULL && mpx_member_adopt(arena->self) ? 0 : -EPROTO;
 }

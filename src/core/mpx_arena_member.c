@@ -258,12 +258,17 @@ bool mpx_member_adopt(mpx_member_t *member)
 {
     uint64_t owner = mpx_u64_load_relaxed(&member->owner);
     mpx_process_id_t own = mpx_os_own_process();
-    bool is_for_us = mpx_u64_load_relaxed(&member->seated_at) != 0 || id_of(owner).pid == own.pid;
+    bool is_for_us = mpx_u64_load_relaxed(&member->seated_at) != 0 || id_of(owner).pid == own.pid ||
+                     (mpx_os_is_foreign() && id_of(owner).start == 0); /* a pid elsewhere */
     return is_for_us && hand_over(member, owner, word_of(own));
 }
 
+/* A foreign process has no name for its child, which only its pid here is known of. */
 void mpx_member_settle(mpx_member_t *member, pid_t pid)
 {
+    if (mpx_os_is_foreign()) {
+        return;
+    }
     (void)hand_over(member, word_of(mpx_os_own_process()),
                     word_of((mpx_process_id_t){.pid = pid, .start = 0}));
 }

@@ -7,6 +7,7 @@
  * objects.
  *
  *   shared      mutex, identity, number of births, the newest member, the regions
+ *   signs       no bytes, but locks on bytes far behind the end: see mpx_os_life_t
  *   region r    64 slots in the first two, twice as many in each one after: region r begins with
  *               slot 64 << (r - 1); beside it, the bitmap of its slots that are taken
  *   member      who, and per region a bitmap of the slots that it holds
@@ -35,13 +36,14 @@ typedef struct {
     mpx_atomic_u32 newest; /* the member record made last, in units */
     mpx_atomic_u32 regions;
     mpx_atomic_u32 pinned; /* a process without a record may hold anything: nothing is freed */
-    uint32_t reserved;
+    mpx_atomic_u32 unsigned_members; /* a process may live of which there is no sign */
     mpx_region_t region[MPX_REGIONS];
     mpx_lock_t sweeper; /* held by who looks for what the dead held */
 } mpx_arena_shared_t;
 
-/* `owner` is a pid and, in the upper half, a start time (0: not known); 0 is a free record, whose
- * bits mean nothing. While `seated_at` is set, the owner is the one who made it for a child. */
+/* `owner` is an mpx_process_id_t, the start in the upper half (0: not known); 0 is a free record,
+ * whose bits mean nothing. While `seated_at` is set, the owner is the one who made it for a child.
+ */
 typedef struct {
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 owner;
     mpx_atomic_u64 seated_at; /* nanoseconds */
@@ -67,6 +69,8 @@ MPX_STATIC_ASSERT(sizeof(mpx_arena_shared_t) == 5 * MPX_UNIT, "layout 1");
 
 struct mpx_arena {
     mpx_segment_t segment;
+    mpx_os_life_t life;
+    void *mark;        /* of mpx_os_life_sign: stays until the process ends */
     mpx_arena_t *next; /* the one attached before */
     mpx_arena_shared_t *shared;
     mpx_member_t *self;     /* NULL: this process has no record, and the arena is pinned */
@@ -104,7 +108,8 @@ MPX_NODISCARD int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_
 /* Makes a record that another process has made this process's; false where it is not to be had. */
 bool mpx_member_adopt(mpx_member_t *member);
 
-/* Says whose a record that was made here is, unless that has adopted it already. */
+/* Says whose a record that was made here is, unless that has adopted it already. In a foreign
+ * process, nothing: the record stays its own until it is adopted. */
 void mpx_member_settle(mpx_member_t *member, pid_t pid);
 
 /* Frees a record that was made here and not adopted. */

@@ -46,7 +46,7 @@ static void withdraw(const mpx_thread_t *self)
 int mpx_mutex_lock(mpx_mutex_t *mutex, int64_t deadline)
 {
     const mpx_thread_t *self = mpx_os_self();
-    uint64_t own = mpx_owned_by(self->id, self->start);
+    uint64_t own = mpx_owned_by(self->number, self->start);
     if (MPX_UNLIKELY(is_announced(self))) {
         return -EDEADLK;
     }

@@ -127,11 +127,18 @@ size_t mpx_os_page_size(void);
 /* ---- Processes ------------------------------------------------------------------------------- */
 
 /* A number is reused, a number with its start time is not. `start` is the kernel's clock tick since
- * boot, as far as 32 bits hold it, and never 0: that stands for "not known". */
+ * boot, as far as 32 bits hold it, and never 0: that stands for "not known".
+ *
+ * Numbers mean something within one PID namespace only. Of processes that share memory, those in
+ * the namespace of the first one go by their pids. A process in another one is *foreign*: its `pid`
+ * is MPX_PIDS or more, its `start` is random, and neither says anything but which process it is. */
 typedef struct {
     pid_t pid;
     uint32_t start;
 } mpx_process_id_t;
+
+/* All numbers of processes and threads are below (the kernel's PID_MAX_LIMIT). */
+#define MPX_PIDS (1 << 22)
 
 /* A descriptor of the process, close-on-exec, readable once all its threads have ended.
  * -ENOSYS without MPX_HAS_PIDFD, -ESRCH where there is no such process. It is above 2. */
@@ -141,9 +148,13 @@ MPX_NODISCARD int mpx_os_pidfd_open(pid_t pid);
  * Async-signal-safe. */
 MPX_NODISCARD int mpx_os_process_start(pid_t pid, uint32_t *start);
 
-/* 1 while the process runs, 0 once it is dead: gone, or all its threads have ended and it waits
- * to be reaped, or its number belongs to another process. id.start may be 0 (not known); then
- * the number alone counts. Only ever says 0 when sure. Async-signal-safe. */
+/* 1 while the process of this pid runs, 0 once it is dead: gone, or all its threads have ended and
+ * it waits to be reaped, or its number belongs to another process. id.start may be 0 (not known);
+ * then the number alone counts. Only ever says 0 when sure. Async-signal-safe. */
+MPX_NODISCARD int mpx_os_pid_alive(mpx_process_id_t id);
+
+/* The same of a process that shares memory with this one, in whatever namespace: where a pid says
+ * nothing, its sign of life does (see mpx_os_life_t). Async-signal-safe. */
 MPX_NODISCARD int mpx_os_process_alive(mpx_process_id_t id);
 
 /* The calling process as one word, `start` in the upper half. Costs a few system calls once, and
@@ -164,11 +175,41 @@ static inline mpx_process_id_t mpx_os_own_process(void)
     return (mpx_process_id_t){.pid = (pid_t)(uint32_t)word, .start = (uint32_t)(word >> 32)};
 }
 
+/* Whether the calling process is foreign. A forked child is where its parent is, or where it finds
+ * that its parent is in another namespace. */
+bool mpx_os_is_foreign(void);
+
+/* How many of the forks that led to this process led into another namespace, since the first time
+ * that mpx_os_own_process was called. */
+uint32_t mpx_os_namespaces(void);
+
+/* In a process that was started by exec, before it asks who it is: it is foreign if its parent is,
+ * or is in another namespace. Otherwise it is taken for the first one of its kind. */
+void mpx_os_started_by(bool foreign_parent);
+
 /* The number of threads of this process; -ENOENT where /proc does not say. Async-signal-safe. */
 MPX_NODISCARD int mpx_os_thread_count(void);
 
 /* The kernel's number of the calling thread. Async-signal-safe. */
 pid_t mpx_os_thread_id(void);
+
+/* ---- Signs of life --------------------------------------------------------------------------- */
+
+/* A file in which processes show each other that they live, whatever namespaces they are in. */
+typedef struct mpx_os_life {
+    int fd; /* may be closed by the program, and another file's by then */
+    mpx_file_id_t file;
+    mpx_atomic_u32 *unsigned_members; /* shared: not 0 where a process lives without a sign */
+    struct mpx_os_life *next;
+} mpx_os_life_t;
+
+/* Gives the calling process its sign in the file, which lasts exactly until its last thread has
+ * ended or it executes another program. `mark` is an address to unmap (a page) if the sign is not
+ * wanted after all. Needs /proc, and file locks that belong to open files. */
+MPX_NODISCARD int mpx_os_life_sign(int fd, void **mark);
+
+/* Says where mpx_os_process_alive is to look. `life` stays for good. One thread at a time. */
+void mpx_os_life_register(mpx_os_life_t *life);
 
 /* ---- Descriptors ----------------------------------------------------------------------------- */
 
@@ -211,11 +252,13 @@ mpx_robust_head_t *mpx_os_robust_head(void);
 
 /* ---- The calling thread ---------------------------------------------------------------------- */
 
-/* A thread as shared words name it. */
+/* A thread as shared words name it. One of a foreign process goes by that process's name: the
+ * kernel would find its number in words of other namespaces. */
 typedef struct {
     uint32_t id;               /* the kernel's number */
+    uint32_t number;           /* the same; of a foreign process, its number */
     uint32_t start;            /* when it started; 0 where that is not known */
-    mpx_robust_head_t *robust; /* NULL without MPX_HAS_ROBUST_LIST */
+    mpx_robust_head_t *robust; /* NULL without MPX_HAS_ROBUST_LIST, and in a foreign process */
 } mpx_thread_t;
 
 /* The calling thread. Costs a few system calls once in every thread, and again after fork in the
@@ -223,7 +266,8 @@ typedef struct {
 const mpx_thread_t *mpx_os_self(void);
 
 /* 1 while the thread runs, 0 once it is dead: gone, a zombie, or its number is another thread's.
- * Only ever says 0 when sure. Async-signal-safe. */
-MPX_NODISCARD int mpx_os_thread_alive(uint32_t id, uint32_t start);
+ * Only ever says 0 when sure: never of a thread in another namespace, but of a foreign one once its
+ * process is dead. Async-signal-safe. */
+MPX_NODISCARD int mpx_os_thread_alive(uint32_t number, uint32_t start);
 
 #endif

@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* ---- pidfd ----------------------------------------------------------------------------------- */
@@ -116,10 +117,12 @@ int mpx_proc_stat_parse(const char *text, size_t length, mpx_proc_stat_t *stat)
     return read_decimal(&field, end, &stat->start_ticks) ? 0 : -EPROTO;
 }
 
-/* Reads a file of /proc, which answers at once, into the buffer; returns how much. */
-static ssize_t read_proc(const char *path, char *buffer, size_t size)
+/* ---- Whose numbers /proc has ------------------------------------------------------------------
+ */
+
+/* Reads a file of /proc that was opened, or could not be. It answers at once. Returns how much. */
+static ssize_t read_proc(int fd, char *buffer, size_t size)
 {
-    int fd = MPX_SYS(open_proc, open(path, O_RDONLY | O_CLOEXEC));
     if (fd < 0) {
         return -errno;
     }
@@ -134,10 +137,59 @@ static ssize_t read_proc(const char *path, char *buffer, size_t size)
     return status;
 }
 
+/* In /proc/self/status: the process's numbers from the namespace of this /proc down to its own. One
+ * is its own; a kernel that does not say has no namespaces, or the list of groups was too long. */
+static bool has_one_number(void)
+{
+    static const char label[] = "\nNSpid:\t";
+    char text[4096];
+    int fd = MPX_SYS(open_status, open("/proc/self/status", O_RDONLY | O_CLOEXEC));
+    ssize_t length = read_proc(fd, text, sizeof(text) - 1);
+    text[length > 0 ? length : 0] = '\0';
+    const char *numbers = strstr(text, label);
+    return numbers == NULL ||
+           numbers[sizeof(label) - 1 + strcspn(numbers + sizeof(label) - 1, "\t\n")] != '\t';
+}
+
+/* Whether /proc is this process's own namespace's, and not one that was mounted outside: what that
+ * says of a number is about another process. */
+static bool is_own_proc(void)
+{
+    char own[MPX_DECIMAL_SIZE], link[MPX_DECIMAL_SIZE];
+    size_t length = mpx_os_decimal(own, (uint64_t)getpid());
+    return readlink("/proc/self", link, sizeof(link)) == (ssize_t)length &&
+           memcmp(own, link, length) == 0 && has_one_number();
+}
+
+/* The answer is kept for one /proc, which is known by its device: in the upper half, and whether it
+ * is the own one in the lowest bit; 0: not asked yet. */
+static mpx_atomic_u64 known_proc;
+
+static bool proc_is_own(void)
+{
+    struct stat info;
+    if (stat("/proc", &info) < 0) {
+        return false;
+    }
+    uint64_t key = (uint64_t)info.st_dev << 32 | UINT64_C(2);
+    uint64_t known = mpx_u64_load_relaxed(&known_proc);
+    if ((known & ~UINT64_C(1)) != key) {
+        known = key | is_own_proc();
+        mpx_u64_store_relaxed(&known_proc, known);
+    }
+    return known & 1;
+}
+
+void mpx_proc_forget(void)
+{
+    mpx_u64_store_relaxed(&known_proc, 0);
+}
+
 static int read_stat(const char *path, mpx_proc_stat_t *stat)
 {
     char text[1024];
-    ssize_t length = read_proc(path, text, sizeof(text));
+    int fd = MPX_SYS(open_proc, open(path, O_RDONLY | O_CLOEXEC));
+    ssize_t length = read_proc(fd, text, sizeof(text));
     return length < 0 ? (int)length : mpx_proc_stat_parse(text, (size_t)length, stat);
 }
 
@@ -153,12 +205,12 @@ static int read_stat_in(const char *folder, pid_t id, mpx_proc_stat_t *stat)
 
 int mpx_proc_stat_of(pid_t id, mpx_proc_stat_t *stat)
 {
-    return read_stat_in("/proc/", id, stat);
+    return proc_is_own() ? read_stat_in("/proc/", id, stat) : -ENOENT;
 }
 
 int mpx_proc_stat_of_own_thread(pid_t id, mpx_proc_stat_t *stat)
 {
-    return read_stat_in("/proc/self/task/", id, stat);
+    return proc_is_own() ? read_stat_in("/proc/self/task/", id, stat) : -ENOENT;
 }
 
 /* ---- Processes ------------------------------------------------------------------------------- */
@@ -237,7 +289,7 @@ static int alive_by_pidfd(int pidfd, mpx_process_id_t id)
     return !is_another(id, &stat) && !is_readable(pidfd);
 }
 
-int mpx_os_process_alive(mpx_process_id_t id)
+int mpx_os_pid_alive(mpx_process_id_t id)
 {
     if (id.pid <= 0) {
         return -EINVAL;
@@ -252,6 +304,17 @@ int mpx_os_process_alive(mpx_process_id_t id)
     int alive = alive_by_pidfd(pidfd, id);
     close(pidfd);
     return alive;
+}
+
+/* Of a process that seems dead by its pid a sign may say otherwise: where processes differ about
+ * the start time (time namespaces, a restored checkpoint). */
+int mpx_os_process_alive(mpx_process_id_t id)
+{
+    if (id.pid > 0 && (id.pid >= MPX_PIDS || mpx_os_is_foreign())) {
+        return mpx_life_of(id) != MPX_LIFE_NONE;
+    }
+    int alive = mpx_os_pid_alive(id);
+    return alive == 0 ? mpx_life_of(id) == MPX_LIFE_SEEN : alive;
 }
 
 /* ---- Threads of this process ----------------------------------------------------------------- */

@@ -54,11 +54,19 @@ typedef struct {
 /* -EPROTO where the text is no such line. Async-signal-safe. */
 MPX_NODISCARD int mpx_proc_stat_parse(const char *text, size_t length, mpx_proc_stat_t *stat);
 
-/* Reads /proc/<id>/stat of a process or of any thread: 0, or why not. Async-signal-safe. */
+/* Reads /proc/<id>/stat of a process or of any thread: 0, or why not; -ENOENT also where the /proc
+ * that is mounted is another namespace's. Async-signal-safe. */
 MPX_NODISCARD int mpx_proc_stat_of(pid_t id, mpx_proc_stat_t *stat);
 
 /* The same of a thread of this process, as others see it: emulators make up a /proc/self/stat. */
 MPX_NODISCARD int mpx_proc_stat_of_own_thread(pid_t id, mpx_proc_stat_t *stat);
+
+/* Whether a process shows a sign of life. */
+enum mpx_life { MPX_LIFE_NONE, MPX_LIFE_SEEN, MPX_LIFE_UNKNOWN };
+enum mpx_life mpx_life_of(mpx_process_id_t id);
+
+/* In the child of a fork that is in another namespace. */
+void mpx_proc_forget(void);
 
 /* The start time as the core holds it: 32 bits, never 0. */
 uint32_t mpx_proc_start(const mpx_proc_stat_t *stat);

@@ -333,7 +333,7 @@ int mpx_process_die_with_parent(pid_t parent, int parent_fd, bool by_main_thread
     if (parent_fd >= 0)
         ended = mpx_fd_wait(parent_fd, POLLIN, 0) == 0;
     else
-        ended = first_parent != 0 && !mpx_os_process_alive((mpx_process_id_t){parent, 0});
+        ended = first_parent != 0 && !mpx_os_pid_alive((mpx_process_id_t){parent, 0});
     if (ended)
         kill(getpid(), SIGKILL);
     return 0;
