@@ -9,6 +9,9 @@ child's pid, or the errno that kept it from being made, from a pipe, and later t
 The server watches the clients of daemonic children and kills those whose client has ended; they
 are killed by the kernel if the server itself ends.  It holds one descriptor for each child, and one
 for each client that has daemonic ones.
+
+All clients of a server are in its PID namespace, so that its children have for them the numbers
+that it says.  A process that was forked into another namespace starts a server there.
 """
 
 import errno
@@ -45,7 +48,9 @@ class ForkServer:
     def __init__(self):
         self._forkserver_alive_fd = None  # our end of the control socket
         self._identity = None  # of the socket, whose number the program may close and use again
-        self._forkserver_pid = None  # where this process started the server
+        self._forkserver_pid = None  # where this process, or the one it is a copy of, ...
+        self._starter = None  # ... whose identity this is, started the server
+        self._namespaces = None  # what _core.namespaces() said in the server's namespace
         self._inherited_fds = None
         self._lock = util.ForkAwareThreadLock()
         self._preload_modules = ["__main__"]
@@ -65,6 +70,8 @@ class ForkServer:
         """Take a control socket, and the server's pid where this process has started it."""
         self._forkserver_alive_fd = fd
         self._identity = _identity(fd)
+        self._namespaces = _core.namespaces()
+        self._starter = _core.identity()
         self._forkserver_pid = pid
 
     def _forget(self):
@@ -74,11 +81,11 @@ class ForkServer:
             os.close(self._forkserver_alive_fd)
         self._forkserver_alive_fd = None
         pid, self._forkserver_pid = self._forkserver_pid, None
-        if pid is not None:
+        if pid is not None and self._starter == _core.identity():
             try:
                 os.waitpid(pid, 0)
             except ChildProcessError:
-                pass  # a copy of the process that started the server: not ours to reap
+                pass  # somebody else has reaped it
 
     def set_forkserver_preload(self, modules_names, *, on_error="ignore"):
         """Set list of module names to try to load in forkserver process.
@@ -127,7 +134,7 @@ class ForkServer:
             request = {
                 "daemon": daemon,
                 "alias": _modules.aliased,
-                "client": None if client_fd is None else os.getpid(),
+                "client": None if client_fd is None else _core.identity(),
             }
             _core.send_fds(control_fd, pickle.dumps(request), [*sent, *fds])
             opened.remove(status_r)
@@ -192,11 +199,24 @@ class ForkServer:
             return self._forkserver_alive_fd
 
     def _is_alive(self):
-        """Whether there is a server, our end of its socket is still that, and so is its own."""
+        """Whether there is a server in our namespace, our end of its socket is still that, and so
+        is its own."""
         fd = self._forkserver_alive_fd
-        return fd is not None and self._identity == _identity(fd) and not _hung_up(fd)
+        return (
+            fd is not None
+            and self._namespaces == _core.namespaces()
+            and self._identity == _identity(fd)
+            and not _hung_up(fd)
+        )
 
     def _launch(self):
+        if _namespace("pid_for_children") != _namespace("pid"):
+            raise OSError(
+                errno.EXDEV,
+                "the fork server would be in another PID namespace than this process, for which "
+                "its children had no numbers: start it before os.unshare or os.setns, or use fork "
+                "or spawn",
+            )
         startup = pickle.dumps(self._startup_data())
         opened = []
         try:
@@ -208,6 +228,7 @@ class ForkServer:
                 control_fd=server_fd,
                 startup_fd=startup_r,
                 version=spawn.__version__,
+                foreign=_core.is_foreign(),
             )
             pid = util.spawnv_passfds(command[0], command, [server_fd, startup_r])
             opened.remove(startup_r)
@@ -271,6 +292,15 @@ def _identity(fd):
     return status.st_dev, status.st_ino
 
 
+def _namespace(name):
+    """What makes a namespace of this process itself.  None without /proc, and for the next children
+    where they come into one that has had no process yet."""
+    try:
+        return os.stat(f"/proc/self/ns/{name}").st_ino
+    except OSError:
+        return None
+
+
 def _hung_up(fd):
     """Whether the other end has been closed."""
     poller = select.poll()
@@ -322,9 +352,10 @@ def _handle_preload(
     util._flush_std_streams()
 
 
-def main(control_fd, startup_fd, version):
+def main(control_fd, startup_fd, version, foreign=False):
     """Run the fork server; returns when the last client has gone."""
     spawn.check_version(version)
+    _core.started_by(foreign)
     with open(startup_fd, "rb") as file:
         startup = pickle.load(file)
     if startup["alias"]:
@@ -353,7 +384,7 @@ class _Server:
         self._control_fd = control_fd
         self._children = {}  # pid -> the pipe to its client
         self._daemons = {}  # what tells of the end of a client -> the pids of its daemonic children
-        self._client_fds = {}  # pid of a client -> its pidfd, a key of _daemons
+        self._client_fds = {}  # identity of a client -> its pidfd, a key of _daemons
         self._wake_r, self._wake_w = os.pipe()
         for fd in (self._wake_r, self._wake_w):
             os.set_blocking(fd, False)
@@ -377,7 +408,7 @@ class _Server:
                 self._reap()
             for client_fd in ready.intersection(self._daemons):
                 self._kill_daemons(client_fd)
-            # Last: a new client may have the pid of one that has ended.
+            # Last: without /proc, a new client may have the identity of one that has ended.
             if self._control_fd in ready and not self._answer():
                 return
 
@@ -411,7 +442,7 @@ class _Server:
     def _drop_client(self, client_fd):
         self._poller.unregister(client_fd)
         del self._daemons[client_fd]
-        for client in [pid for pid, fd in self._client_fds.items() if fd == client_fd]:
+        for client in [name for name, fd in self._client_fds.items() if fd == client_fd]:
             del self._client_fds[client]
         os.close(client_fd)
 

@@ -40,6 +40,7 @@ def header(process_obj):
         "by_main_thread": _core.in_main_thread(),
         "alias": _modules.aliased,
         "version": __version__,
+        "foreign": _core.is_foreign(),
     }
 
 
@@ -82,11 +83,13 @@ def spawn_main(
     by_main_thread=False,
     alias=False,
     version=__version__,
+    foreign=False,
 ):
     """
     Run code specified by data received over pipe
     """
     check_version(version)
+    _core.started_by(foreign)
     assert _std.is_forking(sys.argv), "Not forking"
     if daemon:
         _core.die_with_parent(parent_pid, parent_fd, by_main_thread)

@@ -182,7 +182,52 @@ static PyObject *die_with_parent(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(identity_doc,
+             "identity()\n--\n\n"
+             "A number that no other process has with which this one shares objects.");
+
+static PyObject *identity(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    mpx_process_id_t own = mpx_os_own_process();
+    return PyLong_FromUnsignedLongLong((uint64_t)own.start << 32 | (uint32_t)own.pid);
+}
+
+PyDoc_STRVAR(is_foreign_doc,
+             "is_foreign()\n--\n\n"
+             "Whether this process is in another PID namespace than the first one of those that\n"
+             "share objects with it.");
+
+static PyObject *is_foreign(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(mpx_os_is_foreign());
+}
+
+PyDoc_STRVAR(namespaces_doc,
+             "namespaces()\n--\n\n"
+             "How often one of the forks that led to this process led into another\n"
+             "PID namespace: a copy of an object compares it with what it was.");
+
+static PyObject *namespaces(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    (void)mpx_os_own_process(); /* from here on forks are seen */
+    return PyLong_FromUnsignedLong(mpx_os_namespaces());
+}
+
+PyDoc_STRVAR(started_by_doc,
+             "started_by(foreign, /)\n--\n\n"
+             "This process was started by exec; foreign is its parent's is_foreign().");
+
+static PyObject *started_by(PyObject *Py_UNUSED(module), PyObject *foreign)
+{
+    mpx_os_started_by(foreign == Py_True);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef program_methods[] = {
+    {"identity", identity, METH_NOARGS, identity_doc},
+    {"is_foreign", is_foreign, METH_NOARGS, is_foreign_doc},
+    {"namespaces", namespaces, METH_NOARGS, namespaces_doc},
+    {"started_by", started_by, METH_O, started_by_doc},
     {"spawn", spawn, METH_VARARGS, spawn_doc},
     {"pidfd_open", pidfd_open_, METH_VARARGS, pidfd_open_doc},
     {"die_with_parent", die_with_parent, METH_VARARGS, die_with_parent_doc},
