@@ -7,7 +7,8 @@ PYTEST_ARGS ?=
 TESTS ?= .
 DEMO_ARGS ?=
 CONFORMANCE_ARGS ?=
-SWITCHES = MPROC_EXT_DEBUG MPROC_EXT_SANITIZE MPROC_EXT_COVERAGE MPROC_EXT_WERROR MPROC_EXT_PURE
+SWITCHES = MPROC_EXT_DEBUG MPROC_EXT_SANITIZE MPROC_EXT_COVERAGE MPROC_EXT_WERROR MPROC_EXT_PURE \
+	MPROC_EXT_KILL_POINTS
 
 # One set of venvs for each Python: 3.11, 3.13t ...
 TAG := $(shell $(PYTHON) -c 'import sys, sysconfig; \
@@ -21,7 +22,7 @@ TEST := $(VENVS)/$(TAG)-test
 LINT := $(VENVS)/$(TAG)-lint
 
 C_SOURCES := $(wildcard src/*/*.[ch] tests/c/*.[ch] tests/c/*/*.[ch])
-SOURCES := pyproject.toml setup.py _mproc_ext_alias.py $(wildcard src/core/*.[ch] src/py/*.[ch] \
+SOURCES := pyproject.toml setup.py _mproc_ext_alias.py $(wildcard src/*/*.[ch] \
 	mproc_ext/*.py mproc_ext/*.pyi mproc_ext/*/*.py mproc_ext/*/*.pyi mproc_ext/py.typed)
 
 .NOTPARALLEL:

@@ -6,6 +6,7 @@ The metadata is in pyproject.toml; here is what needs code.  Switches, by enviro
     MPROC_EXT_SANITIZE=LIST   address, undefined, thread (comma list, handed to -fsanitize)
     MPROC_EXT_COVERAGE=1      gcov's counters
     MPROC_EXT_WERROR=1        warnings are errors
+    MPROC_EXT_KILL_POINTS=1   for the storms of tests/sync: a core that can be told where to die
     MPROC_EXT_PURE=1          leave the core out; the package then hands out the stdlib
 
 The core is left out on its own where the platform is not Linux.  On Linux it is not optional:
@@ -75,13 +76,18 @@ def extensions():
     if switch("PURE") or not sys.platform.startswith("linux"):
         return []
     compile_args, link_args = flags()
+    sources = ["src/core/*.c", "src/py/*.c"]
+    macros = [("MPX_VERSION", f'"{version()}"')]
+    if switch("KILL_POINTS"):
+        sources.append("src/testing/*.c")
+        macros.append(("MPX_KILL_POINTS", "1"))
     return [
         Extension(
             "mproc_ext._core",
-            sources=files("src/core/*.c", "src/py/*.c"),
+            sources=files(*sources),
             depends=files("src/core/*.h", "src/py/*.h"),
             include_dirs=["src/core", "src/py"],
-            define_macros=[("MPX_VERSION", f'"{version()}"')],
+            define_macros=macros,
             extra_compile_args=compile_args,
             extra_link_args=link_args,
         )

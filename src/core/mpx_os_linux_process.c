@@ -294,6 +294,9 @@ int mpx_os_pid_alive(mpx_process_id_t id)
     if (id.pid <= 0) {
         return -EINVAL;
     }
+    if (MPX_FAULT(recovery)) {
+        return 1;
+    }
     int pidfd = mpx_os_pidfd_open(id.pid);
     if (pidfd == -ESRCH) {
         return 0;

@@ -152,6 +152,9 @@ uint64_t mpx_os_ask_own_process(void)
 int mpx_os_thread_alive(uint32_t number, uint32_t start)
 {
     mpx_proc_stat_t stat;
+    if (MPX_FAULT(recovery)) {
+        return 1;
+    }
     if (number >= MPX_PIDS) {
         return mpx_os_process_alive((mpx_process_id_t){.pid = (pid_t)number, .start = start});
     }

@@ -4,6 +4,8 @@
  */
 #include "mpx_wait.h"
 
+#include "mpx_fault.h"
+
 #include <errno.h>
 
 int mpx_wait_a_while(mpx_atomic_u32 *word, uint32_t expected, int64_t deadline)
@@ -12,7 +14,10 @@ int mpx_wait_a_while(mpx_atomic_u32 *word, uint32_t expected, int64_t deadline)
     if (now >= deadline) {
         return -ETIMEDOUT;
     }
-    int64_t until = deadline - now > MPX_WAIT_RECHECK ? now + MPX_WAIT_RECHECK : deadline;
+    int64_t until = deadline;
+    if (deadline - now > MPX_WAIT_RECHECK && !MPX_FAULT(recovery)) {
+        until = now + MPX_WAIT_RECHECK;
+    }
     int status = mpx_os_futex_wait(word, expected, until);
     if (status == -ETIMEDOUT) {
         return MPX_WAIT_LOOK;

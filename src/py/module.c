@@ -88,6 +88,10 @@ static int module_exec(PyObject *module)
         mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
         mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0)
         return -1;
+#ifdef MPX_KILL_POINTS
+    if (mpx_add_kill_points(module) < 0)
+        return -1;
+#endif
     return PyModule_AddStringConstant(module, "__version__", MPX_VERSION);
 }
 

@@ -113,6 +113,11 @@ int mpx_add_condition(PyObject *module);
 int mpx_add_block(PyObject *module);
 int mpx_add_synchronized(PyObject *module);
 
+#ifdef MPX_KILL_POINTS
+/* src/testing/kill_points.c */
+int mpx_add_kill_points(PyObject *module);
+#endif
+
 /* program.c: starts a program, see mpx_process_spawn; its pid, or -1 with an exception. */
 pid_t mpx_start_program(PyObject *path, PyObject *argv, PyObject *fds);
 

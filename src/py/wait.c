@@ -3,6 +3,7 @@
 
 #include <errno.h>
 
+#include "mpx_fault.h"
 #include "mpx_os.h"
 
 /* How late a signal handler may run that comes in the instant between two system calls. */
@@ -11,7 +12,7 @@
 int64_t mpx_piece_of(int64_t deadline)
 {
     int64_t end = mpx_os_now() + PIECE;
-    return end < deadline ? end : deadline;
+    return end < deadline && !MPX_FAULT(recovery) ? end : deadline;
 }
 
 bool mpx_may_wait(int64_t deadline)
