@@ -12,6 +12,7 @@ process that dies:
 import math
 import sys
 import threading
+import time
 
 from mproc_ext import _arena, _core, _modules, context, util
 
@@ -26,8 +27,9 @@ def _at_end():
     util.Finalize(None, _core.disown_locks, exitpriority=-1000)
 
 
-# Seconds between two looks whether those live for whom a barrier waits.
+# Seconds between two looks whether those live for whom a barrier waits; the longest such wait.
 _RECHECK = 0.1
+_LONGEST = 1e9
 
 
 def _is_fork(ctx):
@@ -225,6 +227,17 @@ class Barrier(_std.Barrier):
         inside = sum(self._cond._counts(False))
         if inside != self._count or inside + 1 == self._parties:
             self._count = self._living_inside()
+
+    def _wait(self, timeout):
+        # In pieces: who lets the others through may die before it has told them all.
+        deadline = None if timeout is None or self._state else time.monotonic() + timeout
+        while self._state == 0:
+            left = _RECHECK if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                break
+            # What is no time that one could wait for is for the condition to refuse.
+            self._cond.wait(_RECHECK if _RECHECK < left < _LONGEST else left)
+        super()._wait(0)
 
     def _living_inside(self):
         return sum(self._cond._counts(True))

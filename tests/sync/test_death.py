@@ -626,6 +626,27 @@ def test_a_party_of_a_barrier_killed_while_it_leaves(fork):
             assert sorted(task.get() for task in tasks) == [0, 1]
 
 
+@needs_barrier
+def test_a_party_of_a_barrier_killed_before_it_tells_the_others(fork):
+    """The last one in has let the others through, but not woken them."""
+    barrier = fork.Barrier(3)
+
+    def work(connection):
+        barrier._cond.notify_all = lambda: os.kill(os.getpid(), signal.SIGKILL)
+        barrier.wait()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tasks = [Task(barrier.wait) for _ in range(2)]
+        wait_until(lambda: barrier.n_waiting == 2)
+        for task in tasks:
+            wait_until_asleep(task)
+        Child(fork, work).join(-signal.SIGKILL)
+        assert sorted(task.get() for task in tasks) == [0, 1]
+        tasks = [Task(barrier.wait) for _ in range(3)]
+        assert sorted(task.get() for task in tasks) == [0, 1, 2]
+
+
 def passed(barrier):
     try:
         return barrier.wait(5)
