@@ -1,213 +1,339 @@
-"""Kill the processes that use a lock, over and over: sync_storm.py KIND KILLS [PACKAGE [PATIENCE]].
+"""Kill the processes that use a lock, over and over: sync_storm.py KIND KILLS; see --help.
 
-Four processes use one lock (or condition, event, barrier) as fast as they can.  Every few moments
-one is killed, the holder as often as not, and another takes its place.  Ends with a line of
-figures; exits with 1 where two were inside at once, and where one does not get on for PATIENCE
-seconds.
+Four processes use one lock (or value, semaphore, condition, event, barrier) as fast as they can.
+Again and again one is killed, the holder as often as not, and replaced once the others have got on
+without it.  In a core that was built with MPROC_EXT_KILL_POINTS=1 the rest of the deaths are at
+points in the middle of what the core does, each of them in turn; then at the end a table says how
+often each was passed and how often somebody died there.
+
+Ends with a line of figures, and with status 0; with 1 and a line that says why, where two were
+inside at once, where one does not get on for so many seconds, where the numbers are not what they
+must be, and, after THOROUGH kills, where nobody has died at one of the points.
 """
 
+import argparse
 import importlib
-import mmap
+import json
 import os
 import random
 import signal
-import struct
 import sys
-import threading
+import tempfile
 import time
-import warnings
 
-WORKERS = 4
-SLOT = 64  # bytes of shared memory for each worker, and for all of them
-PATIENCE = 20
+from sync_storm_memory import WORKERS, Memory
+from sync_storm_work import KINDS
+
+THOROUGH = 5_000
+ANY_POINT = 2**31 - 1
+LOOK_INTERVAL = 0.0002
+AT_A_POINT = 0.05  # seconds that a plan has to come true
+AFTER_A_DEATH = 0.2
 
 
-class Shared:
-    """Numbers that the processes share without a lock: each is written by one at a time."""
+class Failure(Exception):
+    pass
 
-    FIELDS = ("holder", "inside", "tokens", "passes")
 
-    def __init__(self):
-        self._map = mmap.mmap(-1, SLOT * (WORKERS + 1))
-        self._view = memoryview(self._map).cast("q")
+def core_of(package):
+    """The core, if it can be told where to die."""
+    core = sys.modules.get("mproc_ext._core") if package == "mproc_ext" else None
+    return core if hasattr(core, "kill_points") else None
 
-    def get(self, field):
-        return self._view[self.FIELDS.index(field)]
 
-    def set(self, field, value):
-        self._view[self.FIELDS.index(field)] = value
-
-    def worker(self, number):
-        """[turns, longest wait in ns]"""
-        first = SLOT * (number + 1) // struct.calcsize("q")
-        return self._view[first : first + 2]
-
-    def turns(self):
-        return sum(self.worker(number)[0] for number in range(WORKERS))
+def run_worker(work, number, path, package):
+    """A worker's life."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    random.seed()
+    core = core_of(package)
+    memory = Memory(path, len(core.kill_points()) if core else 0)
+    if core:
+        core.kill_points_enrol(memory.map, memory.counts_at, memory.plan_at(number))
+    work.run(number, memory)
 
 
 class Storm:
-    def __init__(self, ctx, kind):
-        self.ctx = ctx
-        self.kind = kind
-        self.shared = Shared()
-        self.thing = ctx.Barrier(WORKERS) if kind == "Barrier" else getattr(ctx, kind)()
-        self.work = getattr(self, kind.lower())
+    def __init__(self, kind, method, package, patience, path):
+        self.ctx = importlib.import_module(package).get_context(method)
+        self.kind, self.package, self.patience, self.path = kind, package, patience, path
+        core = core_of(package)
+        self.points = core.kill_points() if core else ()
+        self.memory = Memory(path, len(self.points))
+        self.work = KINDS[kind](self.ctx)
+        self.concerned = [
+            number for number, name in enumerate(self.points) if name.startswith(self.work.POINTS)
+        ]
+        self.processes = [None] * WORKERS
+        self.seen = [(0, 0.0)] * WORKERS  # turns, and since when it has been so many
+        self.kills = self.of_holder = self.at_points = 0
+
+    # ---- The workers ---------------------------------------------------------------------------
 
     def start(self, number):
-        process = self.ctx.Process(target=self.run, args=(number,))
-        process.start()
-        return process
-
-    def run(self, number):
-        warnings.simplefilter("ignore", RuntimeWarning)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self.work(number, self.shared.worker(number))
-
-    # What the workers do, for ever.
-
-    def timed(self, mine, call, *args):
-        """Call what may wait, and keep the longest time."""
-        began = time.monotonic_ns()
-        result = call(*args)
-        mine[1] = max(mine[1], time.monotonic_ns() - began)
-        return result
-
-    def section(self):
-        """What only one may do at a time; how long is left to chance."""
-        shared, pid = self.shared, os.getpid()
-        shared.set("holder", pid)
-        shared.set("inside", pid)
-        for _ in range(random.randrange(30)):
-            if shared.get("inside") != pid:
-                os.write(2, b"two were inside at once\n")
-                os.kill(os.getppid(), signal.SIGUSR1)
-        shared.set("holder", 0)
-
-    def lock(self, number, mine):
-        while True:
-            self.timed(mine, self.thing.acquire)
-            self.section()
-            self.thing.release()
-            mine[0] += 1
-
-    def rlock(self, number, mine):
-        while True:
-            self.timed(mine, self.thing.acquire)
-            self.thing.acquire()
-            self.section()
-            self.thing.release()
-            self.section()
-            self.thing.release()
-            mine[0] += 1
-
-    def condition(self, number, mine):
-        """Two make tokens, two wait for them."""
-        condition, shared = self.thing, self.shared
-        while True:
-            self.timed(mine, condition.acquire)
-            self.section()
-            if number % 2:
-                shared.set("tokens", min(shared.get("tokens") + 1, 100))
-                condition.notify()
-            else:
-                while not shared.get("tokens"):
-                    self.timed(mine, condition.wait)
-                shared.set("tokens", shared.get("tokens") - 1)
-            condition.release()
-            mine[0] += 1
-
-    def event(self, number, mine):
-        """Two set and clear, two wait."""
-        event = self.thing
-        while True:
-            if number % 2:
-                self.shared.set("holder", os.getpid())
-                event.set()
-                event.clear()
-                event.is_set()
-                self.shared.set("holder", 0)
-            else:
-                self.timed(mine, event.wait)
-            mine[0] += 1
-
-    def barrier(self, number, mine):
-        """A party that died is missed, or counted: then the barrier is reset."""
-        barrier = self.thing
-        while True:
-            self.shared.set("holder", os.getpid())
-            try:
-                self.timed(mine, barrier.wait, 1)
-                mine[0] += 1
-            except threading.BrokenBarrierError:
-                barrier.reset()
-
-    # The killing.
-
-    def victim(self, processes):
-        """Which one to kill, and whether it held the lock."""
-        if random.random() < 0.5:
-            deadline = time.monotonic() + 0.01
-            while time.monotonic() < deadline:
-                holder = self.shared.get("holder")
-                for number, process in enumerate(processes):
-                    if process.pid == holder:
-                        return number, True
-        return random.randrange(WORKERS), False
-
-    def wait_for_turns(self, everyones, patience):
-        """Until somebody has got on, or everyone has."""
-        before = [self.shared.worker(number)[0] for number in range(WORKERS)]
-        deadline = time.monotonic() + patience
-        while True:
-            now = [self.shared.worker(number)[0] for number in range(WORKERS)]
-            stuck = [number for number in range(WORKERS) if now[number] == before[number]]
-            if not stuck or (len(stuck) < WORKERS and not everyones):
-                return
-            if time.monotonic() > deadline:
-                raise SystemExit(
-                    f"{self.kind}: workers {stuck} did not get on for {patience} s; "
-                    f"holder {self.shared.get('holder')}"
-                )
-            time.sleep(0)
-
-    def blow(self, kills, patience):
-        processes = [self.start(number) for number in range(WORKERS)]
-        of_holder, began = 0, time.monotonic()
-        try:
-            for turn in range(kills):
-                self.wait_for_turns(turn % 10 == 9, patience)
-                number, held = self.victim(processes)
-                of_holder += held
-                pid = processes[number].pid
-                processes[number].kill()
-                processes[number].join()
-                if self.shared.get("holder") == pid:
-                    self.shared.set("holder", 0)
-                processes[number] = self.start(number)
-            self.wait_for_turns(True, patience)
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-        longest = max(self.shared.worker(number)[1] for number in range(WORKERS))
-        return (
-            f"{self.kind}: {kills} kills, {of_holder} of the holder, in "
-            f"{time.monotonic() - began:.1f} s; {self.shared.turns()} turns; "
-            f"longest wait {longest / 1e6:.1f} ms"
+        self.memory.set_of(number, "plan", 0)
+        self.processes[number] = self.ctx.Process(
+            target=run_worker, args=(self.work, number, self.path, self.package), daemon=True
         )
+        self.processes[number].start()
+        self.seen[number] = self.memory.of(number, "turns"), time.monotonic()
+
+    def bury(self):
+        """Count those that have died, and forget them."""
+        for number, process in enumerate(self.processes):
+            if process is not None and process.exitcode is not None:
+                if process.exitcode != -signal.SIGKILL:
+                    raise Failure(f"worker {number} ended with {process.exitcode}")
+                if self.memory.get("holder") == process.pid:
+                    self.memory.set("holder", 0)
+                self.processes[number] = None
+                self.kills += 1
+        return self.processes.count(None)
+
+    def kill(self, number):
+        self.processes[number].kill()
+        self.processes[number].join()
+
+    # ---- Do they get on? -----------------------------------------------------------------------
+
+    def watch(self):
+        now, turns = time.monotonic(), self.memory.turns()
+        for number, (before, since) in enumerate(self.seen):
+            if turns[number] != before or self.processes[number] is None:
+                self.seen[number] = turns[number], now
+            elif now - since > self.patience:
+                alive = [n for n in range(WORKERS) if self.processes[n] is not None]
+                raise Failure(
+                    f"{self.kind}: worker {number} of {alive} did not get on for "
+                    f"{self.patience:g} s; turns {turns}; after {self.kills} kills"
+                )
+
+    def wait_until(self, predicate, seconds=None):
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not predicate():
+            self.watch()
+            if deadline is not None and time.monotonic() > deadline:
+                return False
+            time.sleep(LOOK_INTERVAL)
+        return True
+
+    def wait_for_turns(self):
+        """Until every living worker has got on, or one more has died by its plan."""
+        before, dead = self.memory.turns(), self.processes.count(None)
+
+        def have_got_on():
+            return self.bury() > dead or all(
+                process is None or self.memory.of(number, "turns") != before[number]
+                for number, process in enumerate(self.processes)
+            )
+
+        self.wait_until(have_got_on)
+
+    # ---- The killing ---------------------------------------------------------------------------
+
+    def kill_the_holder(self):
+        """Whether one was found in time."""
+
+        def holder():
+            pid = self.memory.get("holder")
+            return [n for n, process in enumerate(self.processes) if process.pid == pid]
+
+        found = []
+        self.wait_until(lambda: found.extend(holder()) or found, 0.01)
+        if found:
+            self.of_holder += 1
+            self.kill(found[0])
+        return bool(found)
+
+    def plan_a_death(self):
+        """The point and the pass at which somebody is to die: rare points as often as others."""
+        if random.random() < 0.1:
+            return ANY_POINT, random.randrange(1, 200)
+        counts = self.memory.passes_and_kills()
+        number = min(random.sample(self.concerned, 3), key=lambda n: counts[n][1])
+        passes, _ = counts[number]
+        often = passes // (self.kills + 1)
+        return number + 1, random.randrange(1, 2 + min(often, 30))
+
+    def kill_at_a_point(self):
+        """Everybody has the same plan, and who comes by first dies; perhaps others, before that is
+        known.  Whether somebody did."""
+        before = self.kills
+        self.plan(*self.plan_a_death())
+        died = self.wait_until(self.bury, AT_A_POINT)
+        self.plan(0, 0)
+        self.bury()
+        self.at_points += self.kills - before
+        return died
+
+    def kill_two(self):
+        """One, and then another at a point that is passed after a death only."""
+        counts = self.memory.passes_and_kills()
+        rare = [number for number in self.concerned if counts[number][0] < self.kills]
+        if not rare:
+            return False
+        self.plan(random.choice(rare) + 1, 1)
+        self.kill(random.randrange(WORKERS))
+        before = self.bury()
+        self.wait_until(lambda: self.bury() > before, AFTER_A_DEATH)
+        self.plan(0, 0)
+        self.at_points += self.bury() - before
+        return True
+
+    def plan(self, point, passes):
+        for number in range(WORKERS):
+            self.memory.set_of(number, "plan", point << 32 | passes)
+
+    def kill_somebody(self):
+        chance = random.random()
+        if chance < 0.5:
+            done = self.kill_the_holder()
+        elif chance < 0.53:
+            done = self.kill_two()
+        else:
+            done = bool(self.concerned) and self.kill_at_a_point()
+        self.bury()
+        if not done and not self.processes.count(None):
+            self.kill(random.randrange(WORKERS))
+            self.bury()
+
+    def blow(self, kills):
+        began = time.monotonic()
+        try:
+            for number in range(WORKERS):
+                self.start(number)
+            while self.kills < kills:
+                self.kill_somebody()
+                self.work.after_kill()
+                if self.work.SURVIVORS_GO_ON and self.processes.count(None) == 1:
+                    self.wait_for_turns()
+                for number in range(WORKERS):
+                    if self.processes[number] is None:
+                        self.start(number)
+            self.wait_for_turns()
+        finally:
+            for process in self.processes:
+                if process is not None:
+                    process.kill()
+                    process.join()
+        self.check()
+        self.seconds = time.monotonic() - began
+
+    # ---- The end -------------------------------------------------------------------------------
+
+    def check(self):
+        turns = sum(self.memory.turns())
+        wrong = self.work.check(self.memory, turns, self.kills + WORKERS)
+        if wrong:
+            raise Failure(f"{self.kind}: {wrong}")
+
+    def figures(self):
+        return {
+            "kills": self.kills,
+            "of_holder": self.of_holder,
+            "at_points": self.at_points,
+            "turns": sum(self.memory.turns()),
+            "longest": max(self.memory.of(number, "longest") for number in range(WORKERS)),
+            "seconds": self.seconds,
+            "counts": self.memory.passes_and_kills(),
+            "concerned": self.concerned,
+            "points": self.points,
+        }
 
 
-def two_inside(*_):
-    raise SystemExit("two were inside at once")
+def worker_complained(*_):
+    raise Failure("stopped by a worker")
 
 
-def main(kind, kills, package="mproc_ext", patience=PATIENCE):
-    random.seed(int(os.environ.get("MPROC_EXT_STORM_SEED", os.getpid())))
-    signal.signal(signal.SIGUSR1, two_inside)
-    ctx = importlib.import_module(package).get_context("fork")
-    print(Storm(ctx, kind).blow(int(kills), float(patience)))
+def one_storm(options, kills, seed):
+    """Its figures, or a text that says what is wrong."""
+    random.seed(seed)
+    signal.signal(signal.SIGUSR1, worker_complained)
+    with tempfile.NamedTemporaryFile() as file:
+        try:
+            storm = Storm(
+                options.kind, options.method, options.package, options.patience, file.name
+            )
+            storm.blow(kills)
+        except Failure as failure:
+            return f"{failure} (MPROC_EXT_STORM_SEED={seed})"
+        return storm.figures()
+
+
+def storms_at_once(options, seed):
+    """The results of several storms, each in a process of its own: most of the time they wait."""
+    readers = []
+    for turn in range(options.at_once):
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.close(reader)
+            result = one_storm(options, -(-options.kills // options.at_once), seed + turn)
+            with open(writer, "w") as file:
+                json.dump(result, file)
+            os._exit(0)
+        os.close(writer)
+        readers.append(reader)
+    for reader in readers:
+        with open(reader) as file:
+            text = file.read()
+        yield json.loads(text) if text else "a storm has come to no end"
+
+
+def sum_up(results):
+    total = dict(results[0])
+    for name in ("kills", "of_holder", "at_points", "turns"):
+        total[name] = sum(result[name] for result in results)
+    for name in ("longest", "seconds"):
+        total[name] = max(result[name] for result in results)
+    total["counts"] = [
+        [sum(column) for column in zip(*of_a_point, strict=True)]
+        for of_a_point in zip(*(result["counts"] for result in results), strict=True)
+    ]
+    return total
+
+
+def print_table(total):
+    """Every point that the kind is concerned with, or that was passed; those where nobody died that
+    somebody should have died at."""
+    missed = []
+    for number, (name, (passes, kills)) in enumerate(
+        zip(total["points"], total["counts"], strict=True)
+    ):
+        is_concerned = number in total["concerned"]
+        if is_concerned and not kills:
+            missed.append(name)
+        if is_concerned or passes:
+            print(f"  {name:24} {passes:12} passes {kills:6} kills")
+    return missed
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kills", type=int)
+    parser.add_argument("--method", default="fork")
+    parser.add_argument("--package", default="mproc_ext")
+    parser.add_argument("--patience", type=float, default=20, help="seconds until it is a hang")
+    parser.add_argument("--at-once", type=int, default=1, help="storms that share the kills")
+    options = parser.parse_args()
+    seed = int(os.environ.get("MPROC_EXT_STORM_SEED", os.getpid()))
+    results = list(storms_at_once(options, seed))
+    failures = [result for result in results if isinstance(result, str)]
+    if failures:
+        print("\n".join(failures))
+        return 1
+    total = sum_up(results)
+    missed = print_table(total)
+    if missed and options.kills >= THOROUGH:
+        print(f"{options.kind}: nobody died at {', '.join(missed)}")
+        return 1
+    print(
+        f"{options.kind}, {options.method}: {total['kills']} kills, {total['of_holder']} of the "
+        f"holder, {total['at_points']} at points in the core, in {total['seconds']:.1f} s; "
+        f"{total['turns']} turns; longest wait {total['longest'] / 1e6:.1f} ms"
+    )
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())
