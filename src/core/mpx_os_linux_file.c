@@ -12,7 +12,11 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
+
+/* A container's /dev/shm may have room for nothing. */
+#define ROOM_WANTED ((unsigned long)16 << 20)
 
 /* ---- Creation -------------------------------------------------------------------------------- */
 
@@ -73,12 +77,20 @@ static bool out_of_descriptors(int status)
     return status == -EMFILE || status == -ENFILE;
 }
 
-static int create_unlinked_file(void)
+/* Whether a file there can grow; a file system without blocks has no limit of its own. */
+static bool has_room(const char *directory)
 {
-    const char *const directories[] = {"/dev/shm", getenv("TMPDIR"), "/tmp", "/var/tmp"};
+    struct statvfs room;
+    return statvfs(directory, &room) == 0 &&
+           (room.f_blocks == 0 || room.f_bavail >= ROOM_WANTED / room.f_frsize);
+}
+
+static int create_in_one_of(const char *const *directories, size_t count, bool with_room)
+{
     int status = -ENOENT;
-    for (size_t i = 0; i < MPX_ARRAY_LENGTH(directories); i++) {
-        if (directories[i] == NULL || directories[i][0] == '\0') {
+    for (size_t i = 0; i < count; i++) {
+        if (directories[i] == NULL || directories[i][0] == '\0' ||
+            (with_room && !has_room(directories[i]))) {
             continue;
         }
         status = create_in(directories[i]);
@@ -87,6 +99,15 @@ static int create_unlinked_file(void)
         }
     }
     return status;
+}
+
+static int create_unlinked_file(void)
+{
+    const char *const directories[] = {"/dev/shm", getenv("TMPDIR"), "/tmp", "/var/tmp"};
+    int status = create_in_one_of(directories, MPX_ARRAY_LENGTH(directories), true);
+    return status >= 0 || out_of_descriptors(status)
+               ? status
+               : create_in_one_of(directories, MPX_ARRAY_LENGTH(directories), false);
 }
 
 int mpx_os_anonymous_file(const char *label)
