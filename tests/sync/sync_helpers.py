@@ -189,10 +189,10 @@ def signal_when_asleep(number=signal.SIGUSR1):
     return Task(send)
 
 
-def run_program(*args, limit=LIMIT, env=None, expect=0):
+def run_program(*args, limit=LIMIT, env=None, expect=0, prefix=()):
     """Run a Python program in a session of its own, of which nothing is left; what it prints."""
     process = subprocess.Popen(
-        [sys.executable, *map(str, args)],
+        [*prefix, sys.executable, *map(str, args)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

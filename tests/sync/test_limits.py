@@ -75,6 +75,31 @@ if __name__ == "__main__":
     assert run_program(program) == "all right\n"
 
 
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_queues_with_few_descriptors(method, tmp_path):
+    """100 queues, which have a pipe each, where a process may have 256 descriptors."""
+    program = tmp_path / "queues.py"
+    program.write_text(
+        START
+        + f"""
+def echo(queues):
+    for number, queue in enumerate(queues):
+        queue.put(queue.get(timeout=50) + number)
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    ctx = mproc_ext.get_context({method!r})
+    queues = [ctx.Queue() for _ in range(100)]
+    for queue in queues:
+        queue.put(1)
+    in_child(ctx, echo, queues)
+    assert [queue.get(timeout=50) for queue in queues] == list(range(1, 101))
+    print("all right")
+"""
+    )
+    assert run_program(program) == "all right\n"
+
+
 @needs_event
 def test_all_kinds_with_few_descriptors():
     assert (
