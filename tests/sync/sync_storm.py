@@ -24,7 +24,7 @@ import time
 from sync_storm_memory import WORKERS, Memory
 from sync_storm_work import KINDS
 
-THOROUGH = 5_000
+THOROUGH = 3_000
 ANY_POINT = 2**31 - 1
 LOOK_INTERVAL = 0.0002
 AT_A_POINT = 0.05  # seconds that a plan has to come true

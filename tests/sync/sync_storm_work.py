@@ -14,6 +14,8 @@ import warnings
 
 from sync_storm_memory import WORKERS
 
+import mproc_ext
+
 PAUSE = 0.0005  # seconds: those who wait fall asleep
 
 
@@ -263,6 +265,42 @@ class Barrier(Work):
         return None
 
 
+class Making(Work):
+    """Everybody makes locks, holds them for a while and drops them, and forks children that have
+    them too: no slot is two locks, and what the dead had is used again."""
+
+    POINTS = ("slot_taken", "slot_held", "slot_dropped", "slot_freed", "slot_swept", "member_bits")
+    POINTS += ("member_birth", "member_seating", "member_seated", "member_handed_over")
+    POINTS += ("member_buried", "arena_sweeping")
+    ROOM = 4 << 20  # bytes, many times what the living need
+
+    def make(self, ctx):
+        self.ctx = ctx
+        self.one = ctx.Lock()
+
+    def turn(self):
+        self.memory.set("holder", self.pid)
+        locks = [self.timed(self.ctx.Lock) for _ in range(random.randrange(100))]
+        if not all(lock.acquire(False) for lock in locks):
+            self.complain("a new lock is held already")
+        if random.random() < 0.3:
+            child = os.fork()
+            if child == 0:
+                more = [self.ctx.Lock() for _ in range(10)]
+                os._exit(not all(lock.locked() for lock in locks) or any(m.locked() for m in more))
+            if os.waitpid(child, 0)[1] not in (0, signal.SIGKILL):
+                self.complain("a child found its parent's locks free, or its own held")
+        if not all(lock.locked() for lock in locks):
+            self.complain("a lock that this process holds is free")
+        self.memory.set("holder", 0)
+
+    def check(self, memory, turns, kills):
+        size = os.fstat(mproc_ext._core.arena_of(self.one)[1]).st_size
+        if size > self.ROOM:
+            return f"the arena has grown to {size} bytes"
+        return None
+
+
 memory_of_the_barrier = None
 
 
@@ -270,4 +308,7 @@ def count_generation():
     memory_of_the_barrier.add("generations")
 
 
-KINDS = {kind.__name__: kind for kind in (Lock, RLock, Value, Semaphore, Condition, Event, Barrier)}
+KINDS = {
+    kind.__name__: kind
+    for kind in (Lock, RLock, Value, Semaphore, Condition, Event, Barrier, Making)
+}
