@@ -33,14 +33,36 @@ typedef struct {
 extern const mpx_kill_point_t __start_mpx_points[] __attribute__((visibility("hidden")));
 extern const mpx_kill_point_t __stop_mpx_points[] __attribute__((visibility("hidden")));
 
+/* A step in an inline function is one point, and as many in the linker's list as files use it. */
+static size_t *number_of; /* of each in the list */
+static size_t numbers;
+
 static Py_buffer memory;
 static count_t *counts; /* NULL: not enrolled */
 static mpx_atomic_u64 *plan;
 static bool recovers_nothing;
 
-static size_t point_count(void)
+static size_t listed(void)
 {
     return (size_t)(__stop_mpx_points - __start_mpx_points);
+}
+
+static int give_numbers(void)
+{
+    if (number_of != NULL)
+        return 0;
+    number_of = PyMem_RawCalloc(listed(), sizeof(*number_of));
+    if (number_of == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (size_t i = 0; i < listed(); i++) {
+        size_t first = 0;
+        while (strcmp(__start_mpx_points[first].name, __start_mpx_points[i].name) != 0)
+            first++;
+        number_of[i] = first == i ? numbers++ : number_of[first];
+    }
+    return 0;
 }
 
 /* Whether the plan is to die here and now; counts the pass down. */
@@ -59,7 +81,7 @@ void mpx_kill_point(const mpx_kill_point_t *point)
 {
     if (counts == NULL)
         return;
-    size_t number = (size_t)(point - __start_mpx_points);
+    size_t number = number_of[point - __start_mpx_points];
     (void)mpx_u64_fetch_add_relaxed(&counts[number].passes, 1);
     if (is_last_pass(number)) {
         (void)mpx_u64_fetch_add_relaxed(&counts[number].kills, 1);
@@ -77,10 +99,13 @@ PyDoc_STRVAR(kill_points_doc, "kill_points()\n--\n\n"
 
 static PyObject *kill_points(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    PyObject *names = PyTuple_New((Py_ssize_t)point_count());
-    for (size_t i = 0; names != NULL && i < point_count(); i++) {
+    PyObject *names = PyTuple_New((Py_ssize_t)numbers);
+    size_t next = 0;
+    for (size_t i = 0; names != NULL && i < listed(); i++) {
+        if (number_of[i] != next)
+            continue;
         PyObject *name = PyUnicode_FromString(__start_mpx_points[i].name);
-        if (name == NULL || PyTuple_SetItem(names, (Py_ssize_t)i, name) < 0)
+        if (name == NULL || PyTuple_SetItem(names, (Py_ssize_t)next++, name) < 0)
             Py_CLEAR(names);
     }
     return names;
@@ -97,7 +122,7 @@ static PyObject *enrol(PyObject *Py_UNUSED(module), PyObject *args)
     Py_ssize_t at, plan_at;
     if (!PyArg_ParseTuple(args, "w*nn:kill_points_enrol", &view, &at, &plan_at))
         return NULL;
-    Py_ssize_t size = (Py_ssize_t)(point_count() * sizeof(count_t));
+    Py_ssize_t size = (Py_ssize_t)(numbers * sizeof(count_t));
     if (counts != NULL || at < 0 || at % 8 != 0 || at > view.len - size || plan_at < 0 ||
         plan_at % 8 != 0 || plan_at > view.len - (Py_ssize_t)sizeof(*plan)) {
         PyBuffer_Release(&view);
@@ -120,5 +145,5 @@ int mpx_add_kill_points(PyObject *module)
 {
     const char *recovery = getenv("MPROC_EXT_RECOVERY");
     recovers_nothing = recovery != NULL && strcmp(recovery, "0") == 0;
-    return PyModule_AddFunctions(module, methods);
+    return give_numbers() < 0 ? -1 : PyModule_AddFunctions(module, methods);
 }
