@@ -122,14 +122,18 @@ def synchronized(obj, lock=None, ctx=None):
     ctx = ctx or get_context()
 
     cls = type(obj)
+    if cls in _CODES:
+        return _bound(Synchronized(obj, lock, ctx), obj, _CODES[cls])
     if isinstance(obj, ctypes._SimpleCData):
-        return _bound(Synchronized(obj, lock, ctx), cls)
+        return Synchronized(obj, lock, ctx)
     if isinstance(obj, ctypes.Array):
         item_type = obj._type_
         if item_type is ctypes.c_char:
             return SynchronizedString(obj, lock, ctx)
-        plain = cls is item_type * len(obj)
-        return _bound(SynchronizedArray(obj, lock, ctx), item_type if plain else None)
+        wrapper = SynchronizedArray(obj, lock, ctx)
+        if item_type in _CODES and cls is item_type * len(obj):
+            return _bound(wrapper, obj, _CODES[item_type])
+        return wrapper
     try:
         wrapper = class_cache[cls]
     except KeyError:
@@ -139,11 +143,10 @@ def synchronized(obj, lock=None, ctx=None):
     return wrapper(obj, lock, ctx)
 
 
-def _bound(wrapper, item_type):
-    """Let the C code get and set the items, where it can: where neither their type nor the lock is
-    the program's own, and the memory is not the ctypes object's own, which can be resized."""
-    code = _CODES.get(item_type)
-    if code is not None and type(wrapper._lock) in _LOCKS and not wrapper._obj._b_needsfree_:
+def _bound(wrapper, obj, code):
+    """Let the C code get and set the items, unless the lock is the program's own, or the memory the
+    ctypes object's own, which can be resized."""
+    if type(wrapper._lock) in _LOCKS and not obj._b_needsfree_:
         wrapper._bind(code)
     return wrapper
 
