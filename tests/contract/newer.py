@@ -8,8 +8,8 @@ result.  All of them also pass with the stdlib of a Python that is new enough (s
 
 import inspect
 import os
-import signal
 import sys
+import time
 import warnings
 
 import mproc_ext
@@ -29,7 +29,8 @@ def since(*version):
 def wait_for_ever(ready):
     try:
         ready.send("ready")
-        signal.pause()
+        while True:  # a signal just before a pause() would not end that
+            time.sleep(0.01)
     except KeyboardInterrupt:
         ready.send("interrupted")
         sys.exit(7)
