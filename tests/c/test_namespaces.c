@@ -274,8 +274,10 @@ TEST(a_sign_outweighs_another_start)
     void *mark;
     mpx_process_id_t own = mpx_os_own_process();
     own.start++;
-    CHECK_EQ(mpx_os_pid_alive(own), own.start == 1 || emulated());
-    CHECK_EQ(mpx_os_process_alive(own), own.start == 1 || emulated());
+    if (!emulated()) { /* emulators have their own ideas of a start */
+        CHECK_EQ(mpx_os_pid_alive(own), own.start == 1);
+        CHECK_EQ(mpx_os_process_alive(own), own.start == 1);
+    }
     struct flock byte = {.l_type = F_WRLCK,
                          .l_start = (off_t)((uint64_t)own.start << 30 | (uint32_t)own.pid),
                          .l_len = 1};

@@ -1,13 +1,15 @@
 """The storm of test_storm.py fails where it should: so it would find what is wrong."""
 
+import pathlib
 import re
 
 import pytest
 from sync_helpers import run_program
 from sync_storm_work import KINDS
-from test_storm import PROGRAM
 
 import mproc_ext
+
+PROGRAM = pathlib.Path(__file__).with_name("sync_storm.py")
 
 # Where nobody waits for anybody, nobody hangs: then the dead's memory is lost.
 HANG = [kind for kind in KINDS if kind != "Making"]
