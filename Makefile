@@ -7,6 +7,7 @@ PYTEST_ARGS ?=
 TESTS ?= .
 DEMO_ARGS ?=
 CONFORMANCE_ARGS ?=
+comma := ,
 SWITCHES = MPROC_EXT_DEBUG MPROC_EXT_SANITIZE MPROC_EXT_COVERAGE MPROC_EXT_WERROR MPROC_EXT_PURE \
 	MPROC_EXT_KILL_POINTS
 
@@ -76,7 +77,8 @@ clean: ## remove all that was made
 
 # The package is installed again where a source or a build switch has changed since the last time.
 $(DEMO)/.installed: WANTED = .
-$(TEST)/.installed: WANTED = .[test]
+# For a free-threaded Python mypy has no wheels.
+$(TEST)/.installed: WANTED = .[$(if $(filter %t,$(TAG)),test,test$(comma)typing)]
 $(LINT)/.installed: WANTED = .[dev]
 $(TEST)/%: export MPROC_EXT_WERROR ?= 1
 
