@@ -9,6 +9,7 @@ A heap belongs to one process, as the stdlib's does.  When that dies, its memory
 last process that has mapped it.
 """
 
+import collections
 import mmap
 import os
 
@@ -73,12 +74,12 @@ class Heap(_std.Heap):
     def __init__(self, size=mmap.PAGESIZE):
         super().__init__(size)
         # What was given back, but can be seen by another process yet: (block, token).
-        self._lent = []
+        self._lent = collections.deque()
         util.register_after_fork(self, Heap._forget)
 
     def _forget(self):
         """In a forked child, which holds what its parent's heap lends as long as it has it here."""
-        self._lent = []
+        self._lent = collections.deque()
 
     def _give_back(self, block, token):
         """Free a block once nobody but this process has its token."""
@@ -105,9 +106,9 @@ class Heap(_std.Heap):
         if not self._lent:
             return False
         _core.bury_dead()
-        lent, self._lent = self._lent, []
         count = 0
-        for block, token in lent:
+        for _ in range(len(self._lent)):  # another thread may append
+            block, token = self._lent.popleft()
             if token._is_shared():
                 self._lent.append((block, token))
             else:
