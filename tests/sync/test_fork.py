@@ -5,16 +5,18 @@ import os
 import threading
 
 import pytest
-from sync_helpers import LIMIT, Task, in_thread, ours, wait_until_asleep
+from sync_helpers import LIMIT, Task, in_thread, ours, wait_until, wait_until_asleep
 
 KINDS = ("Lock", "RLock")
 
 
-def in_fork(mp, function):
-    """What a function returns in a forked child of multiprocessing's."""
+def in_fork(mp, function, started=lambda: None):
+    """What a function returns in a forked child of multiprocessing's; calls another one as soon as
+    there is a child."""
     reader, writer = mp.Pipe(False)
     child = mp.Process(target=lambda: writer.send(function()), name="Kid")
     child.start()
+    started()
     writer.close()
     assert reader.poll(LIMIT)
     result = reader.recv()
@@ -154,19 +156,29 @@ def test_fork_while_a_thread_waits(mp, kind):
 def test_fork_while_threads_take_and_release(mp, kind):
     """Whatever a thread is in the middle of, the lock is whole in the child."""
     lock = getattr(mp, kind)()
-    stop = threading.Event()
+    stop, going = threading.Event(), threading.Event()
+    turns = [0, 0]
 
-    def work():
+    def work(number):
         while not stop.is_set():
             with lock:
                 pass
+            turns[number] += 1
+            going.wait()  # else they may leave no moment for the child
 
-    tasks = [Task(work) for _ in range(2)]
+    def look():
+        return [lock.acquire(True, LIMIT), lock.release()]
+
+    tasks = [Task(work, number) for number in range(2)]
     try:
         for _ in range(20):
-            assert in_fork(mp, lambda: [lock.acquire(True, LIMIT), lock.release()]) == [True, None]
+            before = list(turns)
+            going.set()
+            wait_until(lambda before=before: turns[0] > before[0] and turns[1] > before[1])
+            assert in_fork(mp, look, going.clear) == [True, None]
     finally:
         stop.set()
+        going.set()
     for task in tasks:
         task.get()
     assert lock.acquire(False) is True

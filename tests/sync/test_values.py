@@ -596,12 +596,13 @@ def test_items_are_not_torn(mp):
 def test_no_file_with_a_name(tmp_path):
     program = tmp_path / "traces.py"
     program.write_text(
-        "import os, mproc_ext\n"
+        "import os, sys, mproc_ext\n"
         "things = [mproc_ext.Value('i'), mproc_ext.Array('d', 10000)]\n"
         "with open('/proc/self/maps') as file:\n"
         "    files = {line.split(None, 5)[5].strip() for line in file if line.count(' ') > 5}\n"
         "files |= {os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')[:-1]}\n"
-        "print([name for name in files if name.startswith(('/dev/shm', '/tmp', '/var/tmp'))])\n"
+        "print([name for name in files if name.startswith(('/dev/shm', '/tmp', '/var/tmp'))\n"
+        "    and not name.startswith(sys.prefix)])\n"
     )
     assert run_program(program) == "[]\n"
 
