@@ -21,13 +21,13 @@ static int owner_alive(uint32_t number, uint32_t start)
 
 /* The time of the last tick of the clock, which is some milliseconds ago, is had for a third of the
  * price. */
-int mpx_lock_try_held(mpx_lock_t *lock, int64_t *next_look)
+int mpx_lock_try_held(mpx_lock_t *lock, mpx_atomic_u64 *next_look)
 {
     int64_t now = mpx_os_tick();
-    if (MPX_LIKELY(now < *next_look)) {
+    if (MPX_LIKELY(now < (int64_t)mpx_u64_load_relaxed(next_look))) {
         return -EAGAIN;
     }
-    *next_look = now + LOOK_INTERVAL;
+    mpx_u64_store_relaxed(next_look, (uint64_t)(now + LOOK_INTERVAL));
     uint64_t own = mpx_os_own_word();
     uint64_t seen = mpx_u64_load_relaxed(&lock->owned.word);
     uint32_t number = (uint32_t)seen & MPX_FUTEX_TID_MASK;

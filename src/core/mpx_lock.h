@@ -29,12 +29,12 @@ typedef struct {
 } mpx_lock_t;
 
 /* What mpx_lock_try does where the lock is not free. */
-MPX_NODISCARD int mpx_lock_try_held(mpx_lock_t *lock, int64_t *next_look);
+MPX_NODISCARD int mpx_lock_try_held(mpx_lock_t *lock, mpx_atomic_u64 *next_look);
 
 /* Takes the lock without waiting: 0, MPX_OWNER_DIED, or -EAGAIN where it is another's. To look
  * whether the owner lives takes some system calls: done here only when the time *next_look has
- * come, which is then set anew. It is the caller's own, 0 at first. */
-MPX_NODISCARD static inline int mpx_lock_try(mpx_lock_t *lock, int64_t *next_look)
+ * come, which is then set anew. It is the caller's own, or its threads', 0 at first. */
+MPX_NODISCARD static inline int mpx_lock_try(mpx_lock_t *lock, mpx_atomic_u64 *next_look)
 {
     bool is_free = mpx_u64_load_relaxed(&lock->owned.word) == 0;
     if (MPX_LIKELY(is_free && mpx_owned_take(&lock->owned, 0, mpx_os_own_word()) == 0)) {

@@ -4,15 +4,16 @@
  */
 #include "shared.h"
 
+/* Any size is one of any slot, so a thread may see those of different initialisations. */
 typedef struct {
     MPX_SHARED_HEAD
-    Py_ssize_t size;
+    mpx_atomic_u32 size;
 } BlockObject;
 
 static bool set_size(PyObject *self, Py_ssize_t size)
 {
     if (size >= 0 && size <= MPX_SLOT_ROOM) {
-        ((BlockObject *)self)->size = size;
+        mpx_u32_store_relaxed(&((BlockObject *)self)->size, (uint32_t)size);
         return true;
     }
     PyErr_Format(PyExc_ValueError, "a block has at most %d bytes", MPX_SLOT_ROOM);
@@ -37,8 +38,10 @@ static PyObject *Block_remake(PyObject *self, PyObject *args)
     PyObject *identity;
     unsigned int slot;
     Py_ssize_t size;
+    mpx_place_t place;
     if (!PyArg_ParseTuple(args, "SIn:_remake", &identity, &slot, &size) || !set_size(self, size) ||
-        mpx_shared_take((SharedObject *)self, identity, slot) < 0)
+        mpx_place_take(&place, identity, slot) < 0 ||
+        mpx_shared_hold((SharedObject *)self, place) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -52,16 +55,18 @@ static PyObject *Block_is_shared(PyObject *self, PyObject *Py_UNUSED(ignored))
     SharedObject *shared = (SharedObject *)self;
     if (!mpx_shared_check(shared, "_is_shared"))
         return NULL;
-    return PyBool_FromLong(mpx_slot_is_shared(shared->arena, shared->slot));
+    mpx_place_t place = mpx_shared_place(shared);
+    return PyBool_FromLong(mpx_slot_is_shared(place.arena, place.slot));
 }
 
 static int Block_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
-    if (((SharedObject *)self)->room == NULL) {
+    void *room = mpx_shared_room((SharedObject *)self);
+    if (room == NULL) {
         PyErr_SetString(PyExc_BufferError, "the block has no memory: it was not made");
         return -1;
     }
-    return PyBuffer_FillInfo(view, self, ((SharedObject *)self)->room, ((BlockObject *)self)->size,
+    return PyBuffer_FillInfo(view, self, room, mpx_u32_load_relaxed(&((BlockObject *)self)->size),
                              0, flags);
 }
 

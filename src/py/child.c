@@ -3,11 +3,12 @@
  * The base of the Popen classes of fork and spawn. It starts the child, waits for it, signals it
  * and keeps its exit code.
  *
- * Threads. Any number of them may wait for one child: waiting does not reap. Reaping and the store
- * of the exit code are one step under the GIL (or the object's critical section), so no thread
- * finds the child gone and the exit code not there yet; and since a signal is sent under the same
- * lock, only while there is no exit code, it cannot reach another process that got the number.
- * A thread may close the object while another waits: waiting asks for the pid, and takes what a
+ * Threads. All fields are read and written under the GIL (or in the object's critical section). Any
+ * number of threads may wait for one child: waiting does not reap. Reaping and the store of the
+ * exit code are one step, so no thread finds the child gone and the exit code not there yet; and
+ * since a signal is sent in such a step, only while there is no exit code, it cannot reach another
+ * process that got the number. Of several threads that start, one does: the others are refused. A
+ * thread may close the object while another waits: waiting asks for the pid, and takes what a
  * descriptor says for a hint.
  *
  * Sentinels. The child's is its pidfd: readable when it has ended, whatever its own children do.
@@ -33,9 +34,10 @@ typedef struct {
     PyObject_HEAD pid_t pid; /* 0 before the start, and in a child where a subclass has set it */
     pid_t owner;             /* the process that started it: only there is it a child */
     int pidfd;               /* -1: none */
-    int sentinel; /* the pidfd, or a pipe's read end, or what a subclass has set; -1: none */
-    int parent_w; /* -1, or the write end of the pipe that tells the child of our end */
-    bool started; /* pid is set */
+    int sentinel;  /* the pidfd, or a pipe's read end, or what a subclass has set; -1: none */
+    int parent_w;  /* -1, or the write end of the pipe that tells the child of our end */
+    bool started;  /* pid is set */
+    bool starting; /* a thread is at it */
     bool owns_sentinel;
     bool ended;
     int exitcode; /* where ended */
@@ -134,7 +136,7 @@ static int open_sentinel(ChildObject *self)
 /* In the parent, after the start: keeps what is ours, closes what is the child's. The child's are
  * closed first, so that a table of descriptors which had room for the start has room for the
  * sentinel. Where another thread took that room, the child is ended: 0, or -1 with an exception. */
-static int adopt(ChildObject *self, pid_t pid, links_t *links)
+static int adopt_alone(ChildObject *self, pid_t pid, links_t *links)
 {
     self->pid = pid;
     self->started = true;
@@ -161,6 +163,42 @@ static int adopt(ChildObject *self, pid_t pid, links_t *links)
     }
     self->owns_sentinel = true;
     return 0;
+}
+
+static int adopt(ChildObject *self, pid_t pid, links_t *links)
+{
+    int status;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    status = adopt_alone(self, pid, links);
+    Py_END_CRITICAL_SECTION();
+    return status;
+}
+
+/* Whether this thread may start the child; where it may, it says end_start afterwards. Raises where
+ * not. */
+static bool begin_start(ChildObject *self)
+{
+    bool started, may;
+    pid_t pid;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    pid = self->pid;
+    started = self->started;
+    may = !started && !self->starting;
+    if (may)
+        self->starting = true;
+    Py_END_CRITICAL_SECTION();
+    if (started)
+        PyErr_Format(PyExc_RuntimeError, "this object has started process %d already", (int)pid);
+    else if (!may)
+        PyErr_SetString(PyExc_RuntimeError, "another thread is starting this object's process");
+    return may;
+}
+
+static void end_start(ChildObject *self)
+{
+    Py_BEGIN_CRITICAL_SECTION(self);
+    self->starting = false;
+    Py_END_CRITICAL_SECTION();
 }
 
 /* ---- Fork ------------------------------------------------------------------------------------ */
@@ -225,12 +263,6 @@ static pid_t fork_by_core(void)
     return pid < 0 ? -1 : pid;
 }
 
-static PyObject *refuse_second_start(ChildObject *self)
-{
-    PyErr_Format(PyExc_RuntimeError, "this object has started process %d already", (int)self->pid);
-    return NULL;
-}
-
 PyDoc_STRVAR(Child_fork_doc,
              "_fork($self, die_with_parent, /)\n--\n\n"
              "Fork: None in the parent; in the child a descriptor that becomes readable when the\n"
@@ -239,16 +271,9 @@ PyDoc_STRVAR(Child_fork_doc,
              "Unlike os.fork it does not warn where this process has threads.\n"
              "OSError where the system refuses: then there is no child.");
 
-static PyObject *Child_fork(PyObject *object, PyObject *args)
+static PyObject *fork_child(ChildObject *self, bool die_with_parent)
 {
-    ChildObject *self = CHILD(object);
-    int die_with_parent;
     links_t links;
-
-    if (!PyArg_ParseTuple(args, "p:_fork", &die_with_parent))
-        return NULL;
-    if (self->started)
-        return refuse_second_start(self);
     int special = fork_is_special();
     if (special < 0)
         return NULL;
@@ -278,6 +303,16 @@ static PyObject *Child_fork(PyObject *object, PyObject *args)
             return mpx_raise(armed);
     }
     return PyLong_FromLong(links.parent_fd);
+}
+
+static PyObject *Child_fork(PyObject *object, PyObject *args)
+{
+    int die_with_parent;
+    if (!PyArg_ParseTuple(args, "p:_fork", &die_with_parent) || !begin_start(CHILD(object)))
+        return NULL;
+    PyObject *result = fork_child(CHILD(object), die_with_parent != 0);
+    end_start(CHILD(object));
+    return result;
 }
 
 PyDoc_STRVAR(
@@ -312,16 +347,11 @@ static pid_t start_by(PyObject *start, PyObject *path, PyObject *argv, PyObject 
     return pid;
 }
 
-static PyObject *Child_spawn(PyObject *object, PyObject *args)
+static PyObject *spawn_child(ChildObject *self, PyObject *path, PyObject *argv_of, PyObject *fds,
+                             PyObject *start)
 {
-    ChildObject *self = CHILD(object);
-    PyObject *path, *argv_of, *fds, *start = Py_None, *argv = NULL, *all = NULL;
+    PyObject *argv = NULL, *all = NULL;
     links_t links;
-
-    if (!PyArg_ParseTuple(args, "OOO|O:_spawn", &path, &argv_of, &fds, &start))
-        return NULL;
-    if (self->started)
-        return refuse_second_start(self);
     int status = open_links(&links);
     if (status < 0)
         return mpx_raise(status);
@@ -337,6 +367,17 @@ static PyObject *Child_spawn(PyObject *object, PyObject *args)
     if (adopt(self, pid, &links) < 0)
         return NULL;
     Py_RETURN_NONE;
+}
+
+static PyObject *Child_spawn(PyObject *object, PyObject *args)
+{
+    PyObject *path, *argv_of, *fds, *start = Py_None;
+    if (!PyArg_ParseTuple(args, "OOO|O:_spawn", &path, &argv_of, &fds, &start) ||
+        !begin_start(CHILD(object)))
+        return NULL;
+    PyObject *result = spawn_child(CHILD(object), path, argv_of, fds, start);
+    end_start(CHILD(object));
+    return result;
 }
 
 /* ---- Wait and signal ------------------------------------------------------------------------- */
@@ -368,15 +409,31 @@ static PyObject *exitcode_or_none(ChildObject *self)
     return result;
 }
 
+/* Whether it is a child of this process. */
+static bool is_own(ChildObject *self)
+{
+    bool is;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    is = self->owner == getpid();
+    Py_END_CRITICAL_SECTION();
+    return is;
+}
+
 /* Blocks until the child has ended or the deadline has passed; 0, or -1 with an exception. */
 static int block(ChildObject *self, int64_t deadline)
 {
     int status;
     do {
-        pid_t pid = self->pid;
-        int pidfd = self->pidfd;
+        bool ended;
+        pid_t pid;
+        int pidfd;
+        Py_BEGIN_CRITICAL_SECTION(self);
+        ended = self->ended;
+        pid = self->pid;
+        pidfd = self->pidfd;
+        Py_END_CRITICAL_SECTION();
         int64_t piece = deadline == MPX_NEVER ? deadline : mpx_piece_of(deadline);
-        if (self->ended || pid <= 0)
+        if (ended || pid <= 0)
             return 0;
         Py_BEGIN_ALLOW_THREADS status = mpx_process_wait(pid, pidfd, piece);
         Py_END_ALLOW_THREADS
@@ -397,7 +454,7 @@ static PyObject *Child_poll(PyObject *object, PyObject *args, PyObject *kwargs)
     int flag = 1; /* os.WNOHANG */
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|i:poll", keywords, &flag))
         return NULL;
-    if (flag == 0 && CHILD(object)->owner == getpid() && block(CHILD(object), MPX_NEVER) < 0)
+    if (flag == 0 && is_own(CHILD(object)) && block(CHILD(object), MPX_NEVER) < 0)
         return NULL;
     return exitcode_or_none(CHILD(object));
 }
@@ -415,7 +472,7 @@ static PyObject *Child_wait(PyObject *object, PyObject *args, PyObject *kwargs)
         mpx_deadline_of(timeout, &deadline) < 0)
         return NULL;
     PyObject *result = exitcode_or_none(CHILD(object));
-    if (result != Py_None || CHILD(object)->owner != getpid())
+    if (result != Py_None || !is_own(CHILD(object)))
         return result;
     Py_DECREF(result);
     return block(CHILD(object), deadline) < 0 ? NULL : exitcode_or_none(CHILD(object));
@@ -481,8 +538,13 @@ static int store_int(PyObject *value, int *field)
 
 static PyObject *Child_get_pid(PyObject *object, void *Py_UNUSED(closure))
 {
-    ChildObject *self = CHILD(object);
-    return self->started ? PyLong_FromPid(self->pid) : missing(object, "pid");
+    bool started;
+    pid_t pid;
+    Py_BEGIN_CRITICAL_SECTION(object);
+    started = CHILD(object)->started;
+    pid = CHILD(object)->pid;
+    Py_END_CRITICAL_SECTION();
+    return started ? PyLong_FromPid(pid) : missing(object, "pid");
 }
 
 /* Settable, like the two below, for subclasses that start the child by other means. */
@@ -491,15 +553,20 @@ static int Child_set_pid(PyObject *object, PyObject *value, void *Py_UNUSED(clos
     int pid;
     if (store_int(value, &pid) < 0)
         return -1;
+    Py_BEGIN_CRITICAL_SECTION(object);
     CHILD(object)->pid = pid;
     CHILD(object)->started = true;
     CHILD(object)->owner = getpid();
+    Py_END_CRITICAL_SECTION();
     return 0;
 }
 
 static PyObject *Child_get_sentinel(PyObject *object, void *Py_UNUSED(closure))
 {
-    int sentinel = CHILD(object)->sentinel;
+    int sentinel;
+    Py_BEGIN_CRITICAL_SECTION(object);
+    sentinel = CHILD(object)->sentinel;
+    Py_END_CRITICAL_SECTION();
     return sentinel < 0 ? missing(object, "sentinel") : PyLong_FromLong(sentinel);
 }
 
@@ -508,27 +575,33 @@ static int Child_set_sentinel(PyObject *object, PyObject *value, void *Py_UNUSED
     int sentinel;
     if (store_int(value, &sentinel) < 0)
         return -1;
+    Py_BEGIN_CRITICAL_SECTION(object);
     release_fds(CHILD(object));
     CHILD(object)->sentinel = sentinel;
+    Py_END_CRITICAL_SECTION();
     return 0;
 }
 
 static PyObject *Child_get_returncode(PyObject *object, void *Py_UNUSED(closure))
 {
-    ChildObject *self = CHILD(object);
-    return self->ended ? PyLong_FromLong(self->exitcode) : Py_NewRef(Py_None);
+    bool ended;
+    int exitcode;
+    Py_BEGIN_CRITICAL_SECTION(object);
+    ended = CHILD(object)->ended;
+    exitcode = CHILD(object)->exitcode;
+    Py_END_CRITICAL_SECTION();
+    return ended ? PyLong_FromLong(exitcode) : Py_NewRef(Py_None);
 }
 
 static int Child_set_returncode(PyObject *object, PyObject *value, void *Py_UNUSED(closure))
 {
-    ChildObject *self = CHILD(object);
-    if (value == Py_None) {
-        self->ended = false;
-        return 0;
-    }
-    if (store_int(value, &self->exitcode) < 0)
+    int exitcode = 0;
+    if (value != Py_None && store_int(value, &exitcode) < 0)
         return -1;
-    self->ended = true;
+    Py_BEGIN_CRITICAL_SECTION(object);
+    CHILD(object)->ended = value != Py_None;
+    CHILD(object)->exitcode = exitcode;
+    Py_END_CRITICAL_SECTION();
     return 0;
 }
 

@@ -163,7 +163,7 @@ static bool end_finally(PyObject *before)
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
 
-static int sleep_until(ConditionObject *self, mpx_slot_t node, PyObject *timeout)
+static int sleep_until(mpx_place_t place, mpx_slot_t node, PyObject *timeout)
 {
     int64_t deadline = MPX_NEVER;
     int status;
@@ -172,7 +172,7 @@ static int sleep_until(ConditionObject *self, mpx_slot_t node, PyObject *timeout
         return -1;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        Py_BEGIN_ALLOW_THREADS status = mpx_condition_sleep(self->arena, self->slot, node, piece);
+        Py_BEGIN_ALLOW_THREADS status = mpx_condition_sleep(place.arena, place.slot, node, piece);
         Py_END_ALLOW_THREADS
     } while (mpx_wait_on(&status, deadline));
     return status == -EINTR ? -1 : 0;
@@ -180,14 +180,14 @@ static int sleep_until(ConditionObject *self, mpx_slot_t node, PyObject *timeout
 
 /* Releases the lock, sleeps, and acquires the lock again: 0, or -1 with an exception. *slept says
  * whether nothing was raised before the lock is acquired. */
-static int sleep_without_lock(ConditionObject *self, PyObject *lock, mpx_slot_t node,
-                              PyObject *timeout, bool *slept)
+static int sleep_without_lock(ConditionObject *self, PyObject *lock, mpx_place_t place,
+                              mpx_slot_t node, PyObject *timeout, bool *slept)
 {
     module_state_t *state = state_of(self);
     Py_ssize_t count = state == NULL ? -1 : count_of(self, state, lock);
     if (count < 0 || call_often(lock, state->names[MPX_NAME_RELEASE], count) < 0)
         return -1;
-    *slept = sleep_until(self, node, timeout) == 0;
+    *slept = sleep_until(place, node, timeout) == 0;
     PyObject *exception = fetch_raised();
     (void)!call_often(lock, state->names[MPX_NAME_ACQUIRE], count);
     return end_finally(exception) ? -1 : 0;
@@ -200,13 +200,14 @@ static PyObject *wait_with(ConditionObject *self, PyObject *lock, PyObject *time
     if (assert_mine(self, lock, "must acquire() condition before using wait()") < 0 ||
         !mpx_shared_check((SharedObject *)self, "_cond"))
         return NULL;
-    int status = mpx_condition_enter(self->arena, self->slot, &node);
+    mpx_place_t place = mpx_shared_place((SharedObject *)self);
+    int status = mpx_condition_enter(place.arena, place.slot, &node);
     if (status < 0)
         return mpx_shared_raise(status);
-    status = sleep_without_lock(self, lock, node, timeout, &slept);
-    bool notified = mpx_condition_leave(self->arena, self->slot, node) > 0;
+    status = sleep_without_lock(self, lock, place, node, timeout, &slept);
+    bool notified = mpx_condition_leave(place.arena, place.slot, node) > 0;
     if (notified && !slept) /* a signal handler raised: the notify is for another one */
-        (void)!mpx_condition_notify(self->arena, self->slot, 1);
+        (void)!mpx_condition_notify(place.arena, place.slot, 1);
     return status < 0 ? NULL : PyBool_FromLong(notified);
 }
 
@@ -255,7 +256,8 @@ static PyObject *notify_some(ConditionObject *self, PyObject *n)
     Py_ssize_t count = n == NULL ? 1 : number_below(self, n);
     if (count < 0 || !mpx_shared_check((SharedObject *)self, "_cond"))
         return NULL;
-    int status = mpx_condition_notify(self->arena, self->slot, (size_t)count);
+    mpx_place_t place = mpx_shared_place((SharedObject *)self);
+    int status = mpx_condition_notify(place.arena, place.slot, (size_t)count);
     if (status < 0)
         return raise_status(status);
     Py_RETURN_NONE;
@@ -270,9 +272,10 @@ static PyObject *notify_with(ConditionObject *self, PyObject *lock, PyObject *n)
 static bool is_for_nobody(ConditionObject *self)
 {
     bool is;
+    void *room = mpx_shared_room((SharedObject *)self);
     Py_BEGIN_CRITICAL_SECTION(self);
-    is = self->lock != NULL && self->room != NULL && mpx_is_plain(self->lock, &self->known) &&
-         mpx_semlock_is_mine_plainly(self->lock) && mpx_condition_is_empty(self->room);
+    is = self->lock != NULL && room != NULL && mpx_is_plain(self->lock, &self->known) &&
+         mpx_semlock_is_mine_plainly(self->lock) && mpx_condition_is_empty(room);
     Py_END_CRITICAL_SECTION();
     return is;
 }
@@ -308,8 +311,9 @@ static PyObject *Condition_counts(PyObject *object, PyObject *living)
     mpx_condition_counts_t counts;
     if (!mpx_shared_check((SharedObject *)self, "_cond"))
         return NULL;
-    int status = living == Py_True ? mpx_condition_count_living(self->arena, self->slot, &counts)
-                                   : mpx_condition_count(self->arena, self->slot, &counts);
+    mpx_place_t place = mpx_shared_place((SharedObject *)self);
+    int status = living == Py_True ? mpx_condition_count_living(place.arena, place.slot, &counts)
+                                   : mpx_condition_count(place.arena, place.slot, &counts);
     if (status < 0)
         return raise_status(status);
     return Py_BuildValue("II", counts.waiting, counts.granted);

@@ -7,7 +7,8 @@
 
 static mpx_event_t *event_of(PyObject *self)
 {
-    return mpx_shared_check((SharedObject *)self, "_cond") ? ((SharedObject *)self)->room : NULL;
+    return mpx_shared_check((SharedObject *)self, "_cond") ? mpx_shared_room((SharedObject *)self)
+                                                           : NULL;
 }
 
 PyDoc_STRVAR(Event_is_set_doc, "is_set($self)\n--\n\n"

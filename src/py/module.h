@@ -52,11 +52,49 @@ static inline module_state_t *module_state(PyObject *module)
     return PyModule_GetState(module);
 }
 
-/* Python before 3.13 has no critical sections, and no build without a GIL that would need them. */
+/* Python before 3.13 has no critical sections, and no build without a GIL that would need them.
+ *
+ * A critical section keeps other threads out of those of the same object until it ends, or until
+ * something in it waits or runs Python code: what belongs together is read, or written, with
+ * nothing of that kind in between. */
 #ifndef Py_BEGIN_CRITICAL_SECTION
 #    define Py_BEGIN_CRITICAL_SECTION(object) {
 #    define Py_END_CRITICAL_SECTION()         }
 #endif
+
+/* Puts a reference, which it steals, into a member that programs see, and returns the former one,
+ * to be dropped after the critical section of the object: other threads may look at the member
+ * outside of it. */
+static inline PyObject *mpx_put(PyObject **member, PyObject *value)
+{
+    PyObject *before = *member;
+#ifdef Py_GIL_DISABLED
+    _Py_atomic_store_ptr_release(member, value);
+#else
+    *member = value;
+#endif
+    return before;
+}
+
+/* A new reference to what a field of the module's state refers to, NULL where that is NULL. */
+static inline PyObject *mpx_state_ref(PyObject *module, PyObject **field)
+{
+    PyObject *object;
+    Py_BEGIN_CRITICAL_SECTION(module);
+    object = Py_XNewRef(*field);
+    Py_END_CRITICAL_SECTION();
+    return object;
+}
+
+/* Puts a new reference there. */
+static inline void mpx_state_set(PyObject *module, PyObject **field, PyObject *object)
+{
+    PyObject *before;
+    Py_BEGIN_CRITICAL_SECTION(module);
+    before = mpx_put(field, Py_NewRef(object));
+    Py_END_CRITICAL_SECTION();
+    Py_XDECREF(before);
+}
 
 /* errors.c: sets the OSError of a negative errno; returns NULL. */
 PyObject *mpx_raise(int status);

@@ -8,8 +8,11 @@
  * A lock is owned by a process. Which thread holds an RLock, and how often, is known to the object
  * alone, as in the standard library; a forked child has not acquired what its parent has.
  *
- * Threads without the GIL. `holder` is written by the thread that acquires, before it has anything
- * to lose, and read by others only to compare it with themselves; `depth` is atomic.
+ * Threads without the GIL. `holder` is written by a thread that has acquired, before it says so in
+ * `depth`, and read by others only to compare it with themselves: who sees that depth sees that it
+ * is another's. A thread that releases says so in `depth` first, so that whoever acquires next
+ * finds no count but its own. The rest is written while the object is made; made again, it has new
+ * values for another slot of its own, never somebody else's.
  */
 #include "semlock.h"
 #include "shared.h"
@@ -28,46 +31,65 @@ typedef struct SemLockObject SemLockObject;
 
 struct SemLockObject {
     MPX_SHARED_HEAD
-    SemLockObject *target; /* itself, once it is made */
-    int kind;
-    int maxvalue;
-    bool is_lock;      /* the slot has a lock in it, not a semaphore */
-    bool warned;       /* of an owner that died */
-    int64_t next_look; /* see mpx_lock_try */
-    /* How often it was acquired here and not released, and by which thread of which process last.
-     */
+    mpx_atomic_ptr target; /* itself, once it is made */
+    mpx_atomic_u32 kind;
+    mpx_atomic_u32 maxvalue;
+    mpx_atomic_u32 is_lock;   /* the slot has a lock in it, not a semaphore */
+    bool warned;              /* of an owner that died */
+    mpx_atomic_u64 next_look; /* see mpx_lock_try */
+    /* The thread that acquired it last. */
     mpx_atomic_u64 holder;
+    /* How often it was acquired here and not released: that in the lower half, and of which process
+     * it is said in the upper one. */
     mpx_atomic_u64 depth;
-    mpx_atomic_u32 holder_pid;
 };
 
 /* What `_semlock` is: the same lock without what a subclass has overridden, which may call it. */
 typedef struct {
     MPX_SHARED_HEAD            /* not used */
-        SemLockObject *target; /* a strong reference */
+        mpx_atomic_ptr target; /* a strong reference */
 } ViewObject;
 
 MPX_STATIC_ASSERT(offsetof(SemLockObject, target) == offsetof(ViewObject, target),
                   "one method serves both");
 
-#define SEMLOCK(object) (((ViewObject *)(object))->target)
-
-static mpx_lock_t *lock_of(SemLockObject *self)
+static inline SemLockObject *semlock(PyObject *self)
 {
-    return self->room;
+    return mpx_ptr_load_acquire(&((ViewObject *)self)->target); /* P3: with P2 */
 }
 
-static mpx_semaphore_t *semaphore_of(SemLockObject *self)
+static inline bool is_lock(SemLockObject *self)
 {
-    return self->room;
+    return mpx_u32_load_relaxed(&self->is_lock);
+}
+
+static inline bool is_recursive(SemLockObject *self)
+{
+    return mpx_u32_load_relaxed(&self->kind) == RECURSIVE_MUTEX;
+}
+
+static inline int maxvalue_of(SemLockObject *self)
+{
+    return (int)mpx_u32_load_relaxed(&self->maxvalue);
+}
+
+static inline mpx_lock_t *lock_of(SemLockObject *self)
+{
+    return mpx_shared_room((SharedObject *)self);
+}
+
+static inline mpx_semaphore_t *semaphore_of(SemLockObject *self)
+{
+    return mpx_shared_room((SharedObject *)self);
 }
 
 /* The lock behind a method's self; NULL with an exception where it was not made. */
 static SemLockObject *made(PyObject *self, const char *attribute)
 {
-    if (MPX_UNLIKELY(SEMLOCK(self) == NULL))
-        mpx_shared_check((SharedObject *)self, attribute);
-    return SEMLOCK(self);
+    SemLockObject *lock = semlock(self);
+    if (MPX_UNLIKELY(lock == NULL))
+        mpx_shared_raise_not_made((SharedObject *)self, attribute);
+    return lock;
 }
 
 /* ---- Who holds it ---------------------------------------------------------------------------- */
@@ -84,11 +106,15 @@ static uint64_t own_thread(void)
     return (uint64_t)(uintptr_t)pthread_self();
 }
 
+/* The depth that this process finds in the word: a parent's is none of its own. */
+static int64_t depth_in(uint64_t word)
+{
+    return MPX_LIKELY((uint32_t)(word >> 32) == own_pid()) ? (int32_t)(uint32_t)word : 0;
+}
+
 static int64_t depth_of(SemLockObject *self)
 {
-    if (MPX_UNLIKELY(mpx_u32_load_relaxed(&self->holder_pid) != own_pid()))
-        return 0;
-    return (int64_t)mpx_u64_load_relaxed(&self->depth);
+    return depth_in(mpx_u64_load_acquire(&self->depth)); /* P5: with P4 */
 }
 
 static bool is_mine(SemLockObject *self)
@@ -96,18 +122,20 @@ static bool is_mine(SemLockObject *self)
     return depth_of(self) > 0 && mpx_u64_load_relaxed(&self->holder) == own_thread();
 }
 
+static uint64_t own_depth(int64_t depth)
+{
+    return (uint64_t)own_pid() << 32 | (uint32_t)depth;
+}
+
 /* With a GIL one thread at a time is here, and need not pay for an atomic step. */
 static void add_depth(SemLockObject *self, int64_t change)
 {
-    uint32_t pid = own_pid();
-    if (MPX_UNLIKELY(mpx_u32_load_relaxed(&self->holder_pid) != pid)) {
-        mpx_u64_store_relaxed(&self->depth, 0); /* the parent's, in a forked child */
-        mpx_u32_store_relaxed(&self->holder_pid, pid);
-    }
+    uint64_t seen = mpx_u64_load_relaxed(&self->depth);
 #ifdef Py_GIL_DISABLED
-    (void)mpx_u64_fetch_add_relaxed(&self->depth, (uint64_t)change);
+    while (!mpx_u64_cas_release(&self->depth, &seen, own_depth(depth_in(seen) + change)))
+        continue; /* P4: with P5 */
 #else
-    mpx_u64_store_relaxed(&self->depth, mpx_u64_load_relaxed(&self->depth) + (uint64_t)change);
+    mpx_u64_store_relaxed(&self->depth, own_depth(depth_in(seen) + change));
 #endif
 }
 
@@ -115,26 +143,23 @@ static void add_depth(SemLockObject *self, int64_t change)
 
 static inline int try_once(SemLockObject *self)
 {
-    return self->is_lock ? mpx_lock_try(lock_of(self), &self->next_look)
+    return is_lock(self) ? mpx_lock_try(lock_of(self), &self->next_look)
                          : mpx_semaphore_try(semaphore_of(self));
 }
 
-static int wait_until(SemLockObject *self, int64_t deadline)
-{
-    return self->is_lock ? mpx_lock_acquire(lock_of(self), deadline)
-                         : mpx_semaphore_acquire(semaphore_of(self), deadline);
-}
-
-/* The slot stays while this thread waits without the GIL: another one may drop the object only
- * after the caller's reference. */
+/* The slot stays while this thread waits without the GIL: the caller has a reference to the object,
+ * which keeps its slots. It is the same one to the end. */
 static int acquire_blocking(SemLockObject *self, int64_t deadline)
 {
     int status;
+    bool has_lock = is_lock(self);
+    void *room = mpx_shared_room((SharedObject *)self);
     if (!mpx_may_wait(deadline))
         return -EINTR;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        Py_BEGIN_ALLOW_THREADS status = wait_until(self, piece);
+        Py_BEGIN_ALLOW_THREADS status =
+            has_lock ? mpx_lock_acquire(room, piece) : mpx_semaphore_acquire(room, piece);
         Py_END_ALLOW_THREADS
     } while (mpx_wait_on(&status, deadline));
     return status;
@@ -142,7 +167,7 @@ static int acquire_blocking(SemLockObject *self, int64_t deadline)
 
 static int give_back(SemLockObject *self)
 {
-    return self->is_lock ? mpx_lock_release(lock_of(self))
+    return is_lock(self) ? mpx_lock_release(lock_of(self))
                          : mpx_semaphore_release(semaphore_of(self), MPX_SEMAPHORE_MAX);
 }
 
@@ -150,9 +175,13 @@ static int give_back(SemLockObject *self)
  * released: nobody else would. */
 static int warn_of_death(SemLockObject *self)
 {
-    if (self->warned)
-        return 0;
+    bool warned;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    warned = self->warned;
     self->warned = true;
+    Py_END_CRITICAL_SECTION();
+    if (warned)
+        return 0;
     int status = PyErr_WarnFormat(
         PyExc_RuntimeWarning, 1,
         "a process died while it held this %s: it is taken over, and what it protects may be "
@@ -172,12 +201,15 @@ static bool is_hooked(void)
 /* A process that has held a lock has something to do at its end. */
 static int hook(SemLockObject *self)
 {
-    mpx_u32_store_relaxed(&hooked, own_pid());
+    if (mpx_u32_exchange_acq_rel(&hooked, own_pid()) == own_pid())
+        return 0; /* another thread does it */
     PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &mpx_core_module);
-    PyObject *function = module == NULL ? NULL : module_state(module)->first_lock_hook;
+    PyObject *function =
+        module == NULL ? NULL : mpx_state_ref(module, &module_state(module)->first_lock_hook);
     if (function == NULL)
         return module == NULL ? -1 : 0;
     PyObject *result = PyObject_CallNoArgs(function);
+    Py_DECREF(function);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
 }
@@ -186,7 +218,7 @@ static int hook(SemLockObject *self)
 static PyObject *acquired_with_care(SemLockObject *self, int status)
 {
     if ((status == MPX_OWNER_DIED && warn_of_death(self) < 0) ||
-        (self->is_lock && hook(self) < 0)) {
+        (is_lock(self) && hook(self) < 0)) {
         add_depth(self, -1);
         (void)!give_back(self);
         return NULL;
@@ -221,7 +253,7 @@ static PyObject *acquire_or_not(SemLockObject *self, int status, bool block, int
 static inline PyObject *acquire(SemLockObject *self, bool block, PyObject *timeout)
 {
     int64_t deadline = MPX_NEVER;
-    if (self->kind == RECURSIVE_MUTEX && is_mine(self)) {
+    if (is_recursive(self) && is_mine(self)) {
         add_depth(self, 1);
         Py_RETURN_TRUE;
     }
@@ -247,14 +279,15 @@ static PyObject *SemLock_acquire(PyObject *self, PyObject *const *args, Py_ssize
 {
     PyObject *values[2] = {Py_True, Py_None};
     static const char *const keywords[] = {"block", "timeout", NULL};
-    if (MPX_LIKELY(nargs == 0 && names == NULL && SEMLOCK(self) != NULL))
-        return acquire(SEMLOCK(self), true, Py_None);
-    if (nargs == 1 && names == NULL && args[0] == Py_False && SEMLOCK(self) != NULL)
-        return acquire(SEMLOCK(self), false, Py_None);
+    SemLockObject *lock = semlock(self);
+    if (MPX_LIKELY(nargs == 0 && names == NULL && lock != NULL))
+        return acquire(lock, true, Py_None);
+    if (nargs == 1 && names == NULL && args[0] == Py_False && lock != NULL)
+        return acquire(lock, false, Py_None);
     if (mpx_parse_optional("|OO:acquire", args, nargs, names, keywords, values, 2) < 0)
         return NULL;
     bool block;
-    SemLockObject *lock = made(self, "acquire");
+    lock = made(self, "acquire");
     if (lock == NULL || mpx_flag_of(values[0], &block) < 0)
         return NULL;
     return acquire(lock, block, values[1]);
@@ -275,25 +308,27 @@ static PyObject *raise_released_too_often(void)
 
 static inline PyObject *release(SemLockObject *self)
 {
-    int status;
-    uint32_t limit = self->maxvalue > 0 ? (uint32_t)self->maxvalue : 0;
-    if (self->kind == RECURSIVE_MUTEX) {
+    int status, limit = maxvalue_of(self);
+    bool is_last = true;
+    if (is_recursive(self)) {
         if (!is_mine(self)) {
             PyErr_SetString(PyExc_AssertionError,
                             "attempt to release recursive lock not owned by thread");
             return NULL;
         }
-        bool is_last = depth_of(self) == 1;
-        add_depth(self, -1); /* before another thread has it */
-        if (!is_last)
-            Py_RETURN_NONE;
+        is_last = depth_of(self) == 1;
     }
-    status = self->is_lock ? mpx_lock_release(lock_of(self))
-                           : mpx_semaphore_release(semaphore_of(self), limit);
-    if (MPX_UNLIKELY(status < 0))
+    add_depth(self, -1); /* before another thread has it */
+    if (!is_last)
+        Py_RETURN_NONE;
+    status = is_lock(self)
+                 ? mpx_lock_release(lock_of(self))
+                 : mpx_semaphore_release(semaphore_of(self), limit > 0 ? (uint32_t)limit : 0);
+    if (MPX_UNLIKELY(status < 0)) {
+        if (!is_recursive(self))
+            add_depth(self, 1);
         return raise_released_too_often();
-    if (self->kind != RECURSIVE_MUTEX)
-        add_depth(self, -1);
+    }
     Py_RETURN_NONE;
 }
 
@@ -331,20 +366,23 @@ static bool is_method(PyObject *method, PyObject *lock, PyCFunction function)
 bool mpx_semlock_has(PyObject *lock, PyObject *acquire_method, PyObject *release_method)
 {
     return is_method(acquire_method, lock, (PyCFunction)(void (*)(void))SemLock_acquire) &&
-           is_method(release_method, lock, SemLock_release) && SEMLOCK(lock) != NULL;
+           is_method(release_method, lock, SemLock_release) && semlock(lock) != NULL;
 }
 
 enum { HELD_BEFORE, BARELY, IN_FULL };
 
-/* Nobody can ask meanwhile who holds the lock, and how often: that need not be written down. */
+/* With a GIL nobody can ask meanwhile who holds the lock, and how often: that need not be written
+ * down. */
 int mpx_semlock_enter(PyObject *lock)
 {
-    SemLockObject *self = SEMLOCK(lock);
-    if (self->kind == RECURSIVE_MUTEX && is_mine(self))
+    SemLockObject *self = semlock(lock);
+    if (is_recursive(self) && is_mine(self))
         return HELD_BEFORE;
     int status = try_once(self);
+#ifndef Py_GIL_DISABLED
     if (MPX_LIKELY(status == 0))
         return BARELY;
+#endif
     PyObject *result = status < 0 ? acquire(self, true, Py_None) : acquired(self, status);
     Py_XDECREF(result);
     return result == NULL ? -1 : IN_FULL;
@@ -352,7 +390,7 @@ int mpx_semlock_enter(PyObject *lock)
 
 int mpx_semlock_leave(PyObject *lock, int how)
 {
-    SemLockObject *self = SEMLOCK(lock);
+    SemLockObject *self = semlock(lock);
     if (how == HELD_BEFORE)
         return 0;
     if (MPX_LIKELY(how == BARELY && give_back(self) == 0))
@@ -366,7 +404,7 @@ int mpx_semlock_leave(PyObject *lock, int how)
 
 static uint32_t value_of(SemLockObject *self)
 {
-    return self->is_lock ? !mpx_lock_is_held(lock_of(self))
+    return is_lock(self) ? !mpx_lock_is_held(lock_of(self))
                          : mpx_semaphore_value(semaphore_of(self));
 }
 
@@ -416,29 +454,34 @@ static PyObject *SemLock_after_fork(PyObject *self, PyObject *Py_UNUSED(ignored)
     SemLockObject *lock = made(self, "_semlock");
     if (lock == NULL)
         return NULL;
-    mpx_u64_store_relaxed(&lock->depth, 0);
+    mpx_u64_store_relaxed(&lock->depth, own_depth(0));
     Py_RETURN_NONE;
 }
 
 /* ---- Creation -------------------------------------------------------------------------------- */
 
-static int make(SemLockObject *self, int kind, int value, int maxvalue, bool is_lock)
+/* What is in a new slot. */
+static void fill(mpx_place_t place, int value, bool has_lock)
 {
-    self->is_lock = is_lock;
-    self->kind = kind;
-    self->maxvalue = maxvalue;
-    SharedObject *shared = (SharedObject *)self;
-    if ((is_lock ? mpx_shared_make_lock(shared) : mpx_shared_make(shared)) < 0)
+    if (!has_lock) {
+        mpx_semaphore_init(place.room, (uint32_t)value);
+    } else if (value == 0) { /* held from the start, by nobody */
+        mpx_atomic_u64 next_look = {0};
+        (void)!mpx_lock_try(place.room, &next_look);
+        mpx_lock_disown(place.room);
+    }
+}
+
+/* Makes the object the lock or semaphore in the slot. 0, or -1 with an exception. */
+static int become(SemLockObject *self, mpx_place_t place, int kind, int maxvalue, bool has_lock)
+{
+    mpx_u32_store_relaxed(&self->is_lock, has_lock);
+    mpx_u32_store_relaxed(&self->kind, (uint32_t)kind);
+    mpx_u32_store_relaxed(&self->maxvalue, (uint32_t)maxvalue);
+    if (mpx_shared_hold((SharedObject *)self, place) < 0)
         return -1;
-    mpx_u64_store_relaxed(&self->depth, 0);
-    if (!is_lock) {
-        mpx_semaphore_init(semaphore_of(self), (uint32_t)value);
-        return 0;
-    }
-    if (value == 0) { /* held from the start, by nobody */
-        (void)!mpx_lock_try(lock_of(self), &self->next_look);
-        mpx_lock_disown(lock_of(self));
-    }
+    mpx_u64_store_relaxed(&self->depth, own_depth(0));
+    mpx_ptr_store_release(&self->target, self); /* P2: with P3 */
     return 0;
 }
 
@@ -461,31 +504,32 @@ static int int_of(PyObject *object, void *result)
     return 1;
 }
 
-static int make_checked(SemLockObject *self, int kind, int value, int maxvalue, bool is_lock)
+static int make(SemLockObject *self, int kind, int value, int maxvalue, bool has_lock)
 {
+    mpx_place_t place;
     if (value < 0) {
         mpx_raise(-EINVAL);
         return -1;
     }
-    if (make(self, kind, value, maxvalue, is_lock) < 0)
+    if (mpx_place_new(&place, has_lock) < 0)
         return -1;
-    self->target = self;
-    return 0;
+    fill(place, value, has_lock);
+    return become(self, place, kind, maxvalue, has_lock);
 }
 
 static PyObject *SemLock_make(PyObject *object, PyObject *args)
 {
     SemLockObject *self = (SemLockObject *)object;
-    int kind, value, maxvalue, is_fork_ctx, is_lock;
+    int kind, value, maxvalue, is_fork_ctx, has_lock;
     if (!PyArg_ParseTuple(args, "O&O&O&pp:_make", int_of, &kind, int_of, &value, int_of, &maxvalue,
-                          &is_fork_ctx, &is_lock))
+                          &is_fork_ctx, &has_lock))
         return NULL;
     if (kind != RECURSIVE_MUTEX && kind != SEMAPHORE) {
         PyErr_SetString(PyExc_ValueError, "unrecognized kind");
         return NULL;
     }
     self->is_fork_ctx = is_fork_ctx;
-    if (make_checked(self, kind, value, maxvalue, is_lock) < 0)
+    if (make(self, kind, value, maxvalue, has_lock) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -499,16 +543,15 @@ static PyObject *SemLock_remake(PyObject *object, PyObject *args)
     SemLockObject *self = (SemLockObject *)object;
     PyObject *identity;
     unsigned int slot;
-    int kind, maxvalue, is_lock;
-    if (!PyArg_ParseTuple(args, "SIiip:_remake", &identity, &slot, &kind, &maxvalue, &is_lock) ||
-        mpx_shared_take((SharedObject *)self, identity, slot) < 0)
+    int kind, maxvalue, has_lock;
+    mpx_place_t place;
+    if (!PyArg_ParseTuple(args, "SIiip:_remake", &identity, &slot, &kind, &maxvalue, &has_lock) ||
+        mpx_place_take(&place, identity, slot) < 0)
         return NULL;
-    self->kind = kind;
-    self->maxvalue = maxvalue;
-    self->is_lock = is_lock;
-    self->target = self;
-    if (is_lock)
-        mpx_slot_mark_lock(self->arena, slot);
+    if (has_lock)
+        mpx_slot_mark_lock(place.arena, slot);
+    if (become(self, place, kind, maxvalue, has_lock) < 0)
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -529,7 +572,8 @@ static PyObject *SemLock_make_methods(PyObject *Py_UNUSED(self), PyObject *Py_UN
 
 enum { LOCK, RLOCK, PLAIN_SEMAPHORE, BOUNDED_SEMAPHORE, KINDS };
 
-/* The arguments where they are (value, ctx=) or fewer, value a small int: whether they are. */
+/* The arguments where they are (value, ctx=) or fewer, value a small int: whether they are. The
+ * context is a borrowed reference: the dict of a call's keywords is that call's alone. */
 static bool understand(module_state_t *state, PyObject *args, PyObject *keywords, bool has_value,
                        int *value, PyObject **ctx)
 {
@@ -550,17 +594,19 @@ static bool understand(module_state_t *state, PyObject *args, PyObject *keywords
     return true;
 }
 
-static int init_slowly(module_state_t *state, PyObject *self, PyObject *args, PyObject *keywords,
+static int init_slowly(PyObject *module, PyObject *self, PyObject *args, PyObject *keywords,
                        int kind)
 {
     if (PyErr_Occurred())
         return -1;
-    if (state->slow_inits == NULL) {
+    PyObject *inits = mpx_state_ref(module, &module_state(module)->slow_inits);
+    if (inits == NULL) {
         PyErr_SetString(PyExc_TypeError, "locks are made by mproc_ext.synchronize");
         return -1;
     }
-    PyObject *method = PyMethod_New(PyTuple_GET_ITEM(state->slow_inits, kind), self);
+    PyObject *method = PyMethod_New(PyTuple_GET_ITEM(inits, kind), self);
     PyObject *result = method == NULL ? NULL : PyObject_Call(method, args, keywords);
+    Py_DECREF(inits);
     Py_XDECREF(method);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
@@ -569,20 +615,20 @@ static int init_slowly(module_state_t *state, PyObject *self, PyObject *args, Py
 static int init(PyObject *object, PyObject *args, PyObject *keywords, int kind)
 {
     SemLockObject *self = (SemLockObject *)object;
-    bool is_lock = kind == LOCK || kind == RLOCK;
+    bool has_lock = kind == LOCK || kind == RLOCK;
     PyObject *ctx, *module = PyType_GetModuleByDef(Py_TYPE(object), &mpx_core_module);
     int value = 1;
     if (module == NULL)
         return -1;
     module_state_t *state = module_state(module);
-    if (!understand(state, args, keywords, !is_lock, &value, &ctx))
-        return init_slowly(state, object, args, keywords, kind);
+    if (!understand(state, args, keywords, !has_lock, &value, &ctx))
+        return init_slowly(module, object, args, keywords, kind);
     int is_fork = mpx_shared_is_fork(state, ctx);
     if (is_fork < 0)
         return -1;
     self->is_fork_ctx = is_fork;
-    if (make_checked(self, kind == RLOCK ? RECURSIVE_MUTEX : SEMAPHORE, value,
-                     kind == PLAIN_SEMAPHORE ? (int)MPX_SEMAPHORE_MAX : value, is_lock) < 0)
+    if (make(self, kind == RLOCK ? RECURSIVE_MUTEX : SEMAPHORE, value,
+             kind == PLAIN_SEMAPHORE ? (int)MPX_SEMAPHORE_MAX : value, has_lock) < 0)
         return -1;
     PyObject *result = PyObject_CallMethodNoArgs(object, state->names[MPX_NAME_MAKE_METHODS]);
     Py_XDECREF(result);
@@ -645,14 +691,14 @@ static PyObject *SemLock_semlock(PyObject *self, void *Py_UNUSED(closure))
     PyTypeObject *type = module_state(module)->view_type;
     ViewObject *view = (ViewObject *)type->tp_alloc(type, 0);
     if (view != NULL)
-        view->target = (SemLockObject *)Py_NewRef(lock);
+        mpx_ptr_store_release(&view->target, Py_NewRef(lock)); /* P2: with P3 */
     return (PyObject *)view;
 }
 
 static void View_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
-    Py_XDECREF(SEMLOCK(self));
+    Py_XDECREF((PyObject *)semlock(self));
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -664,32 +710,35 @@ static PyObject *View_name(PyObject *Py_UNUSED(self), void *Py_UNUSED(closure))
 
 static PyObject *View_handle(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromUnsignedLong(SEMLOCK(self)->slot);
+    return PyLong_FromUnsignedLong(mpx_shared_place((SharedObject *)semlock(self)).slot);
 }
 
 static PyObject *View_kind(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromLong(SEMLOCK(self)->kind);
+    return PyLong_FromLong(is_recursive(semlock(self)) ? RECURSIVE_MUTEX : SEMAPHORE);
 }
 
 static PyObject *View_maxvalue(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromLong(SEMLOCK(self)->maxvalue);
+    return PyLong_FromLong(maxvalue_of(semlock(self)));
 }
 
 /* ---- For other types ------------------------------------------------------------------------- */
 
-/* Whether `_semlock` of the type's objects is ours: 1, which is noted, 0, or -1. */
+/* Whether `_semlock` of the type's objects is ours: 1, which is noted, 0, or -1. What is noted is
+ * the version from before the look: where the type is changed meanwhile, nothing has that any more.
+ */
 static int is_plain(module_state_t *state, PyTypeObject *type, mpx_plain_version_t *known)
 {
     if (!PyType_IsSubtype(type, state->semlock_type) ||
         type->tp_getattro != PyObject_GenericGetAttr)
         return 0;
+    uint32_t version = mpx_version_of(type);
     PyObject *found = PyObject_GetAttr((PyObject *)type, state->names[MPX_NAME_SEMLOCK]);
     Py_XDECREF(found);
     if (found != state->semlock_view)
         return found == NULL ? -1 : 0;
-    mpx_u32_store_relaxed(known, mpx_version_of(type));
+    mpx_u32_store_relaxed(known, version);
     return 1;
 }
 
@@ -723,7 +772,8 @@ int mpx_semlock_is_mine(module_state_t *state, PyObject *lock, mpx_plain_version
 
 bool mpx_semlock_is_mine_plainly(PyObject *lock)
 {
-    return SEMLOCK(lock) != NULL && is_mine(SEMLOCK(lock));
+    SemLockObject *self = semlock(lock);
+    return self != NULL && is_mine(self);
 }
 
 PyObject *mpx_semlock_count(module_state_t *state, PyObject *lock, mpx_plain_version_t *known)
@@ -756,13 +806,18 @@ static PyMethodDef SemLock_methods[] = {
 };
 
 static PyMemberDef SemLock_members[] = {
-    {"_is_lock", T_BOOL, offsetof(SemLockObject, is_lock), READONLY, "whether it has an owner"},
     {"_warned", T_BOOL, offsetof(SemLockObject, warned), 0,
      "whether it was said, or need not be, that an owner died"},
     {NULL, 0, 0, 0},
 };
 
+static PyObject *SemLock_is_lock(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(is_lock((SemLockObject *)self));
+}
+
 static PyGetSetDef SemLock_getset[] = {
+    {"_is_lock", SemLock_is_lock, NULL, "whether it has an owner", NULL},
     {"_semlock", SemLock_semlock, NULL, "the lock without what a subclass overrides", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -832,7 +887,7 @@ PyDoc_STRVAR(set_first_lock_hook_doc, "set_first_lock_hook(function, /)\n--\n\n"
 
 static PyObject *set_first_lock_hook(PyObject *module, PyObject *function)
 {
-    Py_XSETREF(module_state(module)->first_lock_hook, Py_NewRef(function));
+    mpx_state_set(module, &module_state(module)->first_lock_hook, function);
     Py_RETURN_NONE;
 }
 
@@ -845,7 +900,7 @@ static PyObject *set_slow_inits(PyObject *module, PyObject *args)
     PyObject *each[KINDS];
     if (!PyArg_ParseTuple(args, "OOOO:set_slow_inits", &each[0], &each[1], &each[2], &each[3]))
         return NULL;
-    Py_XSETREF(module_state(module)->slow_inits, Py_NewRef(args));
+    mpx_state_set(module, &module_state(module)->slow_inits, args);
     Py_RETURN_NONE;
 }
 

@@ -30,7 +30,11 @@ static inline uint32_t mpx_version_of(PyTypeObject *type)
     if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG))
         return 0;
 #endif
+#ifdef Py_GIL_DISABLED
+    return _Py_atomic_load_uint_relaxed(&type->tp_version_tag);
+#else
     return type->tp_version_tag;
+#endif
 }
 
 static inline bool mpx_is_plain(PyObject *lock, mpx_plain_version_t *known)

@@ -21,16 +21,16 @@ PyObject *mpx_shared_raise(int status)
 
 /* ---- An object's slot ------------------------------------------------------------------------ */
 
-static void hold(SharedObject *self, mpx_arena_t *arena, mpx_slot_t slot)
-{
-    mpx_shared_drop(self);
-    self->arena = arena;
-    self->slot = slot;
-    self->room = mpx_slot_at(arena, slot);
-}
+struct mpx_former {
+    mpx_arena_t *arena;
+    mpx_slot_t slot;
+    mpx_former_t *next;
+};
 
-static int make(SharedObject *self, int (*new_slot)(mpx_arena_t *arena, mpx_slot_t *slot))
+int mpx_place_new(mpx_place_t *place, bool is_lock)
 {
+    int (*new_slot)(mpx_arena_t * arena, mpx_slot_t * slot) =
+        is_lock ? mpx_slot_new_lock : mpx_slot_new;
     mpx_arena_t *arena;
     mpx_slot_t slot = 0;
     int status = mpx_arena_home(&arena);
@@ -46,26 +46,70 @@ static int make(SharedObject *self, int (*new_slot)(mpx_arena_t *arena, mpx_slot
         mpx_shared_raise(status);
         return -1;
     }
-    hold(self, arena, slot);
+    *place = (mpx_place_t){arena, slot, mpx_slot_at(arena, slot)};
     return 0;
+}
+
+/* In the object's critical section. */
+static void put_place(SharedObject *self, mpx_place_t place)
+{
+    self->arena = place.arena;
+    self->slot = place.slot;
+    mpx_ptr_store_release(&self->room, place.room); /* P0: with P1 */
+}
+
+static int hold_another(SharedObject *self, mpx_place_t place)
+{
+    mpx_former_t *former = PyMem_Malloc(sizeof(*former));
+    if (former == NULL) {
+        mpx_slot_drop(place.arena, place.slot);
+        PyErr_NoMemory();
+        return -1;
+    }
+    Py_BEGIN_CRITICAL_SECTION(self);
+    *former = (mpx_former_t){self->arena, self->slot, self->former};
+    self->former = former;
+    put_place(self, place);
+    Py_END_CRITICAL_SECTION();
+    return 0;
+}
+
+int mpx_shared_hold(SharedObject *self, mpx_place_t place)
+{
+    bool is_first;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    is_first = self->slot == 0;
+    if (is_first)
+        put_place(self, place);
+    Py_END_CRITICAL_SECTION();
+    return is_first ? 0 : hold_another(self, place);
 }
 
 int mpx_shared_make(SharedObject *self)
 {
-    return make(self, mpx_slot_new);
-}
-
-int mpx_shared_make_lock(SharedObject *self)
-{
-    return make(self, mpx_slot_new_lock);
+    mpx_place_t place;
+    return mpx_place_new(&place, false) < 0 ? -1 : mpx_shared_hold(self, place);
 }
 
 void mpx_shared_drop(SharedObject *self)
 {
+    while (self->former != NULL) {
+        mpx_former_t *former = self->former;
+        self->former = former->next;
+        mpx_slot_drop(former->arena, former->slot);
+        PyMem_Free(former);
+    }
     if (self->slot != 0)
         mpx_slot_drop(self->arena, self->slot);
-    self->slot = 0;
-    self->room = NULL;
+}
+
+mpx_place_t mpx_shared_place(SharedObject *self)
+{
+    mpx_place_t place;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    place = (mpx_place_t){self->arena, self->slot, mpx_shared_room(self)};
+    Py_END_CRITICAL_SECTION();
+    return place;
 }
 
 void mpx_shared_raise_not_made(SharedObject *self, const char *attribute)
@@ -90,7 +134,7 @@ static mpx_arena_t *arena_of(PyObject *identity)
     return arena;
 }
 
-int mpx_shared_take(SharedObject *self, PyObject *identity, mpx_slot_t slot)
+int mpx_place_take(mpx_place_t *place, PyObject *identity, mpx_slot_t slot)
 {
     mpx_arena_t *arena = arena_of(identity);
     if (arena == NULL)
@@ -105,7 +149,7 @@ int mpx_shared_take(SharedObject *self, PyObject *identity, mpx_slot_t slot)
         mpx_shared_raise(status);
         return -1;
     }
-    hold(self, arena, slot);
+    *place = (mpx_place_t){arena, slot, mpx_slot_at(arena, slot)};
     return 0;
 }
 
@@ -203,17 +247,17 @@ static PyObject *arena_of_object(PyObject *module, PyObject *object)
         PyErr_Format(PyExc_TypeError, "%R is no shared object", object);
         return NULL;
     }
-    SharedObject *self = (SharedObject *)object;
-    if (!mpx_shared_check(self, "_semlock"))
+    if (!mpx_shared_check((SharedObject *)object, "_semlock"))
         return NULL;
-    mpx_arena_id_t id = mpx_arena_id(self->arena);
-    int fd = mpx_arena_fd(self->arena);
+    mpx_place_t place = mpx_shared_place((SharedObject *)object);
+    mpx_arena_id_t id = mpx_arena_id(place.arena);
+    int fd = mpx_arena_fd(place.arena);
     if (fd < 0)
         return mpx_raise_message(fd,
                                  "the program has closed the descriptor of mproc_ext's shared "
                                  "memory: what is in it cannot be given to a new process",
                                  NULL);
-    return Py_BuildValue("y#iI", (const char *)&id, IDENTITY_SIZE, fd, self->slot);
+    return Py_BuildValue("y#iI", (const char *)&id, IDENTITY_SIZE, fd, place.slot);
 }
 
 /* ---- Methods of the very class --------------------------------------------------------------- */
@@ -271,14 +315,14 @@ static PyObject *own_methods(PyObject *module, PyObject *cls)
         PyErr_Format(PyExc_TypeError, "%R is no class of shared objects", cls);
         return NULL;
     }
-    PyObject *bases = Py_NewRef(((PyTypeObject *)cls)->tp_mro);
-    int status = 0;
+    PyObject *bases = PyObject_GetAttrString(cls, "__mro__");
+    int status = bases == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; status == 0 && i < PyTuple_GET_SIZE(bases); i++) {
         PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(bases, i);
         if (PyType_IsSubtype(base, module_state(module)->shared_type))
             status = own_methods_of(cls, base);
     }
-    Py_DECREF(bases);
+    Py_XDECREF(bases);
     return status < 0 ? NULL : Py_NewRef(cls);
 }
 
@@ -310,8 +354,10 @@ static PyObject *shared_take(PyObject *self, PyObject *args)
 {
     PyObject *identity;
     unsigned int slot;
+    mpx_place_t place;
     if (!PyArg_ParseTuple(args, "SI:_take", &identity, &slot) ||
-        mpx_shared_take((SharedObject *)self, identity, slot) < 0)
+        mpx_place_take(&place, identity, slot) < 0 ||
+        mpx_shared_hold((SharedObject *)self, place) < 0)
         return NULL;
     Py_RETURN_NONE;
 }

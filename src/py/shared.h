@@ -4,6 +4,10 @@
  * mproc_ext/synchronize.py has the dict and the weak references. It is pickled only for a child
  * that is being started, by handing the slot over (see mpx_arena.h); mproc_ext/_arena.py has the
  * policy.
+ *
+ * Threads. An object that is initialised again gets another slot, and holds the one before until
+ * it is dropped: a thread may be waiting in that, or have its memory in a buffer. So what a thread
+ * has once seen of an object stays usable as long as it has the object.
  */
 #ifndef MPX_PY_SHARED_H
 #define MPX_PY_SHARED_H
@@ -11,28 +15,52 @@
 #include "module.h"
 
 #include "mpx_arena.h"
+#include "mpx_atomic.h"
 
-#define MPX_SHARED_HEAD               \
-    PyObject_HEAD mpx_arena_t *arena; \
-    mpx_slot_t slot; /* 0: none */    \
-    bool is_fork_ctx;                 \
-    void *room;
+typedef struct mpx_former mpx_former_t;
+
+#define MPX_SHARED_HEAD                                                        \
+    PyObject_HEAD mpx_arena_t *arena; /* with the slot: mpx_shared_place */    \
+    mpx_slot_t slot;                  /* 0: none */                            \
+    bool is_fork_ctx;                                                          \
+    mpx_atomic_ptr room;  /* of the slot, once what is in it is initialised */ \
+    mpx_former_t *former; /* the slots before this one */
 
 typedef struct {
     MPX_SHARED_HEAD
 } SharedObject;
 
+/* A slot that this process holds. */
+typedef struct {
+    mpx_arena_t *arena;
+    mpx_slot_t slot;
+    void *room; /* NULL: there is no slot */
+} mpx_place_t;
+
+/* Makes a slot, all zero; with `is_lock`, one that begins with a free mpx_lock_t. 0, or -1 with an
+ * exception. */
+int mpx_place_new(mpx_place_t *place, bool is_lock);
+
+/* The slot that the parent has handed over: (identity of the arena, slot). The same. */
+int mpx_place_take(mpx_place_t *place, PyObject *identity, mpx_slot_t slot);
+
+/* Gives the object the slot, whose content is initialised. 0; or -1 with an exception, and the slot
+ * is dropped. */
+int mpx_shared_hold(SharedObject *self, mpx_place_t place);
+
 /* Gives the object a slot of its own, all zero. 0, or -1 with an exception. */
 int mpx_shared_make(SharedObject *self);
 
-/* The same: a slot that begins with a free mpx_lock_t. */
-int mpx_shared_make_lock(SharedObject *self);
-
-/* Gives the object the slot that its parent has handed over: (identity of the arena, slot). */
-int mpx_shared_take(SharedObject *self, PyObject *identity, mpx_slot_t slot);
-
-/* Drops the slot: at the end of the object. */
+/* Drops all slots: at the end of the object. */
 void mpx_shared_drop(SharedObject *self);
+
+/* The object's slot. */
+mpx_place_t mpx_shared_place(SharedObject *self);
+
+static inline void *mpx_shared_room(SharedObject *self)
+{
+    return mpx_ptr_load_acquire(&self->room); /* P1: with P0 */
+}
 
 /* Sets the AttributeError of the missing attribute of an object that was not initialised: the
  * standard library's objects get theirs from __init__. */
@@ -41,7 +69,7 @@ void mpx_shared_raise_not_made(SharedObject *self, const char *attribute);
 /* Whether the object has been initialised; raises where not. */
 static inline bool mpx_shared_check(SharedObject *self, const char *attribute)
 {
-    if (MPX_LIKELY(self->room != NULL))
+    if (MPX_LIKELY(mpx_shared_room(self) != NULL))
         return true;
     mpx_shared_raise_not_made(self, attribute);
     return false;

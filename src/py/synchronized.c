@@ -1,8 +1,8 @@
 /* synchronized.c - see synchronized.h: the memory, the lock and the conversions.
  *
- * Threads without the GIL. What _bind writes is written once, by who makes the object; `code` may
- * become 0 at any time and stays 0, and what a thread still does then is what it would have done a
- * moment before. The items are guarded by the lock.
+ * Threads without the GIL. What _bind writes is written once, before `bound` says so; that may
+ * become false at any time and stays false, and what a thread still does then is what it would have
+ * done a moment before. The items are guarded by the lock.
  */
 #include "synchronized.h"
 
@@ -139,7 +139,7 @@ static bool from_python(char code, PyObject *value, item_t *item)
 PyObject *mpx_synchronized_get(SynchronizedObject *self, Py_ssize_t index)
 {
     item_t item;
-    char code = mpx_synchronized_code(self);
+    char code = self->code;
     Py_ssize_t size = size_of(code);
     int how = mpx_semlock_enter(self->semlock);
     if (how < 0)
@@ -153,7 +153,7 @@ PyObject *mpx_synchronized_get(SynchronizedObject *self, Py_ssize_t index)
 int mpx_synchronized_set(SynchronizedObject *self, Py_ssize_t index, PyObject *value)
 {
     item_t item;
-    char code = mpx_synchronized_code(self);
+    char code = self->code;
     Py_ssize_t size = size_of(code);
     if (!from_python(code, value, &item))
         return 0;
@@ -166,14 +166,41 @@ int mpx_synchronized_set(SynchronizedObject *self, Py_ssize_t index, PyObject *v
 
 /* ---- Binding --------------------------------------------------------------------------------- */
 
-/* `name` of `lock`, in the place of *attribute. */
-static int take_method(PyObject *lock, const char *name, PyObject **attribute)
+/* What a thread sees of these belongs together. References. */
+typedef struct {
+    PyObject *obj, *lock, *acquire, *release;
+} parts_t;
+
+static void drop_parts(parts_t parts)
 {
-    PyObject *method = PyObject_GetAttrString(lock, name);
-    if (method == NULL)
-        return -1;
-    Py_XSETREF(*attribute, method);
-    return 0;
+    Py_XDECREF(parts.obj);
+    Py_XDECREF(parts.lock);
+    Py_XDECREF(parts.acquire);
+    Py_XDECREF(parts.release);
+}
+
+static parts_t parts_of(SynchronizedObject *self)
+{
+    parts_t parts;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    parts = (parts_t){Py_XNewRef(self->obj), Py_XNewRef(self->lock), Py_XNewRef(self->acquire),
+                      Py_XNewRef(self->release)};
+    Py_END_CRITICAL_SECTION();
+    return parts;
+}
+
+/* Steals the references; returns those before. */
+static parts_t put_parts(SynchronizedObject *self, parts_t parts)
+{
+    parts_t before;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    mpx_u32_store_relaxed(&self->bound, false);
+    before.obj = mpx_put(&self->obj, parts.obj);
+    before.lock = mpx_put(&self->lock, parts.lock);
+    before.acquire = mpx_put(&self->acquire, parts.acquire);
+    before.release = mpx_put(&self->release, parts.release);
+    Py_END_CRITICAL_SECTION();
+    return before;
 }
 
 static int SynchronizedBase_init(PyObject *object, PyObject *args, PyObject *names)
@@ -189,15 +216,34 @@ static int SynchronizedBase_init(PyObject *object, PyObject *args, PyObject *nam
     lock = given ? Py_NewRef(lock) : PyObject_CallMethod(object, "_new_lock", "O", ctx);
     if (lock == NULL)
         return -1;
-    int status = -1;
-    mpx_u32_store_relaxed(&self->code, 0);
-    Py_BEGIN_CRITICAL_SECTION(object);
-    Py_XSETREF(self->obj, Py_NewRef(obj));
-    Py_XSETREF(self->lock, lock);
-    if (take_method(lock, "acquire", &self->acquire) == 0)
-        status = take_method(lock, "release", &self->release);
+    PyObject *acquire = PyObject_GetAttrString(lock, "acquire");
+    PyObject *release = acquire == NULL ? NULL : PyObject_GetAttrString(lock, "release");
+    parts_t parts = {Py_NewRef(obj), lock, acquire, release};
+    drop_parts(put_parts(self, parts));
+    return release == NULL ? -1 : 0;
+}
+
+/* Nothing where the object is bound, or its attributes are not these any more. */
+static int bind(SynchronizedObject *self, parts_t parts, char code, Py_ssize_t size)
+{
+    Py_buffer view;
+    bool is_bound;
+    if (PyObject_GetBuffer(parts.obj, &view, PyBUF_WRITABLE) < 0)
+        return -1;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    is_bound = self->semlock == NULL && self->obj == parts.obj && self->lock == parts.lock &&
+               self->acquire == parts.acquire && self->release == parts.release;
+    if (is_bound) {
+        self->view = view;
+        self->semlock = Py_NewRef(parts.lock);
+        self->code = code;
+        self->length = view.len / size;
+        mpx_u32_store_release(&self->bound, true); /* P6: with P7 */
+    }
     Py_END_CRITICAL_SECTION();
-    return status;
+    if (!is_bound)
+        PyBuffer_Release(&view);
+    return 0;
 }
 
 PyDoc_STRVAR(
@@ -218,13 +264,13 @@ static PyObject *SynchronizedBase_bind(PyObject *object, PyObject *argument)
         PyErr_SetString(PyExc_ValueError, "not the code of a type of items");
         return NULL;
     }
-    if (self->semlock != NULL || !mpx_semlock_has(self->lock, self->acquire, self->release))
-        Py_RETURN_NONE;
-    if (PyObject_GetBuffer(self->obj, &self->view, PyBUF_WRITABLE) < 0)
+    parts_t parts = parts_of(self);
+    int status = 0;
+    if (parts.obj != NULL && mpx_semlock_has(parts.lock, parts.acquire, parts.release))
+        status = bind(self, parts, (char)code, size);
+    drop_parts(parts);
+    if (status < 0)
         return NULL;
-    self->semlock = Py_NewRef(self->lock);
-    self->length = self->view.len / size;
-    mpx_u32_store_relaxed(&self->code, code);
     Py_RETURN_NONE;
 }
 
@@ -246,7 +292,7 @@ static bool is_relied_on(PyObject *name)
 static int SynchronizedBase_setattro(PyObject *self, PyObject *name, PyObject *value)
 {
     if (PyUnicode_Check(name) && is_relied_on(name))
-        mpx_u32_store_relaxed(&((SynchronizedObject *)self)->code, 0);
+        mpx_u32_store_relaxed(&((SynchronizedObject *)self)->bound, false);
     return PyObject_GenericSetAttr(self, name, value);
 }
 
@@ -273,7 +319,7 @@ static int SynchronizedBase_traverse(PyObject *object, visitproc visit, void *ar
 static int SynchronizedBase_clear(PyObject *object)
 {
     SynchronizedObject *self = (SynchronizedObject *)object;
-    mpx_u32_store_relaxed(&self->code, 0);
+    mpx_u32_store_relaxed(&self->bound, false);
     PyBuffer_Release(&self->view); /* nothing, where it has no object */
     Py_CLEAR(self->semlock);
     Py_CLEAR(self->obj);

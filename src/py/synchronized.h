@@ -23,24 +23,20 @@ typedef struct {
     PyObject *acquire;
     PyObject *release;
     /* What the code here works with. */
-    mpx_atomic_u32 code; /* what ctypes calls the type of an item; 0: not to be done here */
-    Py_ssize_t length;   /* items */
-    Py_buffer view;      /* the memory of what was obj; its own obj is NULL where there is none */
-    PyObject *semlock;   /* what was the lock */
+    mpx_atomic_u32 bound; /* whether that is to be done here */
+    char code;            /* what ctypes calls the type of an item */
+    Py_ssize_t length;    /* items */
+    Py_buffer view;       /* the memory of what was obj; its own obj is NULL where there is none */
+    PyObject *semlock;    /* what was the lock; NULL: nothing of this is set */
 } SynchronizedObject;
-
-static inline char mpx_synchronized_code(SynchronizedObject *self)
-{
-    return (char)mpx_u32_load_relaxed(&self->code);
-}
 
 /* Whether the object's items can be got and set here. */
 static inline bool mpx_is_bound(SynchronizedObject *self)
 {
-    return mpx_synchronized_code(self) != 0;
+    return mpx_u32_load_acquire(&self->bound); /* P7: with P6 */
 }
 
-/* An item under the lock; NULL with an exception. */
+/* An item, of an object that was seen bound, under the lock; NULL with an exception. */
 PyObject *mpx_synchronized_get(SynchronizedObject *self, Py_ssize_t index);
 
 /* Sets an item under the lock. 1; 0 where the value is not of the very type that items have: not to

@@ -109,7 +109,7 @@ TEST(locks_are_nobodys_at_the_end_where_they_are_marked)
     CHECK_EQ(mpx_slot_new_lock(arena, &marked), 0);
     mpx_slot_mark_lock(arena, later);
     const mpx_slot_t slots[] = {marked, later, plain};
-    int64_t next_look = 0;
+    mpx_atomic_u64 next_look = {0};
     for (size_t i = 0; i < MPX_ARRAY_LENGTH(slots); i++) {
         CHECK_EQ(mpx_lock_try(mpx_slot_at(arena, slots[i]), &next_look), 0);
     }

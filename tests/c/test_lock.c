@@ -32,13 +32,13 @@ static bool looks_at_itself(void)
 TEST(try_acquire_release)
 {
     mpx_lock_t lock = {{{0}}};
-    int64_t next_look = looks_at_itself() ? 0 : MPX_NEVER;
+    mpx_atomic_u64 next_look = {looks_at_itself() ? 0 : MPX_NEVER};
     CHECK(!mpx_lock_is_held(&lock) && !mpx_lock_is_own(&lock));
     CHECK_EQ(mpx_lock_release(&lock), -EPERM);
     CHECK_EQ(mpx_lock_try(&lock, &next_look), 0);
     CHECK(mpx_lock_is_held(&lock) && mpx_lock_is_own(&lock));
     CHECK_EQ(mpx_lock_try(&lock, &next_look), -EAGAIN); /* looks at the owner */
-    CHECK(next_look > 0);
+    CHECK(mpx_u64_load_relaxed(&next_look) > 0);
     CHECK_EQ(mpx_lock_try(&lock, &next_look), -EAGAIN); /* does not */
     CHECK_EQ(mpx_lock_acquire(&lock, mpx_os_now()), -ETIMEDOUT);
     if (looks_at_itself()) {
@@ -61,7 +61,7 @@ TEST(a_thread_that_ends_keeps_it_held_and_another_releases_it)
 {
     mpx_lock_t lock = {{{0}}};
     pthread_t thread;
-    int64_t next_look = 0;
+    mpx_atomic_u64 next_look = {0};
     REQUIRE(pthread_create(&thread, NULL, take, &lock) == 0);
     pthread_join(thread, NULL);
     CHECK(mpx_lock_is_own(&lock));
@@ -163,7 +163,7 @@ TEST(who_waits_recovers_it)
 TEST(who_tries_often_recovers_it)
 {
     struct shared *shared = shared_memory(sizeof(*shared));
-    int64_t next_look = 0;
+    mpx_atomic_u64 next_look = {0};
     pid_t owner = start_owner(shared);
     CHECK_EQ(mpx_lock_try(&shared->lock, &next_look), -EAGAIN);
     kill(owner, SIGKILL);
@@ -187,7 +187,7 @@ static void take_and_disown(void *lock)
 TEST(nobodys_lock_stays_locked_until_somebody_releases_it)
 {
     mpx_lock_t *lock = shared_memory(sizeof(*lock));
-    int64_t next_look = 0;
+    mpx_atomic_u64 next_look = {0};
     CHECK_EQ(wait_for(start_process(take_and_disown, lock)), 0);
     CHECK_EQ(mpx_lock_try(lock, &next_look), -EAGAIN);
     CHECK_EQ(mpx_lock_acquire(lock, mpx_os_deadline(3 * MPX_WAIT_RECHECK)), -ETIMEDOUT);
