@@ -1,8 +1,9 @@
 /* module.c - the extension module mproc_ext._core: its state, its parts, its start.
  *
- * Multi-phase initialisation, heap types, no mutable globals. The module does not claim to run
- * without the GIL (no Py_mod_gil slot) until that is proven: a free-threaded interpreter that
- * imports it turns the GIL on.
+ * Multi-phase initialisation, heap types, no mutable globals. It needs no GIL (Py_mod_gil): each
+ * file says what guards what its threads share. That is what counts in the core, which knows no
+ * GIL; atomic words, named in src/DESIGN.md with the pairs they form; and critical sections.
+ * tests/sync runs without a GIL, see tests/sync/test_free_threaded.py.
  */
 #include "module.h"
 
@@ -136,6 +137,9 @@ static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
 #if PY_VERSION_HEX >= 0x030C0000
     {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
 #endif
     {0, NULL},
 };
