@@ -20,6 +20,25 @@ _std = _modules.overlay(__name__)
 __all__ = ["BufferWrapper"]
 
 
+LARGE = 64 << 20
+
+
+def _see_whether_there_is(size):
+    """MemoryError where the machine has not got that much memory: what lies in memory is given out
+    page by page, and who then uses one page too many is killed."""
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":") for line in file)
+        kilobytes = sum(int(fields[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
+    except (OSError, KeyError, ValueError):
+        return
+    if size > kilobytes << 10:
+        raise MemoryError(
+            f"{size} bytes of shared memory are more than the {kilobytes << 10} that this machine "
+            "has available"
+        )
+
+
 def _identity(fd):
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
@@ -35,10 +54,16 @@ def _close(fd, identity):
 
 
 class Arena(_std.Arena):
-    """Memory that blocks are handed out of: a file without a name, mapped."""
+    """Memory that blocks are handed out of: a file without a name, mapped.
+
+    MemoryError where the machine has not got as much; OSError where there is no descriptor or no
+    address space left.
+    """
 
     def __init__(self, size, fd=-1):
         self.size = size
+        if fd == -1 and size >= LARGE:
+            _see_whether_there_is(size)
         self.fd = _core.memory_file() if fd == -1 else fd
         self._identity = _identity(self.fd)
         util.Finalize(self, _close, (self.fd, self._identity))
