@@ -99,7 +99,9 @@ def _register_source(code, source, name):
 
     register = getattr(linecache, "_register_code", None)
     if register is not None:
-        register(code if sys.version_info >= (3, 14) else name, source, name)
+        # Before some release of 3.13 the name was the key.
+        takes_code = sys.version_info >= (3, 14) or hasattr(linecache, "_interactive_cache")
+        register(code if takes_code else name, source, name)
 
 
 def _run_stdin(arguments):
