@@ -2,10 +2,13 @@
 
 import gc
 import os
+import sysconfig
 import threading
 
 import pytest
 from sync_helpers import LIMIT, Task, in_thread, ours, wait_until, wait_until_asleep
+
+from mproc_ext import context
 
 KINDS = ("Lock", "RLock")
 
@@ -154,22 +157,29 @@ def test_fork_while_a_thread_waits(mp, kind):
 
 
 def test_fork_while_threads_take_and_release(mp, kind):
-    """Whatever a thread is in the middle of, the lock is whole in the child."""
+    """Whatever a thread is in the middle of, the lock is whole in the child.
+
+    Without a GIL the interpreter's own lock of an object, which a thread has or is about to get at
+    the fork, stays locked in the child: so child and threads share no closure here, and the
+    stdlib's locks, which use that lock, are left out.
+    """
+    if sysconfig.get_config_var("Py_GIL_DISABLED") and not isinstance(mp, context.BaseContext):
+        pytest.skip("the stdlib's lock may stay locked in the child")
     lock = getattr(mp, kind)()
     stop, going = threading.Event(), threading.Event()
     turns = [0, 0]
 
-    def work(number):
+    def work(number, lock, stop, going, turns):
         while not stop.is_set():
             with lock:
                 pass
             turns[number] += 1
             going.wait()  # else they may leave no moment for the child
 
-    def look():
+    def look(lock=lock):
         return [lock.acquire(True, LIMIT), lock.release()]
 
-    tasks = [Task(work, number) for number in range(2)]
+    tasks = [Task(work, number, lock, stop, going, turns) for number in range(2)]
     try:
         for _ in range(20):
             before = list(turns)
