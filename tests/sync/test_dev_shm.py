@@ -44,9 +44,9 @@ MOUNTS = {
 PROGRAM = """
 import os, sys, threading, mproc_ext
 
-def work(lock, rlock, semaphore, condition, event, barrier, queue):
-    with lock, rlock:
-        pass
+def work(lock, rlock, semaphore, condition, event, barrier, queue, value, array):
+    with lock, rlock, value:
+        value.value += array[99_999]
     semaphore.acquire()
     with condition:
         condition.notify()
@@ -58,7 +58,8 @@ def check(method):
     ctx = mproc_ext.get_context(method)
     lock, rlock, semaphore, condition = ctx.Lock(), ctx.RLock(), ctx.Semaphore(0), ctx.Condition()
     event, barrier, queue = ctx.Event(), ctx.Barrier(2), ctx.Queue()
-    args = lock, rlock, semaphore, condition, event, barrier, queue
+    value, array = ctx.Value("i", 3), ctx.Array("q", range(100_000))
+    args = lock, rlock, semaphore, condition, event, barrier, queue, value, array
     with condition:
         process = ctx.Process(target=work, args=args)
         process.start()
@@ -69,6 +70,7 @@ def check(method):
     assert queue.get(timeout=30) == "done"
     process.join()
     assert process.exitcode == 0, process.exitcode
+    assert value.value == 100_002
     many = [ctx.Lock() for _ in range(5000)]  # more than 16 KB
     assert all(one.acquire(False) for one in many)
 
