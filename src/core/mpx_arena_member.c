@@ -254,13 +254,26 @@ static bool hand_over(mpx_member_t *member, uint64_t from, uint64_t to)
     return true;
 }
 
+/* Whether a record, as its maker has settled it, is this process's. */
+static bool is_settled_for_us(uint64_t owner)
+{
+    mpx_process_id_t id = id_of(owner);
+    return owner != 0 && (id.pid == mpx_os_own_process().pid ||
+                          (mpx_os_is_foreign() && id.start == 0)); /* a pid elsewhere */
+}
+
+/* The maker settles it at the same time, perhaps. */
 bool mpx_member_adopt(mpx_member_t *member)
 {
+    uint64_t own = word_of(mpx_os_own_process());
     uint64_t owner = mpx_u64_load_relaxed(&member->owner);
-    mpx_process_id_t own = mpx_os_own_process();
-    bool is_for_us = mpx_u64_load_relaxed(&member->seated_at) != 0 || id_of(owner).pid == own.pid ||
-                     (mpx_os_is_foreign() && id_of(owner).start == 0); /* a pid elsewhere */
-    return is_for_us && hand_over(member, owner, word_of(own));
+    bool is_ours = mpx_u64_load_relaxed(&member->seated_at) != 0 || is_settled_for_us(owner);
+    MPX_STEP(member_adopting);
+    if (is_ours && hand_over(member, owner, own)) {
+        return true;
+    }
+    owner = mpx_u64_load_relaxed(&member->owner);
+    return is_settled_for_us(owner) && hand_over(member, owner, own);
 }
 
 /* A foreign process has no name for its child, which only its pid here is known of. */

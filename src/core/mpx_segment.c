@@ -244,9 +244,12 @@ static int check_kind(int fd, mpx_file_info_t *info)
     return status;
 }
 
-/* Reads each field once; returns the size of the segment through `size`. */
-static int read_header(mpx_segment_header_t *header, uint64_t file_size, uint64_t *size)
+/* Reads each field once; returns the size of the segment through `size`. The file is asked for its
+ * own size after that: it grows first. */
+static int read_header(mpx_segment_t *segment, uint64_t *size)
 {
+    mpx_segment_header_t *header = header_of(segment);
+    mpx_file_info_t info;
     if (mpx_u32_load_acquire(&header->ready) != MPX_SEGMENT_READY) { /* S1: with S0 */
         return -EPROTO;
     }
@@ -254,7 +257,11 @@ static int read_header(mpx_segment_header_t *header, uint64_t file_size, uint64_
         return -EPROTO;
     }
     *size = mpx_u64_load_acquire(&header->size); /* S3: with S2 */
-    return *size >= MPX_SEGMENT_DATA && *size <= file_size ? 0 : -EPROTO;
+    int status = mpx_os_file_info(segment->fd, &info);
+    if (status < 0) {
+        return status;
+    }
+    return *size >= MPX_SEGMENT_DATA && *size <= info.size ? 0 : -EPROTO;
 }
 
 int mpx_segment_attach(mpx_segment_t *segment, int fd)
@@ -269,12 +276,13 @@ int mpx_segment_attach(mpx_segment_t *segment, int fd)
     if (status < 0) {
         return status;
     }
-    status = read_header(header_of(segment), info.size, &size);
+    status = read_header(segment, &size);
     if (status < 0) {
         mpx_os_unmap(header_of(segment), segment->first_length);
         return status;
     }
-    raise_size(segment, size);
+    /* It may have grown since it was mapped: a refresh will see that. */
+    raise_size(segment, size < segment->first_length ? size : segment->first_length);
     return 0;
 }
 

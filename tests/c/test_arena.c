@@ -509,6 +509,35 @@ TEST(a_slot_is_given_to_a_process_that_did_not_inherit_it)
     free_shared_memory(gift.gates, sizeof(struct gates));
 }
 
+static void receive_while_it_is_settled(void *argument)
+{
+    signal_at_step("member_adopting", SIGSTOP);
+    receive(argument);
+}
+
+TEST(a_record_is_settled_just_when_it_is_adopted)
+{
+    struct gift gift = {.gates = shared_memory(sizeof(struct gates))};
+    REQUIRE(pipe(gift.socket_fds) == 0);
+    pid_t child = start_process(receive_while_it_is_settled, &gift);
+    mpx_arena_t *arena = home();
+    gift.id = mpx_arena_id(arena);
+    gift.slot = make(arena);
+    *number_in(arena, gift.slot) = 4711;
+    CHECK_EQ(mpx_arena_seat(arena, &gift.seat), 0);
+    CHECK_EQ(mpx_arena_give(arena, gift.seat, gift.slot), 0);
+    send_gift(&gift, arena);
+    open_gate(gift.gates, 0);
+    wait_until_stopped(child);
+    mpx_arena_settle(arena, gift.seat, child);
+    CHECK_EQ(kill(child, SIGCONT), 0);
+    open_gate(gift.gates, 2);
+    CHECK_EQ(wait_for(child), 0);
+    close(gift.socket_fds[0]);
+    close(gift.socket_fds[1]);
+    free_shared_memory(gift.gates, sizeof(struct gates));
+}
+
 TEST(a_seat_that_is_given_up_holds_nothing)
 {
     mpx_arena_t *arena = home();

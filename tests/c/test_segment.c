@@ -293,6 +293,36 @@ TEST(threads_follow_growth)
     mpx_segment_close(&race.writer);
 }
 
+static void *grow_and_grow(void *argument)
+{
+    struct race *race = argument;
+    for (uint64_t i = 1; i <= GROWTHS; i++) {
+        CHECK_EQ(mpx_segment_grow(&race->writer, (i + 1) * page()), 0);
+        mpx_u64_store_release(&race->published, i * page());
+    }
+    return NULL;
+}
+
+TEST(attach_while_it_grows)
+{
+    for (int round = 0; round < 10; round++) {
+        struct race race = {.published = {0}};
+        pthread_t grower;
+        REQUIRE(mpx_segment_create(&race.writer, 1) == 0);
+        REQUIRE(pthread_create(&grower, NULL, grow_and_grow, &race) == 0);
+        uint64_t published;
+        do {
+            published = mpx_u64_load_acquire(&race.published);
+            REQUIRE(attach_again(&race.reader, &race.writer) == 0);
+            CHECK(mpx_segment_size(&race.reader) >= published);
+            use_every_byte(&race.reader);
+            mpx_segment_close(&race.reader);
+        } while (published < GROWTHS * page());
+        pthread_join(grower, NULL);
+        mpx_segment_close(&race.writer);
+    }
+}
+
 /* ---- Descriptors that the program closed ----------------------------------------------------- */
 
 TEST(a_closed_descriptor_is_noticed)
