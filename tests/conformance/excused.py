@@ -33,8 +33,15 @@ _SHUTDOWN = (
     " shutdown lock while it joins the queue's feeder thread, which waits for that lock to report"
     " the object that cannot be pickled. With the stdlib of 3.13.0, 6 of 340 runs hung"
 )
+_CHILD_LEFT = (
+    "test_resource_tracker, which is excused below, fails before it waits for its child: whether"
+    " that has been reaped when the runner looks is a matter of time"
+)
 RACY = {
     f"test_multiprocessing_{method}.WithProcessesTestProcess.test_interrupt": _INTERRUPT
+    for method in ("fork", "spawn", "forkserver")
+} | {
+    f"test_multiprocessing_{method}.TestResourceTracker.<environment>": _CHILD_LEFT
     for method in ("fork", "spawn", "forkserver")
 }
 if sys.version_info < (3, 13):
