@@ -329,27 +329,6 @@ def test_a_barrier_counts_the_living_of_all_namespaces():
     living.join()
 
 
-def test_slots_that_only_the_dead_inside_held_are_used_again():
-    from mproc_ext import _core
-
-    def make(connection):
-        locks = [ctx.Lock() for _ in range(3000)]
-        connection.send(len(locks))
-        connection.recv()
-
-    for _ in range(4):
-        inner = Inside(make, pid=os.getpid())
-        assert inner.recv() == 3000
-        here = [ctx.Lock() for _ in range(3000)]
-        numbers = {lock._semlock.handle for lock in here}
-        assert len(numbers) == 3000
-        inner.kill()
-        del here
-    # Had the dead kept theirs, the numbers would have come to four times as many.
-    assert max(numbers) < 4096 * 2 + 64
-    assert not _core.is_foreign()
-
-
 # ---- Starting processes --------------------------------------------------------------------------
 
 PROGRAM = """
@@ -388,6 +367,32 @@ def run(program, *args, **kwargs):
         with open(path, "w") as file:
             file.write(PROGRAM.format(folder=os.path.dirname(__file__)) + program)
         return run_program(path, *args, **kwargs)
+
+
+def test_slots_that_only_the_dead_inside_held_are_used_again():
+    """In a program of its own, whose arena has held nothing else."""
+    program = """
+def make(connection):
+    locks = [ctx.Lock() for _ in range(3000)]
+    connection.send(len(locks))
+    connection.recv()
+
+if __name__ == "__main__":
+    ctx = mproc_ext.get_context("fork")
+    for _ in range(4):
+        inner = Inside(make, pid=os.getpid())
+        assert inner.recv() == 3000
+        here = [ctx.Lock() for _ in range(3000)]
+        numbers = {lock._semlock.handle for lock in here}
+        assert len(numbers) == 3000
+        inner.kill()
+        del here
+    # Had the dead kept theirs, the numbers would have come to four times as many.
+    assert max(numbers) < 4096 * 2 + 64, max(numbers)
+    assert not _core.is_foreign()
+    print("all right")
+"""
+    assert run(program) == "all right\n"
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
