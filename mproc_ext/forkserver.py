@@ -22,7 +22,7 @@ import socket
 import sys
 import warnings
 
-from mproc_ext import _core, _modules, popen_fork, process, spawn, util
+from mproc_ext import _core, _fds, _modules, popen_fork, process, spawn, util
 from mproc_ext.reduction import pickle
 
 # Here and not in each child of the server.
@@ -69,7 +69,7 @@ class ForkServer:
     def _connect(self, fd, pid=None):
         """Take a control socket, and the server's pid where this process has started it."""
         self._forkserver_alive_fd = fd
-        self._identity = _identity(fd)
+        self._identity = _fds.identity(fd)
         self._namespaces = _core.namespaces()
         self._starter = _core.identity()
         self._forkserver_pid = pid
@@ -77,8 +77,7 @@ class ForkServer:
     def _forget(self):
         """Drop the server, and reap it if it is our child: the end of the stream asks it to stop,
         if it has not ended already."""
-        if self._identity == _identity(self._forkserver_alive_fd):
-            os.close(self._forkserver_alive_fd)
+        _fds.close(self._forkserver_alive_fd, self._identity)
         self._forkserver_alive_fd = None
         pid, self._forkserver_pid = self._forkserver_pid, None
         if pid is not None and self._starter == _core.identity():
@@ -205,7 +204,7 @@ class ForkServer:
         return (
             fd is not None
             and self._namespaces == _core.namespaces()
-            and self._identity == _identity(fd)
+            and self._identity == _fds.identity(fd)
             and not _hung_up(fd)
         )
 
@@ -281,15 +280,6 @@ def start_error(number):
         "of the cgroup)",
     }.get(number, os.strerror(number))
     return OSError(number, f"the fork server cannot start a process: {why}")
-
-
-def _identity(fd):
-    """What makes a socket itself, whatever number leads to it; None where the number is free."""
-    try:
-        status = os.fstat(fd)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _namespace(name):

@@ -13,12 +13,11 @@ import collections
 import mmap
 import os
 
-from mproc_ext import _arena, _core, _modules, reduction, util
+from mproc_ext import _arena, _core, _fds, _modules, reduction, util
 
 _std = _modules.overlay(__name__)
 
 __all__ = ["BufferWrapper"]
-
 
 LARGE = 64 << 20
 
@@ -39,20 +38,6 @@ def _see_whether_there_is(size):
         )
 
 
-def _identity(fd):
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
-
-
-def _close(fd, identity):
-    """The program may have closed the descriptor, and the number may be its own file's by now."""
-    try:
-        if _identity(fd) == identity:
-            os.close(fd)
-    except OSError:
-        pass
-
-
 class Arena(_std.Arena):
     """Memory that blocks are handed out of: a file without a name, mapped.
 
@@ -65,8 +50,8 @@ class Arena(_std.Arena):
         if fd == -1 and size >= LARGE:
             _see_whether_there_is(size)
         self.fd = _core.memory_file() if fd == -1 else fd
-        self._identity = _identity(self.fd)
-        util.Finalize(self, _close, (self.fd, self._identity))
+        self._identity = _fds.identity(self.fd)
+        util.Finalize(self, _fds.close, (self.fd, self._identity))
         if fd == -1:
             if _core.features()["memfd_seal"]:
                 os.ftruncate(self.fd, size)
@@ -78,7 +63,8 @@ class Arena(_std.Arena):
 def reduce_arena(a):
     if a.fd == -1:
         raise ValueError("Arena is unpicklable because forking was enabled when it was created")
-    if _identity(a.fd) != a._identity:
+    if _fds.identity(a.fd) != a._identity:
+        os.fstat(a.fd)  # where the number is free that is what it raises
         raise OSError(
             "the program has closed the descriptor of mproc_ext's shared memory: what is in it "
             "cannot be given to a new process"

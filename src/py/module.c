@@ -102,8 +102,6 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->shared_type);
     Py_VISIT(module_state(module)->view_type);
     Py_VISIT(module_state(module)->synchronized_type);
-    Py_VISIT(module_state(module)->synchronized_value_type);
-    Py_VISIT(module_state(module)->synchronized_array_type);
     Py_VISIT(module_state(module)->semlock_type);
     Py_VISIT(module_state(module)->semlock_view);
     Py_VISIT(module_state(module)->first_lock_hook);
@@ -119,8 +117,6 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->shared_type);
     Py_CLEAR(module_state(module)->view_type);
     Py_CLEAR(module_state(module)->synchronized_type);
-    Py_CLEAR(module_state(module)->synchronized_value_type);
-    Py_CLEAR(module_state(module)->synchronized_array_type);
     Py_CLEAR(module_state(module)->semlock_type);
     Py_CLEAR(module_state(module)->semlock_view);
     Py_CLEAR(module_state(module)->first_lock_hook);

@@ -36,8 +36,6 @@ typedef struct {
     PyTypeObject *shared_type;
     PyTypeObject *view_type;
     PyTypeObject *synchronized_type;
-    PyTypeObject *synchronized_value_type;
-    PyTypeObject *synchronized_array_type;
     PyTypeObject *semlock_type;
     PyObject *semlock_view;    /* what a lock's `_semlock` is when nobody overrides it */
     bool asserts;              /* not with -O */

@@ -296,9 +296,16 @@ static int SynchronizedBase_setattro(PyObject *self, PyObject *name, PyObject *v
     return PyObject_GenericSetAttr(self, name, value);
 }
 
-PyObject *mpx_synchronized_next(PyTypeObject *type, PyObject *bound)
+PyObject *mpx_synchronized_next(PyObject *self, PyObject *bound, const char *name)
 {
-    return PyObject_CallFunctionObjArgs((PyObject *)&PySuper_Type, type, bound, NULL);
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &mpx_core_module);
+    if (module == NULL)
+        return NULL;
+    PyObject *next = PyObject_CallFunctionObjArgs(
+        (PyObject *)&PySuper_Type, module_state(module)->synchronized_type, bound, NULL);
+    PyObject *attribute = next == NULL ? NULL : PyObject_GetAttrString(next, name);
+    Py_XDECREF(next);
+    return attribute;
 }
 
 /* ---- The base type --------------------------------------------------------------------------- */
@@ -375,7 +382,8 @@ static PyType_Spec SynchronizedBase_spec = {
     .slots = SynchronizedBase_slots,
 };
 
-PyTypeObject *mpx_add_synchronized_type(PyObject *module, PyType_Spec *spec)
+/* On top of _core.SynchronizedBase, or that itself. A reference, or NULL with an exception. */
+static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec)
 {
     PyObject *base = (PyObject *)module_state(module)->synchronized_type;
     PyTypeObject *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, base);
@@ -386,9 +394,15 @@ PyTypeObject *mpx_add_synchronized_type(PyObject *module, PyType_Spec *spec)
 
 int mpx_add_synchronized(PyObject *module)
 {
-    module_state_t *state = module_state(module);
-    state->synchronized_type = mpx_add_synchronized_type(module, &SynchronizedBase_spec);
-    if (state->synchronized_type == NULL || mpx_add_synchronized_value(module) < 0)
+    PyType_Spec *const specs[] = {&mpx_synchronized_value_spec, &mpx_synchronized_array_spec};
+    module_state(module)->synchronized_type = add_type(module, &SynchronizedBase_spec);
+    if (module_state(module)->synchronized_type == NULL)
         return -1;
-    return mpx_add_synchronized_array(module);
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(specs); i++) {
+        PyTypeObject *type = add_type(module, specs[i]);
+        if (type == NULL)
+            return -1;
+        Py_DECREF(type); /* the module has it */
+    }
+    return 0;
 }

@@ -14,15 +14,13 @@
 
 #include "mpx_atomic.h"
 
+/* `obj` and the three after it are what the standard library's code works with: they may be
+ * replaced at any time, or missing. From `bound` on there is what the code here works with. */
 typedef struct {
-    PyObject_HEAD
-        /* What the standard library's code works with: it may be replaced at any time, or missing.
-         */
-        PyObject *obj;
+    PyObject_HEAD PyObject *obj;
     PyObject *lock;
     PyObject *acquire;
     PyObject *release;
-    /* What the code here works with. */
     mpx_atomic_u32 bound; /* whether that is to be done here */
     char code;            /* what ctypes calls the type of an item */
     Py_ssize_t length;    /* items */
@@ -43,14 +41,12 @@ PyObject *mpx_synchronized_get(SynchronizedObject *self, Py_ssize_t index);
  * be done here; or -1 with an exception. */
 int mpx_synchronized_set(SynchronizedObject *self, Py_ssize_t index, PyObject *value);
 
-/* super(type, bound), where `type` is the C type. */
-PyObject *mpx_synchronized_next(PyTypeObject *type, PyObject *bound);
+/* super(_core.SynchronizedBase, bound).name, where `bound` is self or its type: what the standard
+ * library's class has by that name. */
+PyObject *mpx_synchronized_next(PyObject *self, PyObject *bound, const char *name);
 
-/* Adds a type on top of _core.SynchronizedBase, or that itself. NULL with an exception. */
-PyTypeObject *mpx_add_synchronized_type(PyObject *module, PyType_Spec *spec);
-
-/* synchronized_value.c, synchronized_array.c: for mpx_add_synchronized. */
-int mpx_add_synchronized_value(PyObject *module);
-int mpx_add_synchronized_array(PyObject *module);
+/* synchronized_value.c, synchronized_array.c: the types on top of _core.SynchronizedBase. */
+extern PyType_Spec mpx_synchronized_value_spec;
+extern PyType_Spec mpx_synchronized_array_spec;
 
 #endif

@@ -2,17 +2,6 @@
  */
 #include "synchronized.h"
 
-static PyObject *next_method(PyObject *self, const char *name)
-{
-    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &mpx_core_module);
-    if (module == NULL)
-        return NULL;
-    PyObject *next = mpx_synchronized_next(module_state(module)->synchronized_array_type, self);
-    PyObject *method = next == NULL ? NULL : PyObject_GetAttrString(next, name);
-    Py_XDECREF(next);
-    return method;
-}
-
 /* Whether `key` is an index of an item that can be got and set here. */
 static bool find(SynchronizedObject *self, PyObject *key, Py_ssize_t *index)
 {
@@ -33,7 +22,7 @@ static PyObject *get_item(PyObject *self, PyObject *key)
     Py_ssize_t index;
     if (MPX_LIKELY(find((SynchronizedObject *)self, key, &index)))
         return mpx_synchronized_get((SynchronizedObject *)self, index);
-    PyObject *method = next_method(self, "__getitem__");
+    PyObject *method = mpx_synchronized_next(self, self, "__getitem__");
     PyObject *item = method == NULL ? NULL : PyObject_CallOneArg(method, key);
     Py_XDECREF(method);
     return item;
@@ -51,7 +40,7 @@ static int set_item(PyObject *self, PyObject *key, PyObject *value)
         if (done != 0)
             return done < 0 ? -1 : 0;
     }
-    PyObject *method = next_method(self, "__setitem__");
+    PyObject *method = mpx_synchronized_next(self, self, "__setitem__");
     PyObject *result =
         method == NULL ? NULL : PyObject_CallFunctionObjArgs(method, key, value, NULL);
     Py_XDECREF(method);
@@ -63,7 +52,7 @@ static Py_ssize_t length(PyObject *self)
 {
     if (MPX_LIKELY(mpx_is_bound((SynchronizedObject *)self)))
         return ((SynchronizedObject *)self)->length;
-    PyObject *method = next_method(self, "__len__");
+    PyObject *method = mpx_synchronized_next(self, self, "__len__");
     PyObject *result = method == NULL ? NULL : PyObject_CallNoArgs(method);
     Py_ssize_t count = result == NULL ? -1 : PyLong_AsSsize_t(result);
     Py_XDECREF(method);
@@ -81,16 +70,9 @@ static PyType_Slot SynchronizedArray_slots[] = {
     {0, NULL},
 };
 
-static PyType_Spec SynchronizedArray_spec = {
+PyType_Spec mpx_synchronized_array_spec = {
     .name = "mproc_ext._core.SynchronizedArray",
     .basicsize = sizeof(SynchronizedObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .slots = SynchronizedArray_slots,
 };
-
-int mpx_add_synchronized_array(PyObject *module)
-{
-    module_state_t *state = module_state(module);
-    state->synchronized_array_type = mpx_add_synchronized_type(module, &SynchronizedArray_spec);
-    return state->synchronized_array_type == NULL ? -1 : 0;
-}

@@ -2,36 +2,23 @@
  */
 #include "synchronized.h"
 
-static PyObject *next_of(PyObject *self, PyObject *bound)
-{
-    PyObject *module = PyType_GetModuleByDef(Py_TYPE(self), &mpx_core_module);
-    if (module == NULL)
-        return NULL;
-    return mpx_synchronized_next(module_state(module)->synchronized_value_type, bound);
-}
-
 static PyObject *get_value(PyObject *object, void *Py_UNUSED(closure))
 {
     SynchronizedObject *self = (SynchronizedObject *)object;
     if (MPX_LIKELY(mpx_is_bound(self)))
         return mpx_synchronized_get(self, 0);
-    PyObject *next = next_of(object, object);
-    PyObject *value = next == NULL ? NULL : PyObject_GetAttrString(next, "value");
-    Py_XDECREF(next);
-    return value;
+    return mpx_synchronized_next(object, object, "value");
 }
 
 /* super() sets no attributes, but that of the class gives the property. */
 static int set_next(PyObject *self, PyObject *value)
 {
-    PyObject *next = next_of(self, (PyObject *)Py_TYPE(self));
-    PyObject *property = next == NULL ? NULL : PyObject_GetAttrString(next, "value");
+    PyObject *property = mpx_synchronized_next(self, (PyObject *)Py_TYPE(self), "value");
     descrsetfunc set = property == NULL ? NULL : Py_TYPE(property)->tp_descr_set;
     if (property != NULL && set == NULL)
         PyErr_SetString(PyExc_AttributeError, "value");
     int status = set == NULL ? -1 : set(property, self, value);
     Py_XDECREF(property);
-    Py_XDECREF(next);
     return status;
 }
 
@@ -56,16 +43,9 @@ static PyType_Slot SynchronizedValue_slots[] = {
     {0, NULL},
 };
 
-static PyType_Spec SynchronizedValue_spec = {
+PyType_Spec mpx_synchronized_value_spec = {
     .name = "mproc_ext._core.SynchronizedValue",
     .basicsize = sizeof(SynchronizedObject),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
     .slots = SynchronizedValue_slots,
 };
-
-int mpx_add_synchronized_value(PyObject *module)
-{
-    module_state_t *state = module_state(module);
-    state->synchronized_value_type = mpx_add_synchronized_type(module, &SynchronizedValue_spec);
-    return state->synchronized_value_type == NULL ? -1 : 0;
-}

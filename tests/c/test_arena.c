@@ -474,6 +474,28 @@ static void receive(void *argument)
     close(fd);
 }
 
+/* A child that runs the function, and a slot with a number in it which is given to that. */
+static pid_t make_gift(struct gift *gift, void (*function)(void *))
+{
+    *gift = (struct gift){.gates = shared_memory(sizeof(struct gates))};
+    CHECK_EQ(pipe(gift->socket_fds), 0);
+    pid_t child = start_process(function, gift);
+    mpx_arena_t *arena = home();
+    gift->id = mpx_arena_id(arena);
+    gift->slot = make(arena);
+    *number_in(arena, gift->slot) = 4711;
+    CHECK_EQ(mpx_arena_seat(arena, &gift->seat), 0);
+    CHECK_EQ(mpx_arena_give(arena, gift->seat, gift->slot), 0);
+    return child;
+}
+
+static void free_gift(struct gift *gift)
+{
+    close(gift->socket_fds[0]);
+    close(gift->socket_fds[1]);
+    free_shared_memory(gift->gates, sizeof(struct gates));
+}
+
 static void send_gift(struct gift *gift, mpx_arena_t *arena)
 {
     char path[64] = {0};
@@ -484,15 +506,9 @@ static void send_gift(struct gift *gift, mpx_arena_t *arena)
 
 TEST(a_slot_is_given_to_a_process_that_did_not_inherit_it)
 {
-    struct gift gift = {.gates = shared_memory(sizeof(struct gates))};
-    REQUIRE(pipe(gift.socket_fds) == 0);
-    pid_t child = start_process(receive, &gift);
+    struct gift gift;
+    pid_t child = make_gift(&gift, receive);
     mpx_arena_t *arena = home();
-    gift.id = mpx_arena_id(arena);
-    gift.slot = make(arena);
-    *number_in(arena, gift.slot) = 4711;
-    CHECK_EQ(mpx_arena_seat(arena, &gift.seat), 0);
-    CHECK_EQ(mpx_arena_give(arena, gift.seat, gift.slot), 0);
     mpx_arena_settle(arena, gift.seat, child);
     mpx_slot_drop(arena, gift.slot);
     overwrite(arena, times(MANY));
@@ -504,9 +520,7 @@ TEST(a_slot_is_given_to_a_process_that_did_not_inherit_it)
     CHECK_EQ(wait_for(child), 0);
     overwrite(arena, times(MANY));
     CHECK_EQ(make(arena), gift.slot);
-    close(gift.socket_fds[0]);
-    close(gift.socket_fds[1]);
-    free_shared_memory(gift.gates, sizeof(struct gates));
+    free_gift(&gift);
 }
 
 static void receive_while_it_is_settled(void *argument)
@@ -517,15 +531,9 @@ static void receive_while_it_is_settled(void *argument)
 
 TEST(a_record_is_settled_just_when_it_is_adopted)
 {
-    struct gift gift = {.gates = shared_memory(sizeof(struct gates))};
-    REQUIRE(pipe(gift.socket_fds) == 0);
-    pid_t child = start_process(receive_while_it_is_settled, &gift);
+    struct gift gift;
+    pid_t child = make_gift(&gift, receive_while_it_is_settled);
     mpx_arena_t *arena = home();
-    gift.id = mpx_arena_id(arena);
-    gift.slot = make(arena);
-    *number_in(arena, gift.slot) = 4711;
-    CHECK_EQ(mpx_arena_seat(arena, &gift.seat), 0);
-    CHECK_EQ(mpx_arena_give(arena, gift.seat, gift.slot), 0);
     send_gift(&gift, arena);
     open_gate(gift.gates, 0);
     wait_until_stopped(child);
@@ -533,9 +541,7 @@ TEST(a_record_is_settled_just_when_it_is_adopted)
     CHECK_EQ(kill(child, SIGCONT), 0);
     open_gate(gift.gates, 2);
     CHECK_EQ(wait_for(child), 0);
-    close(gift.socket_fds[0]);
-    close(gift.socket_fds[1]);
-    free_shared_memory(gift.gates, sizeof(struct gates));
+    free_gift(&gift);
 }
 
 TEST(a_seat_that_is_given_up_holds_nothing)
