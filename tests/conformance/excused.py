@@ -31,7 +31,8 @@ _THREADS_LEFT = (
 _SHUTDOWN = (
     "concurrent.futures of these Pythons (gh-125451, gh-110337): the executor's thread holds the"
     " shutdown lock while it joins the queue's feeder thread, which waits for that lock to report"
-    " the object that cannot be pickled. With the stdlib of 3.13.0, 6 of 340 runs hung"
+    " the object that cannot be pickled. With the stdlib of 3.13.0, 6 of 340 runs hung; with a"
+    " feeder thread that is slow to take the item from the pending ones, all"
 )
 _CHILD_LEFT = (
     "test_resource_tracker, which is excused below, fails before it waits for its child: whether"
@@ -49,10 +50,12 @@ if sys.version_info < (3, 13):
         RACY[f"test_multiprocessing_{method}.WithThreadsTestPool.<environment>"] = _THREADS_LEFT
 if sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1):
     for method in ("Fork", "Spawn", "Forkserver"):
-        RACY[
-            f"test_concurrent_futures.ProcessPool{method}ExecutorDeadlockTest"
-            ".test_shutdown_deadlock_pickle"
-        ] = _SHUTDOWN
+        for test in (
+            "ExecutorDeadlockTest.test_shutdown_deadlock_pickle",
+            # It submits a local function.
+            "ProcessPoolShutdownTest.test_processes_terminate",
+        ):
+            RACY[f"test_concurrent_futures.ProcessPool{method}{test}"] = _SHUTDOWN
 
 _NO_NAME = (
     "looks at the name of a semaphore, and what the resource tracker does with it: ours has none"
