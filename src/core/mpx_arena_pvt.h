@@ -38,7 +38,10 @@ typedef struct {
     mpx_atomic_u32 pinned; /* a process without a record may hold anything: nothing is freed */
     mpx_atomic_u32 unsigned_members; /* a process may live of which there is no sign */
     mpx_region_t region[MPX_REGIONS];
-    mpx_lock_t sweeper; /* held by who looks for what the dead held */
+    mpx_lock_t sweeper;    /* held by who looks for what the dead held */
+    mpx_atomic_u64 stored; /* from `used` up to here, every byte has storage */
+    mpx_atomic_u32 heap;   /* what the heap keeps, in units; 0: there is none yet */
+    mpx_atomic_u32 keys;   /* how many owners of blocks were made */
 } mpx_arena_shared_t;
 
 /* `owner` is an mpx_process_id_t, the start in the upper half (0: not known); 0 is a free record,
@@ -78,7 +81,9 @@ struct mpx_arena {
     uint32_t unborn_thread; /* who forks */
     uint32_t first_word;    /* no word before this one has a free slot, as far as is known here */
     uint32_t records;       /* how many member records there may be before the next look for dead */
-    uint32_t *references;   /* by slot: how often this process holds it */
+    mpx_slot_t private_slot; /* 0: none */
+    mpx_atomic_u64 own;      /* the private slot as an owner of blocks; 0: not yet */
+    uint32_t *references;    /* by slot: how often this process holds it */
     uint32_t reference_count;
     mpx_atomic_ptr slots[MPX_REGIONS]; /* where each region is mapped; NULL: look */
 };
@@ -96,8 +101,16 @@ void mpx_arena_unlock(mpx_arena_t *arena);
 /* The address of `size` bytes at the unit, NULL where they are not, or cannot be mapped. */
 void *mpx_arena_unit(mpx_arena_t *arena, uint32_t unit, uint64_t size);
 
+/* The same, at an offset from the start of the segment. */
+void *mpx_arena_bytes(mpx_arena_t *arena, uint64_t offset, uint64_t size);
+
 /* Hands out `size` bytes of zeros. Under the mutex. */
 MPX_NODISCARD int mpx_arena_take_units(mpx_arena_t *arena, uint64_t size, uint32_t *unit);
+
+/* Hands out `size` bytes, a multiple of the unit, which may have no storage, at an offset that is a
+ * multiple of the alignment. Under the mutex. */
+MPX_NODISCARD int mpx_arena_take_sparse(mpx_arena_t *arena, uint64_t size, uint64_t alignment,
+                                        uint32_t *unit);
 
 /* ---- mpx_arena_member.c: who is in the arena ------------------------------------------------- */
 
@@ -149,6 +162,18 @@ MPX_NODISCARD int mpx_region_add(mpx_arena_t *arena);
 
 /* Marks as taken what this process holds: for one whose record was lost. */
 void mpx_slots_mark_own(mpx_arena_t *arena);
+
+/* Frees what only dead processes held; returns how many slots are free. Takes the mutex. */
+uint32_t mpx_slots_sweep(mpx_arena_t *arena);
+
+/* Whether anybody holds the slot, as far as is known; of one that somebody does hold, always. */
+bool mpx_slots_is_taken(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* Makes this process's private slot, which a forked child does not inherit, unless there is one. */
+MPX_NODISCARD int mpx_slots_make_private(mpx_arena_t *arena);
+
+/* In a forked child: lets go of the parent's private slot. */
+void mpx_slots_leave_private(mpx_arena_t *arena);
 
 /* Makes every lock nobody's that this process holds. */
 void mpx_slots_disown_locks(mpx_arena_t *arena);
