@@ -51,6 +51,8 @@ typedef struct {
 typedef struct {
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u32 extents; /* how many are complete */
     mpx_atomic_u32 rover; /* a unit: the last search ended here, or anything */
+    mpx_atomic_u64 taken; /* units made blocks since the heap was settled */
+    mpx_atomic_u64 peak;  /* units owned at once, lately */
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u32 recent[MPX_HEAP_RECENT]; /* units + 1, or anything */
     mpx_atomic_u32 frees; /* the next place in `recent` */
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_extent_entry_t extent[MPX_HEAP_EXTENTS];
@@ -58,5 +60,108 @@ typedef struct {
 
 MPX_STATIC_ASSERT(sizeof(mpx_run_t) == 16, "layout 1");
 MPX_STATIC_ASSERT(sizeof(mpx_heap_shared_t) == 64 + 192 + 960, "layout 1");
+
+/* An extent as this process has verified it. */
+typedef struct {
+    mpx_run_t *runs;
+    uint64_t at; /* offset in the segment */
+    uint32_t first;
+    uint32_t length;
+} mpx_extent_t;
+
+/* A run in an extent. */
+typedef struct {
+    mpx_extent_t extent;
+    uint32_t index;
+    uint32_t length;
+} mpx_place_t;
+
+/* ---- Words ----------------------------------------------------------------------------------- */
+
+/* Of a run's meta, or of a block. */
+static inline uint32_t mpx_generation_of(uint64_t word)
+{
+    return (uint32_t)(word >> 32);
+}
+
+/* The word of a block with that owner: no other owner's, and no former block's. */
+static inline uint64_t mpx_owner_word(mpx_heap_owner_t owner, uint32_t generation)
+{
+    return owner | (uint64_t)generation << 48;
+}
+
+static inline mpx_heap_owner_t mpx_owner_in(uint64_t word)
+{
+    return word & ((UINT64_C(1) << 48) - 1);
+}
+
+static inline bool mpx_run_is_free(mpx_run_t *run)
+{
+    return mpx_u64_load_acquire(&run->owner) == 0; /* B1: with B0 */
+}
+
+static inline bool mpx_unit_has(const mpx_extent_t *extent, uint32_t index, uint64_t flag)
+{
+    return (mpx_u64_load_relaxed(&extent->runs[index].meta) & flag) != 0;
+}
+
+/* ---- mpx_heap_extent.c ----------------------------------------------------------------------- */
+
+/* The arena's mutex. */
+void mpx_heap_lock(mpx_arena_t *arena);
+void mpx_heap_unlock(mpx_arena_t *arena);
+
+/* NULL where there is none yet, or it cannot be mapped. */
+mpx_heap_shared_t *mpx_heap_of(mpx_arena_t *arena);
+
+/* The same, and makes it where there is none. Under the mutex. */
+MPX_NODISCARD int mpx_heap_make(mpx_arena_t *arena, mpx_heap_shared_t **heap);
+
+uint32_t mpx_heap_extents(mpx_heap_shared_t *heap);
+
+/* Adds an extent in which there is room for so many units. Under the mutex. */
+MPX_NODISCARD int mpx_heap_extend(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t units);
+
+/* False where it cannot be mapped, or is none. */
+bool mpx_extent_at(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t number,
+                   mpx_extent_t *extent);
+
+/* The extent with the unit, where a run may begin; its length is not looked at. */
+bool mpx_extent_find(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t unit,
+                     mpx_place_t *place);
+
+/* The length of the run that begins there; 0 where that cannot be. */
+uint32_t mpx_run_length(const mpx_extent_t *extent, uint32_t index);
+
+/* NULL where it cannot be mapped. */
+void *mpx_place_address(mpx_arena_t *arena, const mpx_place_t *place);
+
+/* ---- mpx_heap_run.c -------------------------------------------------------------------------- */
+
+/* Finds a free run of so many units or more. Under the mutex. */
+bool mpx_run_find(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t units, mpx_place_t *place);
+
+/* Makes the first units of a free run a block. Under the mutex. */
+mpx_block_t mpx_run_take(mpx_heap_shared_t *heap, mpx_place_t *place, uint32_t units,
+                         mpx_heap_owner_t owner);
+
+/* The run whose block that is, or was; NULL where there is none. */
+mpx_run_t *mpx_run_of(mpx_arena_t *arena, mpx_block_t block, mpx_place_t *place);
+
+/* Changes the owner of a block; 0 frees it. False: it was not `from`'s. */
+bool mpx_block_change_owner(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t from,
+                            mpx_heap_owner_t to);
+
+/* The run that begins with the unit is to be used soon. */
+void mpx_heap_remember(mpx_heap_shared_t *heap, uint32_t unit);
+
+/* ---- mpx_heap_storage.c ---------------------------------------------------------------------- */
+
+/* How many units of a block have no storage. */
+uint32_t mpx_place_missing(const mpx_place_t *place);
+
+/* Gives them some; on failure a part of them may have it. By who has made the block, and has not
+ * handed it out yet. */
+MPX_NODISCARD int mpx_place_store(mpx_arena_t *arena, const mpx_place_t *place);
 
 #endif

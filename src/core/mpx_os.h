@@ -124,6 +124,13 @@ MPX_NODISCARD int mpx_os_populate(void *address, size_t length);
 
 size_t mpx_os_page_size(void);
 
+/* How many bytes of memory can still be had before the kernel refuses or kills: of the machine,
+ * with swap, and of the control groups that this process is in. INT64_MAX where nothing says. */
+int64_t mpx_os_memory_headroom(void);
+
+/* The same of the machine whose /proc and control groups lie below that directory. */
+int64_t mpx_os_memory_headroom_in(const char *root);
+
 /* ---- Processes ------------------------------------------------------------------------------- */
 
 /* A number is reused, a number with its start time is not. `start` is the kernel's clock tick since
