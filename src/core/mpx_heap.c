@@ -189,18 +189,22 @@ static uint32_t count_extents(mpx_arena_t *arena)
     return heap == NULL ? 0 : mpx_heap_extents(heap);
 }
 
+void mpx_heap_sweep(mpx_arena_t *arena)
+{
+    mpx_heap_shared_t *heap = mpx_heap_of(arena);
+    if (heap != NULL) {
+        mpx_arena_enter();
+        (void)mpx_slots_sweep(arena);
+        mpx_arena_exit();
+        free_blocks(arena, heap, 0);
+    }
+}
+
 /* Frees what is nobody's; whether that leaves so much free that the heap need not grow. */
-static bool sweep(mpx_arena_t *arena)
+static bool sweep_for_room(mpx_arena_t *arena)
 {
     mpx_heap_stats_t stats;
-    mpx_heap_shared_t *heap = mpx_heap_of(arena);
-    if (heap == NULL || mpx_heap_extents(heap) == 0) {
-        return false;
-    }
-    mpx_arena_enter();
-    (void)mpx_slots_sweep(arena);
-    mpx_arena_exit();
-    free_blocks(arena, heap, 0);
+    mpx_heap_sweep(arena);
     mpx_heap_stats(arena, &stats);
     return stats.size / FREE_SHARE <= stats.size - stats.owned;
 }
@@ -227,7 +231,7 @@ static void settle(mpx_arena_t *arena)
     if (heap == NULL) {
         return;
     }
-    (void)sweep(arena);
+    mpx_heap_sweep(arena);
     mpx_heap_stats(arena, &stats);
     uint64_t peak = mpx_u64_load_relaxed(&heap->peak), owned = stats.owned / MPX_BLOCK_UNIT;
     peak -= peak / PEAK_DECAY;
@@ -274,7 +278,7 @@ static int take(mpx_arena_t *arena, request_t *request)
     bool is_enough = true;
     while (status == -EAGAIN) { /* others may take what we have freed or added */
         uint32_t extents = count_extents(arena);
-        is_enough = is_enough && sweep(arena);
+        is_enough = is_enough && extents > 0 && sweep_for_room(arena);
         status = try_to_take(arena, request, is_enough ? NEVER : extents);
         is_enough = false;
     }
@@ -312,7 +316,7 @@ static void make_headroom(mpx_arena_t *arena, const mpx_place_t *place)
 {
     mpx_heap_stats_t stats;
     uint64_t missing = missing_bytes(place);
-    (void)sweep(arena);
+    mpx_heap_sweep(arena);
     mpx_heap_stats(arena, &stats);
     if (is_to_be_had(missing, stats.free_stored)) {
         mpx_heap_trim(arena, stats.free_stored > missing ? stats.free_stored - missing : 0);

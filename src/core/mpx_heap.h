@@ -62,6 +62,11 @@ void *mpx_heap_at(mpx_arena_t *arena, mpx_block_t block, size_t *size);
 /* After a drop of the owner's slot: frees its blocks, unless somebody else holds the slot. */
 void mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner);
 
+/* Frees the blocks of the dead, which otherwise happens from time to time, and before the heap
+ * grows.
+ */
+void mpx_heap_sweep(mpx_arena_t *arena);
+
 /* Gives the storage of free blocks back to the kernel, but for `keep` bytes of it. */
 void mpx_heap_trim(mpx_arena_t *arena, size_t keep);
 

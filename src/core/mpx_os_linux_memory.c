@@ -39,7 +39,8 @@ static bool open_text(reader_t *reader, const char *root, const char *path)
     return reader->fd >= 0;
 }
 
-/* Reads more behind what was not looked at; false at the end of the file. */
+/* Reads more behind what was not looked at, which is moved to the front; false at the end of the
+ * file, and where there is no room. */
 static bool read_more(reader_t *reader)
 {
     ssize_t got;
@@ -54,26 +55,31 @@ static bool read_more(reader_t *reader)
     return got > 0;
 }
 
+static char *find_line_end(reader_t *reader)
+{
+    return memchr(reader->text + reader->start, '\n', reader->end - reader->start);
+}
+
 /* The next line, which stays until the next call; NULL at the end. One that is longer than the
  * buffer comes in pieces. */
 static char *next_line(reader_t *reader)
 {
-    for (;;) {
-        char *line = reader->text + reader->start;
-        char *end = memchr(line, '\n', reader->end - reader->start);
-        bool is_full = reader->start == 0 && reader->end == sizeof(reader->text) - 1;
-        if (end == NULL && !is_full && read_more(reader)) {
-            continue;
-        }
-        if (end == NULL && reader->start == reader->end) {
-            return NULL;
-        }
-        end = end == NULL ? reader->text + reader->end : end;
-        reader->start =
-            (size_t)(end - reader->text) + (*end == '\n' && end < reader->text + reader->end);
-        *end = '\0';
-        return line;
+    char *end = find_line_end(reader);
+    while (end == NULL && read_more(reader)) {
+        end = find_line_end(reader);
     }
+    char *line = reader->text + reader->start;
+    if (end == NULL && reader->start == reader->end) {
+        return NULL;
+    }
+    if (end == NULL) {
+        end = reader->text + reader->end;
+        reader->start = reader->end;
+    } else {
+        reader->start = (size_t)(end + 1 - reader->text);
+    }
+    *end = '\0';
+    return line;
 }
 
 static bool read_number(const char *text, uint64_t *number)
