@@ -1,54 +1,20 @@
 /* test_heap.c - blocks of shared memory: made, given, freed, inherited, left by the dead. */
 #include "harness.h"
+#include "heap_blocks.h"
 
-#include "mpx_heap.h"
+#include "mpx_arena_pvt.h"
+#include "mpx_fault.h"
+#include "mpx_heap_pvt.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
-
-enum { UNIT = MPX_BLOCK_UNIT, MEGA = 1024 * 1024 };
-
-static mpx_arena_t *home(void)
-{
-    mpx_arena_t *arena = NULL;
-    CHECK_EQ(mpx_arena_home(&arena), 0);
-    keeps_descriptors(1);
-    return arena;
-}
-
-static mpx_heap_owner_t own(mpx_arena_t *arena)
-{
-    mpx_heap_owner_t owner = 0;
-    CHECK_EQ(mpx_heap_own(arena, &owner), 0);
-    return owner;
-}
-
-static mpx_heap_owner_t new_owner(mpx_arena_t *arena, mpx_slot_t *slot)
-{
-    mpx_heap_owner_t owner = 0;
-    CHECK_EQ(mpx_slot_new(arena, slot), 0);
-    CHECK_EQ(mpx_heap_owner_new(arena, *slot, &owner), 0);
-    return owner;
-}
-
-static mpx_block_t make(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size)
-{
-    mpx_block_t block = 0;
-    void *address = NULL;
-    CHECK_EQ(mpx_heap_new(arena, owner, size, &block, &address), 0);
-    CHECK(block != 0 && address != NULL);
-    return block;
-}
-
-static mpx_heap_stats_t stats_of(mpx_arena_t *arena)
-{
-    mpx_heap_stats_t stats;
-    mpx_heap_stats(arena, &stats);
-    return stats;
-}
 
 /* ---- One process ----------------------------------------------------------------------------- */
 
@@ -134,38 +100,6 @@ TEST(trimmed_blocks_have_no_storage_and_get_it_again)
     CHECK(address[0] == 0 && address[4 * MEGA - 1] == 0);
 }
 
-/* A block as the model knows it: every unit begins with its mark. */
-struct model {
-    mpx_block_t block;
-    mpx_heap_owner_t owner;
-    size_t units;
-    uint64_t mark;
-};
-
-static void write_marks(mpx_arena_t *arena, const struct model *model)
-{
-    size_t size = 0;
-    unsigned char *address = mpx_heap_at(arena, model->block, &size);
-    REQUIRE(address != NULL);
-    CHECK_EQ(size, model->units * UNIT);
-    for (size_t i = 0; i < model->units; i++) {
-        memcpy(address + i * UNIT, &model->mark, sizeof(model->mark));
-        memcpy(address + (i + 1) * UNIT - 8, &model->mark, sizeof(model->mark));
-    }
-}
-
-static void check_marks(mpx_arena_t *arena, const struct model *model)
-{
-    size_t size = 0;
-    unsigned char *address = mpx_heap_at(arena, model->block, &size);
-    REQUIRE(address != NULL);
-    CHECK_EQ(size, model->units * UNIT);
-    for (size_t i = 0; i < model->units; i++) {
-        CHECK(memcmp(address + i * UNIT, &model->mark, sizeof(model->mark)) == 0);
-        CHECK(memcmp(address + (i + 1) * UNIT - 8, &model->mark, sizeof(model->mark)) == 0);
-    }
-}
-
 enum { MODELS = 200, ROUNDS = 20000 };
 
 TEST(blocks_never_overlap_and_keep_what_is_in_them)
@@ -208,4 +142,435 @@ TEST(blocks_never_overlap_and_keep_what_is_in_them)
         }
     }
     CHECK(stats_of(arena).size < 256 * MEGA);
+}
+
+TEST(sizes_that_there_are_not)
+{
+    mpx_arena_t *arena = home();
+    mpx_block_t block;
+    void *address;
+    size_t size;
+    static const size_t sizes[] = {SIZE_MAX, SIZE_MAX / 2, (size_t)UNIT * MPX_RUN_LENGTH + 1};
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(sizes); i++) {
+        CHECK_EQ(mpx_heap_new(arena, own(arena), sizes[i], &block, &address), -EFBIG);
+    }
+    CHECK(mpx_heap_new(arena, own(arena), (size_t)UNIT * MPX_RUN_LENGTH, &block, &address) < 0);
+    CHECK_EQ(stats_of(arena).owned, 0);
+    CHECK(mpx_heap_at(arena, make(arena, own(arena), 0), &size) != NULL);
+    CHECK_EQ(size, UNIT);
+    CHECK(!mpx_heap_give(arena, make(arena, own(arena), 1), own(arena), 0));
+    CHECK(!mpx_heap_free(arena, make(arena, own(arena), 1), 0));
+    CHECK(mpx_heap_at(arena, 0, &size) == NULL);
+    CHECK(mpx_heap_at(arena, UINT64_MAX, &size) == NULL);
+}
+
+/* ---- Generations ----------------------------------------------------------------------------- */
+
+static mpx_heap_shared_t *shared_of(mpx_arena_t *arena)
+{
+    return mpx_arena_unit(arena, mpx_u32_load_relaxed(&arena->shared->heap),
+                          sizeof(mpx_heap_shared_t));
+}
+
+static mpx_run_t *run_of(mpx_arena_t *arena, mpx_block_t block)
+{
+    mpx_place_t place;
+    return mpx_run_of(arena, block, &place);
+}
+
+TEST(generations_begin_again_after_the_last)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t block = make(arena, owner, UNIT);
+    size_t size;
+    CHECK(mpx_heap_free(arena, block, owner));
+    mpx_atomic_u64 *meta = &run_of(arena, block)->meta;
+    mpx_u64_store_relaxed(meta, (uint32_t)mpx_u64_load_relaxed(meta) | UINT64_C(0xfffffffe) << 32);
+    mpx_block_t last = make(arena, owner, UNIT);
+    CHECK(last == (UINT64_C(0xffffffff) << 32 | (uint32_t)block));
+    CHECK(mpx_heap_at(arena, last, &size) != NULL);
+    CHECK(mpx_heap_free(arena, last, owner));
+    mpx_block_t first = make(arena, owner, UNIT);
+    CHECK(first == (uint32_t)block && first != 0);
+    CHECK(mpx_heap_at(arena, first, &size) != NULL);
+    CHECK(mpx_heap_at(arena, last, &size) == NULL);
+    CHECK(!mpx_heap_free(arena, last, owner));
+    CHECK(!mpx_heap_free(arena, first + (UINT64_C(1) << 48), owner));
+    CHECK(mpx_heap_give(arena, first, owner, owner));
+    CHECK(mpx_heap_free(arena, first, owner));
+}
+
+/* ---- Storage --------------------------------------------------------------------------------- */
+
+TEST(without_storage_nothing_is_made_and_nothing_lost)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t block = make(arena, owner, UNIT);
+    void *address;
+    mpx_heap_stats_t before = stats_of(arena);
+    inject("fallocate", ENOSPC, 0, ALWAYS);
+    for (int i = 0; i < 100; i++) {
+        CHECK_EQ(mpx_heap_new(arena, owner, 3 * UNIT, &block, &address), -ENOSPC);
+    }
+    inject_nothing();
+    CHECK_EQ(stats_of(arena).owned, before.owned);
+    CHECK_EQ(stats_of(arena).size, before.size);
+    CHECK_EQ(stats_of(arena).free_stored, before.free_stored);
+    make(arena, owner, 3 * UNIT);
+    CHECK_EQ(stats_of(arena).owned, before.owned + 3 * UNIT);
+}
+
+TEST(storage_of_free_blocks_is_given_back_where_it_is_needed_elsewhere)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t freed = make(arena, owner, 2 * UNIT), kept = make(arena, owner, UNIT);
+    CHECK(mpx_heap_free(arena, freed, owner));
+    inject("fallocate", ENOSPC, 0, 1);
+    make(arena, owner, 4 * UNIT);
+    inject_nothing();
+    CHECK_EQ(stats_of(arena).free_stored, 0);
+    CHECK(mpx_heap_free(arena, kept, owner));
+}
+
+TEST(much_is_made_only_where_there_is_room)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t block = make(arena, owner, 2 * MEGA), other;
+    void *address;
+    CHECK(mpx_heap_free(arena, block, owner));
+    inject("heap_headroom", 0, 0, ALWAYS);
+    block = make(arena, owner, 2 * MEGA); /* has its storage */
+    CHECK_EQ(mpx_heap_new(arena, owner, MEGA, &other, &address), -ENOMEM);
+    make(arena, owner, MEGA - UNIT);
+    CHECK(mpx_heap_free(arena, block, owner));
+    inject_nothing();
+    inject("heap_headroom", 0, 0, 1); /* then what is free was given back */
+    make(arena, owner, 3 * MEGA);
+    inject_nothing();
+}
+
+static void fill_up_to_a_limit(void *unused)
+{
+    (void)unused;
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t block = make(arena, owner, UNIT), first = block;
+    void *address;
+    struct rlimit limit = {8 * MEGA, 8 * MEGA};
+    CHECK_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    int status, blocks = 1;
+    while ((status = mpx_heap_new(arena, owner, UNIT, &block, &address)) == 0) {
+        memset(address, 1, UNIT);
+        blocks++;
+    }
+    CHECK_EQ(status, -EFBIG);
+    CHECK(blocks >= 6 * MEGA / UNIT);
+    CHECK_EQ(mpx_heap_new(arena, owner, UNIT, &block, &address), -EFBIG);
+    CHECK(mpx_heap_free(arena, first, owner));
+    CHECK_EQ(mpx_heap_new(arena, owner, UNIT, &block, &address), 0);
+}
+
+TEST(a_limit_of_files_ends_the_heap_and_not_the_process)
+{
+    CHECK_EQ(wait_for(start_process(fill_up_to_a_limit, NULL)), 0);
+}
+
+TEST(a_closed_descriptor_leaves_what_there_is)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t block = make(arena, owner, UNIT), other;
+    void *address;
+    size_t size;
+    memset(mpx_heap_at(arena, block, &size), 3, UNIT);
+    int fd = mpx_arena_fd(arena), stranger = open("/dev/null", O_RDWR | O_CLOEXEC);
+    close(fd);
+    CHECK_EQ(mpx_heap_new(arena, owner, 2 * UNIT, &other, &address), -EBADF);
+    CHECK_EQ(dup2(stranger, fd), fd);
+    CHECK_EQ(mpx_heap_new(arena, owner, 64 * MEGA, &other, &address), -ESTALE);
+    mpx_heap_trim(arena, 0);
+    CHECK(*(char *)mpx_heap_at(arena, block, &size) == 3);
+    CHECK(mpx_heap_free(arena, block, owner));
+    mpx_heap_trim(arena, 0);
+    CHECK_EQ(stats_of(arena).owned, 0);
+    close(stranger);
+}
+
+TEST(memory_of_a_burst_is_given_back_by_and_by)
+{
+    if (emulated()) {
+        return; /* takes a while there */
+    }
+    enum { BURST = 96 };
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t blocks[BURST];
+    for (int i = 0; i < BURST; i++) {
+        blocks[i] = make(arena, owner, 2 * MEGA);
+    }
+    for (int i = 0; i < BURST; i++) {
+        CHECK(mpx_heap_free(arena, blocks[i], owner));
+    }
+    CHECK_EQ(stats_of(arena).free_stored, BURST * 2 * MEGA);
+    for (int i = 0; i < 200 * 1000; i++) {
+        CHECK(mpx_heap_free(arena, make(arena, owner, UNIT), owner));
+    }
+    CHECK(stats_of(arena).free_stored < 80 * MEGA);
+    mpx_block_t block = make(arena, owner, MEGA);
+    for (int i = 0; i < 200; i++) { /* what is in use all the time stays */
+        CHECK(mpx_heap_free(arena, block, owner));
+        inject("fallocate", ENOSPC, 0, ALWAYS);
+        block = make(arena, owner, MEGA);
+        inject_nothing();
+    }
+}
+
+/* ---- Several threads and processes ----------------------------------------------------------- */
+
+static void work_often(void *argument)
+{
+    struct crowd *crowd = argument;
+    unsigned seed = mpx_u32_fetch_add_relaxed(&crowd->marks, 1);
+    for (int i = 0; i < (emulated() ? 50 : 2000); i++) {
+        work(crowd, &seed);
+        if (i % 50 == 0) {
+            mpx_heap_trim(crowd->arena, 4 * UNIT);
+            mpx_heap_sweep(crowd->arena);
+        }
+    }
+}
+
+static void check_crowd(struct crowd *crowd, mpx_slot_t slot)
+{
+    uint64_t passed = 0;
+    CHECK_EQ(mpx_u32_load_relaxed(&crowd->failures), 0);
+    for (int i = 0; i < 8; i++) {
+        size_t size = 0;
+        if (mpx_u64_load_relaxed(&crowd->passed[i]) != 0) {
+            CHECK(mpx_heap_at(crowd->arena, mpx_u64_load_relaxed(&crowd->passed[i]), &size));
+            passed += size;
+        }
+    }
+    mpx_heap_sweep(crowd->arena);
+    CHECK_EQ(stats_of(crowd->arena).owned, passed);
+    mpx_slot_drop(crowd->arena, slot);
+    mpx_heap_free_all(crowd->arena, crowd->shared);
+    CHECK_EQ(stats_of(crowd->arena).owned, 0);
+    free_shared_memory(crowd, sizeof(*crowd));
+}
+
+TEST(threads_make_give_and_free)
+{
+    mpx_slot_t slot;
+    struct crowd *crowd = new_crowd(&slot);
+    run_in_threads(work_often, crowd);
+    check_crowd(crowd, slot);
+}
+
+TEST(processes_make_give_and_free)
+{
+    mpx_slot_t slot;
+    struct crowd *crowd = new_crowd(&slot);
+    run_in_processes(work_often, crowd);
+    check_crowd(crowd, slot);
+}
+
+/* ---- Fork and death -------------------------------------------------------------------------- */
+
+struct family {
+    mpx_arena_t *arena;
+    mpx_atomic_u64 shared, parents, childs; /* blocks */
+    mpx_heap_owner_t owner;
+    mpx_heap_owner_t grandparent;
+    mpx_atomic_u32 ready;
+    mpx_slot_t slot;
+};
+
+/* A child that holds what its parent shared, and not its parent's own. */
+static void inherit(void *argument)
+{
+    struct family *family = argument;
+    mpx_arena_t *arena = family->arena;
+    size_t size;
+    CHECK(mpx_heap_at(arena, mpx_u64_load_relaxed(&family->shared), &size) != NULL);
+    mpx_heap_owner_t mine = own(arena);
+    mpx_u64_store_relaxed(&family->childs, make(arena, mine, UNIT));
+    CHECK(!mpx_heap_free(arena, mpx_u64_load_relaxed(&family->parents), mine));
+    mpx_u32_store_release(&family->ready, 1);
+    for (;;) {
+        pause();
+    }
+}
+
+static void fork_and_wait(void *argument)
+{
+    struct family *family = argument;
+    mpx_arena_t *arena = family->arena;
+    mpx_u64_store_relaxed(&family->parents, make(arena, own(arena), UNIT));
+    CHECK(own(arena) != family->grandparent);
+    mpx_heap_owner_t owner = new_owner(arena, &family->slot);
+    mpx_u64_store_relaxed(&family->shared, make(arena, owner, UNIT));
+    start_process(inherit, family);
+    for (;;) {
+        pause();
+    }
+}
+
+static bool is_there(mpx_arena_t *arena, mpx_atomic_u64 *block)
+{
+    size_t size;
+    return mpx_heap_at(arena, mpx_u64_load_relaxed(block), &size) != NULL;
+}
+
+TEST(a_child_keeps_what_was_shared_and_not_what_was_its_parents_own)
+{
+    struct family *family = shared_memory(sizeof(*family));
+    mpx_arena_t *arena = family->arena = home();
+    family->grandparent = own(arena);
+    pid_t pid = start_process(fork_and_wait, family);
+    while (!mpx_u32_load_acquire(&family->ready)) {
+        usleep(1000);
+    }
+    mpx_heap_sweep(arena);
+    CHECK_EQ(stats_of(arena).owned, 3 * UNIT);
+    kill(pid, SIGKILL);
+    CHECK(was_killed(wait_for(pid)));
+    mpx_heap_sweep(arena);
+    CHECK(!is_there(arena, &family->parents));
+    CHECK(is_there(arena, &family->childs) && is_there(arena, &family->shared));
+    CHECK_EQ(stats_of(arena).owned, 2 * UNIT);
+}
+
+static void die_with_blocks(void *argument)
+{
+    mpx_arena_t *arena = argument;
+    for (int i = 0; i < 20; i++) {
+        make(arena, own(arena), MEGA / 2);
+    }
+    raise(SIGKILL);
+}
+
+TEST(a_heap_does_not_grow_with_the_dead)
+{
+    mpx_arena_t *arena = home();
+    int deaths = emulated() ? 8 : 40;
+    for (int i = 0; i < deaths; i++) {
+        CHECK(was_killed(wait_for(start_process(die_with_blocks, arena))));
+    }
+    CHECK(stats_of(arena).size < 64 * MEGA);
+    mpx_heap_sweep(arena);
+    CHECK_EQ(stats_of(arena).owned, 0);
+}
+
+TEST(another_owner_in_the_same_slot_has_nothing_of_the_former)
+{
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot, again;
+    mpx_heap_owner_t owner = new_owner(arena, &slot);
+    mpx_block_t block = make(arena, owner, UNIT);
+    mpx_slot_drop(arena, slot);
+    mpx_heap_owner_t other = new_owner(arena, &again);
+    CHECK_EQ(again, slot);
+    CHECK(other != owner);
+    CHECK(!mpx_heap_free(arena, block, other));
+    mpx_heap_free_all(arena, other);
+    CHECK_EQ(stats_of(arena).owned, UNIT);
+    mpx_heap_sweep(arena);
+    CHECK_EQ(stats_of(arena).owned, 0);
+    make(arena, other, UNIT);
+    mpx_heap_sweep(arena);
+    CHECK_EQ(stats_of(arena).owned, UNIT);
+    *(uint64_t *)mpx_slot_at(arena, slot) = 0; /* it is another kind of slot now */
+    mpx_heap_sweep(arena);
+    CHECK_EQ(stats_of(arena).owned, 0);
+}
+
+/* ---- Damage ---------------------------------------------------------------------------------- */
+
+static uint64_t any_number(unsigned *seed)
+{
+    uint64_t number =
+        (uint64_t)rand_r(seed) << 33 ^ (uint64_t)rand_r(seed) << 15 ^ (uint64_t)rand_r(seed);
+    switch (rand_r(seed) % 6) {
+    case 0:
+        return 0;
+    case 1:
+        return number % 64;
+    case 2:
+        return (uint32_t)number;
+    case 3:
+        return number | UINT64_C(0xffff0000);
+    case 4:
+        return UINT64_MAX;
+    default:
+        return number;
+    }
+}
+
+/* Writes anything into the directory and into the table of runs. */
+static void damage(mpx_arena_t *arena, mpx_run_t *runs, unsigned *seed, bool directory)
+{
+    mpx_heap_shared_t *heap = shared_of(arena);
+    for (int i = rand_r(seed) % 8; i >= 0; i--) {
+        mpx_run_t *run = &runs[rand_r(seed) % 16];
+        mpx_u64_store_relaxed(rand_r(seed) % 2 ? &run->meta : &run->owner, any_number(seed));
+    }
+    mpx_u32_store_relaxed(&heap->rover, (uint32_t)any_number(seed));
+    for (int i = 0; i < MPX_HEAP_RECENT; i += 3) {
+        mpx_u32_store_relaxed(&heap->recent[i], (uint32_t)any_number(seed));
+    }
+    if (directory) {
+        mpx_extent_entry_t *entry = &heap->extent[rand_r(seed) % 3];
+        mpx_atomic_u32 *fields[] = {&entry->at, &entry->first, &entry->length, &heap->extents};
+        mpx_u32_store_relaxed(fields[rand_r(seed) % 4], (uint32_t)any_number(seed));
+    }
+    mpx_u64_store_relaxed(&heap->taken, any_number(seed));
+    mpx_u64_store_relaxed(&heap->peak, any_number(seed));
+}
+
+static void use_damaged(void *argument)
+{
+    unsigned seed = *(unsigned *)argument;
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot;
+    mpx_heap_owner_t owner = own(arena), other = new_owner(arena, &slot);
+    mpx_block_t blocks[8] = {make(arena, owner, UNIT), make(arena, owner, MEGA)};
+    mpx_run_t *runs = run_of(arena, blocks[0]);
+    bool directory = seed % 2;
+    inject("fallocate", ENOSPC, 20, ALWAYS); /* there are no terabytes to be had */
+    for (int i = 0; i < 50; i++) {
+        mpx_block_t *block = &blocks[rand_r(&seed) % 8];
+        void *address;
+        size_t size = (size_t)(1 + rand_r(&seed) % 20) * UNIT;
+        damage(arena, runs, &seed, directory);
+        if (mpx_heap_new(arena, owner, size, block, &address) < 0) {
+            *block = any_number(&seed);
+        }
+        char *bytes = mpx_heap_at(arena, *block, &size);
+        if (bytes != NULL && !directory) {
+            bytes[0] = bytes[size - 1] = 1;
+        }
+        (void)mpx_heap_give(arena, *block, owner, other);
+        (void)mpx_heap_free(arena, blocks[rand_r(&seed) % 8], rand_r(&seed) % 2 ? owner : other);
+        mpx_heap_free_all(arena, any_number(&seed));
+        mpx_heap_sweep(arena);
+        mpx_heap_trim(arena, (size_t)(rand_r(&seed) % 2) * UNIT);
+        (void)stats_of(arena);
+    }
+    _exit(0);
+}
+
+TEST(a_damaged_heap_crashes_nobody)
+{
+    for (unsigned seed = 1; seed <= (emulated() ? 10 : 200); seed++) {
+        int status = wait_for(start_process(use_damaged, &seed));
+        CHECK(WIFEXITED(status));
+        if (!WIFEXITED(status)) {
+            fprintf(stderr, "seed %u: signal %d\n", seed, WTERMSIG(status));
+        }
+    }
 }
