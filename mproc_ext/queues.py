@@ -1,21 +1,310 @@
-"""Queue, JoinableQueue and SimpleQueue: the stdlib's."""
+"""Queue, JoinableQueue and SimpleQueue, on a ring of messages in shared memory.
 
+What counts is in C (src/py/queue.c, src/core/mpx_ring.h).  There is no feeder thread: an object is
+pickled and in the queue when put() returns.  So a process that has put something can be joined
+before the queue is drained, and what it has put is not lost when it is killed.
+
+* A process that is killed at any point tears no message and strands nobody; a message is lost only
+  with the consumer that had it in its hands.
+* A queue without a limit grows, and gives its memory back when it has been drained.
+
+A subclass that overrides what is not called here (`_feed`, `_start_thread`...) gets the stdlib's
+code for its objects.
+"""
+
+import io
+import queue
 from types import GenericAlias
 
-from mproc_ext import _modules
+from mproc_ext import _arena, _core, _modules, connection, context, reduction, synchronize, util
 
-_std = _modules.stdlib("queues")
+_std = _modules.overlay(__name__)
 
-if hasattr(_std.Queue, "__class_getitem__"):
-    _modules.identity(__name__)
-else:
-    _modules.overlay(__name__)
+__all__ = ["Queue", "SimpleQueue", "JoinableQueue"]
 
-    class Queue(_std.Queue):
-        __class_getitem__ = classmethod(GenericAlias)
+_SEM_VALUE_MAX = synchronize.SEM_VALUE_MAX
 
-    class JoinableQueue(Queue, _std.JoinableQueue):
-        pass
 
-    class SimpleQueue(_std.SimpleQueue):
-        __class_getitem__ = classmethod(GenericAlias)
+class ShutDown(Exception):
+    """Raised by put(), and by get() on an empty queue, once the queue has been shut down."""
+
+
+ShutDown = getattr(queue, "ShutDown", ShutDown)
+_core.serve_queues(_std.__dict__, queue.Empty, queue.Full, ShutDown)
+
+
+class Channel(_core.Channel):
+    """A ring of messages and its two ends; pickled only for a child that is being started."""
+
+    def __getstate__(self):
+        synchronize._assert_may_travel(self)
+        ends = [fd if fd < 0 else reduction.DupFd(fd) for fd in self._ends()]
+        return (*_arena.hand_over(self), *ends)
+
+    def __setstate__(self, state):
+        *where, reader, writer = state
+        ends = [end if end == -1 else end.detach() for end in (reader, writer)]
+        self._take(*_arena.take_over(*where), *ends)
+
+
+def _escape(data):
+    """Bytes as a message that is not taken for one of ours."""
+    return bytes((_core.RAW_TAG,)) + data if len(data) and data[0] >= _core.FIRST_TAG else data
+
+
+def _unescape(message):
+    """The bytes of a message; of an object that was put, its pickle."""
+    if not message or message[0] < _core.FIRST_TAG:
+        return message
+    if message[0] == _core.RAW_TAG:
+        return message[1:]
+    return bytes(_std._ForkingPickler.dumps(_core.loads(message)))
+
+
+class _End(connection.Connection):
+    """One end of a channel, as the connection that it is in the stdlib's queues."""
+
+    def __init__(self, channel, fd, is_reader):
+        super().__init__(fd, is_reader, not is_reader)
+        self._channel = channel
+        self._objects = _core.SimpleQueue()
+        self._objects._hold(channel, False)
+
+    def _close(self):
+        if self._readable:
+            self._channel._close_reader()
+        else:
+            self._channel._close_writer()
+
+    def fileno(self):
+        """The descriptor: it is readable where there is a message."""
+        self._check_closed()
+        if self._readable:
+            self._channel._watch()
+        return self._handle
+
+    def send(self, obj):
+        self._check_closed()
+        self._check_writable()
+        self._objects.put(obj)
+
+    def recv(self):
+        self._check_closed()
+        self._check_readable()
+        return self._objects.get()
+
+    def _send_bytes(self, buf):
+        self._channel._send_bytes(_escape(buf))
+
+    def _recv_bytes(self, maxsize=None):
+        data = _unescape(self._channel._receive_bytes())
+        if maxsize is not None and len(data) > maxsize:
+            return None
+        buf = io.BytesIO()
+        buf.write(data)
+        return buf
+
+    def _poll(self, timeout):
+        return self._channel._poll(timeout)
+
+    def __reduce__(self):
+        context.assert_spawning(self)
+        return _end_of, (self._channel, self._readable)
+
+
+def _end_of(channel, is_reader):
+    fd = channel._ends()[0 if is_reader else 1]
+    if fd < 0:
+        raise OSError("handle is closed")
+    return _End(channel, fd, is_reader)
+
+
+class _Ended:
+    """What queues have in common: the two ends of their channel, made when somebody asks."""
+
+    def __getattr__(self, name):
+        if self._channel is not None and name in ("_reader", "_writer"):
+            end = _end_of(self._channel, name == "_reader")
+            return self.__dict__.setdefault(name, end)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def _make_channel(limit, ctx):
+    channel = Channel()
+    channel._is_fork_ctx = synchronize._is_fork(ctx)
+    channel._make(limit)
+    return channel
+
+
+# What a subclass may override that is not called here: with any of it, it is the stdlib's.
+_NOT_HONOURED = frozenset(
+    "_feed _start_thread _reset _after_fork _finalize_join _finalize_close __getstate__ __setstate__".split()
+)
+
+
+def _is_stdlibs(cls, ours):
+    for base in cls.__mro__:
+        if base in ours:
+            return False
+        if not _NOT_HONOURED.isdisjoint(base.__dict__):
+            return True
+    return False
+
+
+@_core.own_methods
+class Queue(_core.Queue, _Ended, _std.Queue):
+    """A queue of objects for any number of processes and threads; see queue.Queue."""
+
+    def __init__(self, maxsize=0, *, ctx):
+        if _is_stdlibs(type(self), _OURS):
+            _std.Queue.__init__(self, maxsize, ctx=ctx)
+            return
+        if maxsize <= 0:
+            maxsize = _SEM_VALUE_MAX
+        elif type(maxsize) is not int or maxsize > _SEM_VALUE_MAX:
+            ctx.BoundedSemaphore(maxsize)  # raises what it does where that is no such number
+            maxsize = int(maxsize)
+        self._maxsize = maxsize
+        self._ignore_epipe = False
+        self._begin(_make_channel(maxsize, ctx))
+
+    def _begin(self, channel):
+        self._hold(channel, self._maxsize < _SEM_VALUE_MAX)
+        self._thread = self._jointhread = None
+        self._joincancelled = False
+
+    def __getstate__(self):
+        if self._channel is None:
+            return super().__getstate__()
+        context.assert_spawning(self)
+        return self._ignore_epipe, self._maxsize, self._channel
+
+    def __setstate__(self, state):
+        if len(state) != 3:
+            super().__setstate__(state)
+            return
+        self._ignore_epipe, self._maxsize, channel = state
+        self._begin(channel)
+
+    def _on_unpicklable(self, error, obj):
+        if util.is_exiting():
+            util.info("error in queue thread: %s", error)
+        else:
+            self._on_queue_feeder_error(error, obj)
+
+    def close(self):
+        """Put and get nothing more in this process."""
+        if self._channel is None:
+            super().close()
+            return
+        self._closed = True
+        if self._has_put:
+            self._close_end("_reader")
+            self._close_end("_writer")
+
+    def _close_end(self, name):
+        try:
+            getattr(self, name).close()
+        except OSError:
+            pass  # closed before
+
+    def join_thread(self):
+        """Return: all that was put is in the queue."""
+        if self._channel is None:
+            super().join_thread()
+            return
+        util.debug("Queue.join_thread()")
+        assert self._closed, f"Queue {self!r} not closed"
+
+    def cancel_join_thread(self):
+        """Nothing: this process does not wait at its end, and loses nothing by that."""
+        if self._channel is None:
+            super().cancel_join_thread()
+            return
+        util.debug("Queue.cancel_join_thread()")
+        self._joincancelled = True
+
+    def _terminate_broken(self):
+        self._reader.close()
+        self.close()
+        self.join_thread()
+
+    def shutdown(self, immediate=False):
+        """Let nothing be put from now on; get() raises ShutDown once the queue is empty.
+
+        With *immediate*, what is in the queue is dropped.
+        """
+        self._channel._shut()
+        while immediate:
+            try:
+                self._channel._receive_bytes()
+            except EOFError:
+                break
+
+    def __iter__(self):
+        """The objects as they come, until the queue has been shut down and is empty."""
+        while True:
+            try:
+                yield self.get()
+            except ShutDown:
+                return
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+
+@_core.own_methods
+class JoinableQueue(Queue, _std.JoinableQueue):
+    """A queue whose consumers say of each object when they are done with it."""
+
+    def __init__(self, maxsize=0, *, ctx):
+        if _is_stdlibs(type(self), _OURS):
+            _std.JoinableQueue.__init__(self, maxsize, ctx=ctx)
+        else:
+            Queue.__init__(self, maxsize, ctx=ctx)
+
+    def task_done(self):
+        """Say that an object which get() returned is done with."""
+        if self._channel is None:
+            super().task_done()
+        elif not self._channel._finish():
+            raise ValueError("task_done() called too many times")
+
+    def join(self):
+        """Wait until every object that was put is done with."""
+        if self._channel is None:
+            super().join()
+        else:
+            self._channel._join()
+
+
+@_core.own_methods
+class SimpleQueue(_core.SimpleQueue, _Ended, _std.SimpleQueue):
+    """A queue without a limit, and without timeouts."""
+
+    def __init__(self, *, ctx):
+        if _is_stdlibs(type(self), _OURS):
+            _std.SimpleQueue.__init__(self, ctx=ctx)
+        else:
+            self._hold(_make_channel(0, ctx), False)
+
+    def __getstate__(self):
+        if self._channel is None:
+            return super().__getstate__()
+        context.assert_spawning(self)
+        return self._channel
+
+    def __setstate__(self, state):
+        if isinstance(state, tuple):
+            super().__setstate__(state)
+        else:
+            self._hold(state, False)
+
+    def close(self):
+        """Close the queue in this process."""
+        self._reader.close()
+        self._writer.close()
+
+    __class_getitem__ = classmethod(GenericAlias)
+
+
+_OURS = {Queue, JoinableQueue, SimpleQueue}

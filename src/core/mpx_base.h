@@ -14,7 +14,9 @@
  *   L2  mpx_event.{h,c}                         a flag to wait for
  *   L3  mpx_arena.h, mpx_arena*.c               small objects in shared memory
  *   L3  mpx_condition.{h,c}                     waiters that are notified one by one
+ *   L2  mpx_bell.{h,c}                          a descriptor that others can wait for
  *   L4  mpx_heap.{h,c}                          blocks of shared memory
+ *   L5  mpx_ring.h, mpx_ring*.c                 a queue of messages
  */
 #ifndef MPX_BASE_H
 #define MPX_BASE_H

@@ -43,20 +43,45 @@ static void withdraw(const mpx_thread_t *self)
     }
 }
 
-int mpx_mutex_lock(mpx_mutex_t *mutex, int64_t deadline)
+/* Announces the lock and tries once; a caller that gives up withdraws. */
+static int try_first(const mpx_thread_t *self, uint64_t own, mpx_mutex_t *mutex)
 {
-    const mpx_thread_t *self = mpx_os_self();
-    uint64_t own = mpx_owned_by(self->number, self->start);
     if (MPX_UNLIKELY(is_announced(self))) {
         return -EDEADLK;
     }
     announce(self, mutex);
     MPX_STEP(mutex_announced);
-    int status = mpx_owned_take(&mutex->owned, 0, own);
+    return mpx_owned_take(&mutex->owned, 0, own);
+}
+
+int mpx_mutex_lock(mpx_mutex_t *mutex, int64_t deadline)
+{
+    const mpx_thread_t *self = mpx_os_self();
+    uint64_t own = mpx_owned_by(self->number, self->start);
+    int status = try_first(self, own, mutex);
+    if (status == -EDEADLK) {
+        return status;
+    }
     if (status == -EAGAIN) {
         status = mpx_owned_wait(&mutex->owned, own, deadline, mpx_os_thread_alive);
     }
     if (status < 0) {
+        withdraw(self);
+    }
+    return status;
+}
+
+/* A free word may have OWNER_DIED or WAITERS in it. */
+int mpx_mutex_try_lock(mpx_mutex_t *mutex)
+{
+    const mpx_thread_t *self = mpx_os_self();
+    uint64_t own = mpx_owned_by(self->number, self->start);
+    int status = try_first(self, own, mutex);
+    uint64_t seen = status == -EAGAIN ? mpx_u64_load_relaxed(&mutex->owned.word) : 0;
+    if (status == -EAGAIN && mpx_owned_is_free(seen)) {
+        status = mpx_owned_take(&mutex->owned, seen, own | (seen & MPX_FUTEX_WAITERS));
+    }
+    if (status == -EAGAIN) {
         withdraw(self);
     }
     return status;

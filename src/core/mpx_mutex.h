@@ -30,6 +30,9 @@ typedef struct {
  *   -EDEADLK        this thread holds such a lock already */
 MPX_NODISCARD int mpx_mutex_lock(mpx_mutex_t *mutex, int64_t deadline);
 
+/* The same without a wait: -EAGAIN where another thread has the lock. */
+MPX_NODISCARD int mpx_mutex_try_lock(mpx_mutex_t *mutex);
+
 /* Releases a lock that this thread holds. */
 void mpx_mutex_unlock(mpx_mutex_t *mutex);
 

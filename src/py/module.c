@@ -93,7 +93,9 @@ static int module_exec(PyObject *module)
         mpx_add_program(module) < 0 || mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 ||
         mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
         mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
-        mpx_add_pickling(module) < 0 || mpx_add_serialize(module) < 0)
+        mpx_add_pickling(module) < 0 || mpx_add_serialize(module) < 0 ||
+        mpx_add_channel(module) < 0 || mpx_add_queue_base(module) < 0 ||
+        mpx_add_queue(module) < 0 || mpx_add_simple_queue(module) < 0)
         return -1;
 #ifdef MPX_KILL_POINTS
     if (mpx_add_kill_points(module) < 0)
@@ -112,6 +114,14 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->semlock_view);
     Py_VISIT(module_state(module)->first_lock_hook);
     Py_VISIT(module_state(module)->slow_inits);
+    Py_VISIT(module_state(module)->channel_type);
+    Py_VISIT(module_state(module)->queue_base_type);
+    Py_VISIT(module_state(module)->queue_type);
+    Py_VISIT(module_state(module)->simple_queue_type);
+    Py_VISIT(module_state(module)->queues_namespace);
+    Py_VISIT(module_state(module)->empty_error);
+    Py_VISIT(module_state(module)->full_error);
+    Py_VISIT(module_state(module)->shut_down_error);
     Py_VISIT(module_state(module)->pickling_type);
     Py_VISIT(module_state(module)->pickler_class);
     Py_VISIT(module_state(module)->pickler_tables);
@@ -134,6 +144,14 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->semlock_view);
     Py_CLEAR(module_state(module)->first_lock_hook);
     Py_CLEAR(module_state(module)->slow_inits);
+    Py_CLEAR(module_state(module)->channel_type);
+    Py_CLEAR(module_state(module)->queue_base_type);
+    Py_CLEAR(module_state(module)->queue_type);
+    Py_CLEAR(module_state(module)->simple_queue_type);
+    Py_CLEAR(module_state(module)->queues_namespace);
+    Py_CLEAR(module_state(module)->empty_error);
+    Py_CLEAR(module_state(module)->full_error);
+    Py_CLEAR(module_state(module)->shut_down_error);
     Py_CLEAR(module_state(module)->pickling_type);
     Py_CLEAR(module_state(module)->pickler_class);
     Py_CLEAR(module_state(module)->pickler_tables);

@@ -49,6 +49,14 @@ typedef struct {
     bool asserts;              /* not with -O */
     PyObject *first_lock_hook; /* or NULL */
     PyObject *slow_inits;      /* a tuple, or NULL */
+    PyTypeObject *channel_type;
+    PyTypeObject *queue_base_type;
+    PyTypeObject *queue_type;
+    PyTypeObject *simple_queue_type;
+    PyObject *queues_namespace; /* the dict of mproc_ext.queues; NULL before that is imported */
+    PyObject *empty_error;      /* these too */
+    PyObject *full_error;
+    PyObject *shut_down_error;
     PyTypeObject *pickling_type;
     PyObject *picklings[MPX_PICKLINGS]; /* those that nobody uses now; or NULL */
     PyObject *pickler_class;            /* which is like ForkingPickler, or NULL */
@@ -152,6 +160,11 @@ int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count);
 int mpx_parse_optional(const char *format, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
                        const char *const *keywords, PyObject **values, Py_ssize_t count);
 
+/* convert.c: the same where the first `required` of them (3 at most) must be given. */
+int mpx_parse_arguments(const char *format, PyObject *const *args, Py_ssize_t nargs,
+                        PyObject *names, const char *const *keywords, PyObject **values,
+                        Py_ssize_t required, Py_ssize_t count);
+
 /* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c, synchronized.c,
  * pickling.c, serialize.c: each adds its part to the module. 0, or -1 with an exception. */
 int mpx_add_child(PyObject *module);
@@ -163,6 +176,10 @@ int mpx_add_event(PyObject *module);
 int mpx_add_condition(PyObject *module);
 int mpx_add_block(PyObject *module);
 int mpx_add_synchronized(PyObject *module);
+int mpx_add_channel(PyObject *module);
+int mpx_add_queue_base(PyObject *module);
+int mpx_add_queue(PyObject *module);
+int mpx_add_simple_queue(PyObject *module);
 int mpx_add_pickling(PyObject *module);
 int mpx_add_serialize(PyObject *module);
 

@@ -1,0 +1,303 @@
+/* mpx_ring.c - see mpx_ring.h: creation, segments, and waiting.
+ *
+ * Layer: L5
+ */
+#include "mpx_ring_pvt.h"
+
+#include "mpx_fault.h"
+#include "mpx_wait.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <sched.h>
+#include <string.h>
+
+/* What a ring's slot holds. */
+typedef struct {
+    uint64_t key; /* the heap's */
+    mpx_atomic_u64 control;
+} ring_room_t;
+
+/* ---- Segments -------------------------------------------------------------------------------- */
+
+static bool is_power_of_two(uint32_t number)
+{
+    return number != 0 && (number & (number - 1)) == 0;
+}
+
+int mpx_ring_map(mpx_ring_t *ring, mpx_ring_side_t *side, mpx_block_t block)
+{
+    size_t size;
+    uint64_t process = mpx_os_own_word();
+    if (MPX_LIKELY(side->block == block && side->process == process)) {
+        return 0;
+    }
+    mpx_ring_segment_t *segment = mpx_heap_at(ring->arena, block, &size);
+    if (segment == NULL) {
+        return -ENOMEM;
+    }
+    uint32_t capacity = segment->capacity;
+    if (size < MPX_SEGMENT_HEADER || !is_power_of_two(capacity) ||
+        capacity > (size - MPX_SEGMENT_HEADER) / MPX_RING_UNIT) {
+        return -EPROTO;
+    }
+    side->process = 0;
+    side->block = block;
+    side->segment = segment;
+    side->data = (unsigned char *)segment + MPX_SEGMENT_HEADER;
+    side->capacity = capacity;
+    side->process = process;
+    return 0;
+}
+
+int mpx_ring_new_segment(mpx_ring_t *ring, mpx_heap_owner_t owner, uint32_t units,
+                         mpx_block_t *block)
+{
+    void *address;
+    uint32_t capacity = MPX_SEGMENT_FIRST;
+    while (capacity < units) {
+        capacity *= 2;
+    }
+    int status =
+        mpx_heap_new(ring->arena, owner, MPX_SEGMENT_HEADER + (size_t)capacity * MPX_RING_UNIT,
+                     block, &address);
+    if (status == 0) {
+        mpx_ring_segment_t *segment = address;
+        memset(segment, 0, sizeof(*segment));
+        segment->capacity = capacity;
+    }
+    return status;
+}
+
+/* ---- Creation -------------------------------------------------------------------------------- */
+
+/* Whoever has the slot may take the ring for whole once its control block is known. */
+static int furnish(mpx_ring_t *ring, uint32_t limit)
+{
+    mpx_block_t block, segment;
+    void *address;
+    int status = mpx_heap_new(ring->arena, ring->owner, sizeof(*ring->control), &block, &address);
+    if (status == 0) {
+        MPX_STEP(ring_control); /* the slot's, as all that follows */
+        status = mpx_ring_new_segment(ring, ring->owner, 0, &segment);
+    }
+    if (status < 0) {
+        return status;
+    }
+    mpx_ring_control_t *control = address;
+    memset(control, 0, sizeof(*control));
+    control->magic = MPX_RING_MAGIC;
+    control->limit = limit;
+    control->owner = ring->owner;
+    mpx_u64_store_relaxed(&control->tail_block, segment);
+    mpx_u64_store_relaxed(&control->head_block, segment);
+    ring_room_t *room = mpx_slot_at(ring->arena, ring->slot);
+    mpx_u64_store_release(&room->control, block); /* R0: with R1 */
+    ring->control = control;
+    return 0;
+}
+
+int mpx_ring_create(mpx_ring_t *ring, mpx_arena_t *arena, uint32_t limit)
+{
+    *ring = (mpx_ring_t){.arena = arena, .bell = {.reader = -1, .writer = -1}};
+    int status = mpx_slot_new(arena, &ring->slot);
+    if (status < 0) {
+        return status;
+    }
+    status = mpx_heap_owner_new(arena, ring->slot, &ring->owner);
+    if (status == 0) {
+        status = furnish(ring, limit);
+    }
+    if (status < 0) {
+        mpx_ring_drop(ring);
+    }
+    return status;
+}
+
+int mpx_ring_open(mpx_ring_t *ring, mpx_arena_t *arena, mpx_slot_t slot)
+{
+    size_t size;
+    *ring = (mpx_ring_t){.arena = arena, .slot = slot, .bell = {.reader = -1, .writer = -1}};
+    ring_room_t *room = mpx_slot_at(arena, slot);
+    if (room == NULL) {
+        return -EPROTO;
+    }
+    mpx_block_t block = mpx_u64_load_acquire(&room->control); /* R1: with R0 */
+    ring->control = block == 0 ? NULL : mpx_heap_at(arena, block, &size);
+    if (ring->control == NULL || size < sizeof(*ring->control) ||
+        ring->control->magic != MPX_RING_MAGIC) {
+        return -EPROTO;
+    }
+    ring->owner = ring->control->owner;
+    return 0;
+}
+
+void mpx_ring_drop(mpx_ring_t *ring)
+{
+    mpx_slot_drop(ring->arena, ring->slot);
+    mpx_heap_free_all(ring->arena, ring->owner);
+    ring->control = NULL;
+}
+
+/* ---- Looking --------------------------------------------------------------------------------- */
+
+/* `head` once more, so that both were so at one time. */
+uint32_t mpx_ring_count(mpx_ring_t *ring)
+{
+    mpx_ring_control_t *control = ring->control;
+    uint64_t tail, head = mpx_u64_load_acquire(&control->head); /* R3: with R2 */
+    uint64_t before;
+    do {
+        before = head;
+        tail = mpx_u64_load_acquire(&control->tail); /* R5: with R4 */
+        head = mpx_u64_load_acquire(&control->head); /* R3: with R2 */
+    } while (mpx_ring_between(before, head) != 0);
+    return mpx_ring_between(head, tail);
+}
+
+uint32_t mpx_ring_count_put(mpx_ring_t *ring)
+{
+    return mpx_ring_messages(mpx_u64_load_acquire(&ring->control->tail)); /* R5: with R4 */
+}
+
+bool mpx_ring_is_full(mpx_ring_t *ring)
+{
+    return mpx_ring_count(ring) >= ring->control->limit;
+}
+
+bool mpx_ring_is_shut(mpx_ring_t *ring)
+{
+    return mpx_u32_load_acquire(&ring->control->shut) != 0; /* R7: with R6 */
+}
+
+/* ---- Waiting --------------------------------------------------------------------------------- */
+
+/* The half that sleepers sleep on. The core is for little-endian machines. */
+static mpx_atomic_u32 *futex_of(mpx_atomic_u64 *word)
+{
+    return (mpx_atomic_u32 *)(void *)word;
+}
+
+void mpx_ring_wake(mpx_atomic_u64 *word, uint64_t before)
+{
+    if (MPX_UNLIKELY(before & MPX_RING_SLEEPERS)) {
+        (void)!mpx_os_futex_wake(futex_of(word), 1);
+    }
+}
+
+/* Says in the word that somebody sleeps; false where it is another by now. */
+static bool announce(mpx_atomic_u64 *word, uint64_t seen)
+{
+    return (seen & MPX_RING_SLEEPERS) ||
+           mpx_u64_cas_acquire(word, &seen, seen | MPX_RING_SLEEPERS); /* R7: with R6 */
+}
+
+/* Sleeps while the word is `seen` and says that somebody does: 0 is "look again". */
+static int sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline)
+{
+    MPX_STEP(ring_waiting);
+    int status = mpx_wait_a_while(futex_of(word), (uint32_t)(seen | MPX_RING_SLEEPERS), deadline);
+    MPX_STEP(ring_awake);
+    return status == MPX_WAIT_LOOK ? 0 : status;
+}
+
+int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready,
+                      int64_t deadline, bool *slept)
+{
+    for (unsigned tries = 0;; tries++) {
+        uint64_t seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
+        if (ready(ring, seen) || mpx_ring_is_shut(ring)) {
+            return 0;
+        }
+        int status = 0;
+        if (tries >= MPX_WAIT_YIELDS) {
+            *slept = true;
+            /* To shut the ring changes the word; what was done before that is seen. */
+            if (announce(word, seen) && !mpx_ring_is_shut(ring)) {
+                status = sleep_on(word, seen, deadline);
+            }
+        } else if (mpx_os_now() < deadline) {
+            sched_yield();
+        } else {
+            status = -ETIMEDOUT;
+        }
+        if (status < 0) {
+            return status == -ETIMEDOUT ? -EAGAIN : status;
+        }
+    }
+}
+
+void mpx_ring_pass_on(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready)
+{
+    uint64_t seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
+    while (!ready(ring, seen)) {
+        if (announce(word, seen)) {
+            return; /* the next one to come wakes one */
+        }
+        seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
+    }
+    (void)!mpx_os_futex_wake(futex_of(word), 1);
+}
+
+void mpx_ring_shut(mpx_ring_t *ring)
+{
+    mpx_atomic_u64 *words[] = {&ring->control->tail, &ring->control->head};
+    mpx_u32_store_release(&ring->control->shut, 1); /* R6: with R7 */
+    MPX_STEP(ring_shut);
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(words); i++) {
+        (void)mpx_u64_fetch_and_acq_rel(words[i], ~MPX_RING_SLEEPERS); /* R6: with R7 */
+        (void)!mpx_os_futex_wake(futex_of(words[i]), INT_MAX);
+    }
+}
+
+/* ---- Messages that are done with ------------------------------------------------------------- */
+
+/* `done` goes by the same words as `head` and `tail`, without a position. */
+static bool is_finished(mpx_ring_t *ring, uint64_t done)
+{
+    return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)) == 0; /* R5: with R4 */
+}
+
+uint32_t mpx_ring_unfinished(mpx_ring_t *ring)
+{
+    uint64_t done = mpx_u64_load_acquire(&ring->control->done);              /* R15: with R14 */
+    return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)); /* R5: with R4 */
+}
+
+int mpx_ring_finish(mpx_ring_t *ring)
+{
+    mpx_atomic_u64 *word = &ring->control->done;
+    uint64_t seen = mpx_u64_load_acquire(word), next; /* R15: with R14 */
+    do {
+        if (is_finished(ring, seen)) {
+            return -ERANGE;
+        }
+        next = mpx_ring_word(0, mpx_ring_messages(seen) + 1);
+        next = is_finished(ring, next) ? next : next | (seen & MPX_RING_SLEEPERS);
+    } while (!mpx_u64_cas_acq_rel(word, &seen, next)); /* R14: with R15, R15: with R14 */
+    MPX_STEP(ring_finished);
+    if ((seen & ~next) & MPX_RING_SLEEPERS) {
+        (void)!mpx_os_futex_wake(futex_of(word), INT_MAX);
+    }
+    return 0;
+}
+
+int mpx_ring_join(mpx_ring_t *ring, int64_t deadline)
+{
+    mpx_atomic_u64 *word = &ring->control->done;
+    int status = 0;
+    for (unsigned tries = 0;; tries++) {
+        uint64_t seen = mpx_u64_load_acquire(word); /* R15: with R14 */
+        if (is_finished(ring, seen)) {
+            return 0;
+        }
+        if (status < 0) {
+            return status == -ETIMEDOUT ? -EAGAIN : status;
+        }
+        if (tries < MPX_WAIT_YIELDS && mpx_os_now() < deadline) {
+            sched_yield();
+        } else if (announce(word, seen)) {
+            status = sleep_on(word, seen, deadline);
+        }
+    }
+}

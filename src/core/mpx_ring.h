@@ -1,0 +1,161 @@
+/* mpx_ring.h - a queue of messages in shared memory, of any number of processes, that no death
+ * tears.
+ *
+ * Layer: L5
+ *
+ * Producers take turns by one mutex, consumers by another; between the two sides there is one
+ * producer and one consumer. A message lies in a record of its own length. A put becomes visible by
+ * one exchange of `tail`, a get by one of `head`: whoever dies before has done nothing, whoever
+ * dies after is done.
+ *
+ *     head, tail   32 bits            31 bits      1
+ *                  | position        | messages   | somebody sleeps |
+ *
+ * A position counts units of 16 bytes since the ring was made, modulo 2^32; so do the messages,
+ * modulo 2^31. Since one word has both, the number of messages is exact at every instruction. The
+ * lower half of `tail` is the futex on which consumers sleep, the lower half of `head` that of
+ * producers; the exchange clears the bit of the sleepers and tells that there are some.
+ *
+ * The memory. Records lie in segments: blocks of the heap that belong to the ring's slot. A ring
+ * without a limit never makes its producers wait: where a record finds no room, the producer links
+ * a new segment, twice as long, behind the last one. Consumers follow the links and free what they
+ * leave. A ring that has been drained goes back to a short segment.
+ *
+ * Large messages. What is longer than MPX_RING_INLINE does not belong in a record, but in a block
+ * of the heap, which the message brings. It belongs to the producer's process, then to the ring,
+ * then to the consumer's process; killed between, its bearer leaves it to the next one, or to the
+ * heap's look for the dead. No block is lost, and none is freed twice.
+ *
+ * Waiting. A few yields first, then sleep. Who was woken and takes a message wakes the next one
+ * where there are more, or else sets the bit again: two puts in a row find it once.
+ *
+ * Bell. Who waits with select needs a descriptor: a bell that producers ring before they publish,
+ * and that falls silent where the ring is empty, both under the producers' mutex. It costs nothing
+ * until somebody asks for it.
+ *
+ * Processes. A handle is a process's own; a forked child may go on with the one it has copied.
+ *
+ * Corrupt memory: what is read from it is checked before it is used, and is -EPROTO.
+ */
+#ifndef MPX_RING_H
+#define MPX_RING_H
+
+#include "mpx_bell.h"
+#include "mpx_heap.h"
+
+/* The longest message without a block, bytes. */
+#define MPX_RING_INLINE (UINT32_C(64) * 1024)
+
+/* No limit of messages. There never are more than that. */
+#define MPX_RING_UNLIMITED (UINT32_C(1) << 30)
+
+struct mpx_ring_control;
+struct mpx_ring_segment;
+
+/* What this process knows of a side of the ring, used under that side's mutex. */
+typedef struct {
+    uint64_t process; /* who has learnt it: a fork may copy it half written */
+    mpx_block_t block;
+    struct mpx_ring_segment *segment;
+    unsigned char *data;
+    uint32_t capacity; /* units, a power of two */
+} mpx_ring_side_t;
+
+/* The members are private. */
+typedef struct {
+    mpx_arena_t *arena;
+    mpx_slot_t slot;
+    mpx_heap_owner_t owner;
+    struct mpx_ring_control *control;
+    mpx_bell_t bell; /* both ends -1: none */
+    mpx_ring_side_t producer;
+    mpx_ring_side_t consumer;
+} mpx_ring_t;
+
+/* A message: `size` bytes (MPX_RING_INLINE at most), and a block or 0. */
+typedef struct {
+    union {
+        const void *data; /* to be put */
+        void *room;       /* for what is got */
+    };
+    size_t size;
+    mpx_block_t block;
+} mpx_message_t;
+
+/* Makes an empty ring of at most `limit` messages (1 to MPX_RING_UNLIMITED), in a slot that this
+ * process holds once. -ENOMEM, -ENOSPC, -EFBIG, -EBADF, -ESTALE: no memory for it. */
+MPX_NODISCARD int mpx_ring_create(mpx_ring_t *ring, mpx_arena_t *arena, uint32_t limit);
+
+/* The ring in a slot that this process holds. -EPROTO: there is none. */
+MPX_NODISCARD int mpx_ring_open(mpx_ring_t *ring, mpx_arena_t *arena, mpx_slot_t slot);
+
+/* Lets the slot go; where nobody else has it, so does its memory. */
+void mpx_ring_drop(mpx_ring_t *ring);
+
+/* Puts a message. Its block belongs to this process (mpx_heap_own) before and to the ring after
+ * that; after a failure it still is this process's.
+ *   0           done
+ *   -EAGAIN     there is no room, and the deadline has passed
+ *   -EBUSY      other producers were at work until the deadline, or one of them was stopped
+ *   -EINTR      a signal handler ran: call again
+ *   -EPIPE      the ring was shut
+ *   -EMSGSIZE   longer than MPX_RING_INLINE
+ *   -EPROTO     the ring is damaged
+ *   -ENOMEM, -ENOSPC, -EFBIG, -EBADF, -ESTALE   there is no memory to grow; the ring is as before */
+MPX_NODISCARD int mpx_ring_put(mpx_ring_t *ring, const mpx_message_t *message, int64_t deadline);
+
+/* The same without a wait for room: the deadline is for -EBUSY. */
+MPX_NODISCARD int mpx_ring_put_now(mpx_ring_t *ring, const mpx_message_t *message,
+                                   int64_t deadline);
+
+/* The same without any wait or system call, but to wake a sleeper; -EBUSY: mpx_ring_put_now might do
+ * it. */
+MPX_NODISCARD int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *message);
+
+/* Takes the oldest message, and copies it to `buffer`, which has `capacity` bytes. Its block belongs
+ * to this process then.
+ *   0           done: message->data is the buffer
+ *   -ENOBUFS    it is longer than that (no message is than MPX_RING_INLINE): it stays in the ring
+ *   -EAGAIN     there is none, and the deadline has passed
+ *   -EBUSY      as with put
+ *   -EINTR      a signal handler ran: call again
+ *   -EPIPE      there is none, and the ring was shut
+ *   -EPROTO     the ring is damaged
+ *   -ENOMEM, -EBADF, ...   its segment cannot be mapped: it stays in the ring */
+MPX_NODISCARD int mpx_ring_get(mpx_ring_t *ring, void *buffer, size_t capacity,
+                               mpx_message_t *message, int64_t deadline);
+MPX_NODISCARD int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capacity,
+                                   mpx_message_t *message, int64_t deadline);
+MPX_NODISCARD int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity,
+                                   mpx_message_t *message);
+
+/* How many messages there are, and how many there were ever (modulo 2^31). */
+uint32_t mpx_ring_count(mpx_ring_t *ring);
+uint32_t mpx_ring_count_put(mpx_ring_t *ring);
+
+/* Whether it has as many messages as it may. */
+bool mpx_ring_is_full(mpx_ring_t *ring);
+
+/* Waits until there is a message: 0, -EAGAIN, -EINTR, -EPIPE as above. */
+MPX_NODISCARD int mpx_ring_wait(mpx_ring_t *ring, int64_t deadline);
+
+/* Counts a message as done with: one that was taken, and worked on. -ERANGE: all that were ever put
+ * are. */
+MPX_NODISCARD int mpx_ring_finish(mpx_ring_t *ring);
+
+/* How many have been put and are not done with: exact, now. */
+uint32_t mpx_ring_unfinished(mpx_ring_t *ring);
+
+/* Waits until there is none of those: 0, -EAGAIN at the deadline, -EINTR. */
+MPX_NODISCARD int mpx_ring_join(mpx_ring_t *ring, int64_t deadline);
+
+/* From now on the ring's bell, of which each process has the descriptors in its handle, is readable
+ * where there is a message: before it can be seen, and until somebody has found that there is none.
+ * Whoever dies leaves it readable for too long, at most until the next one looks. */
+void mpx_ring_watch(mpx_ring_t *ring);
+
+/* No put from now on; who waits for room or a message is told. */
+void mpx_ring_shut(mpx_ring_t *ring);
+bool mpx_ring_is_shut(mpx_ring_t *ring);
+
+#endif

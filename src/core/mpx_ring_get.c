@@ -1,0 +1,360 @@
+/* mpx_ring_get.c - see mpx_ring.h: the consumers' side.
+ *
+ * Layer: L5
+ *
+ * A consumer that dies with the mutex in its hands leaves one of these, which the next one settles:
+ *
+ *   message half copied    nothing: it lies at `head` still
+ *   `leaving` noted        the segment is `head`'s no more, and is freed, or it still is
+ *   `taking` noted         the record has been taken, and then its block is freed unless it is the
+ *                          dead one's already: the message is lost with it; or it has not
+ */
+#include "mpx_ring_pvt.h"
+
+#include "mpx_fault.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* The message brings a block, and the caller did not say whose it is to be. */
+#define NEEDS_OWNER 1
+
+/* More empty segments are not linked to each other but where memory is damaged. */
+#define MOST_EMPTY 1000
+
+/* A record in a segment, as it was read once. */
+typedef struct {
+    uint32_t units;
+    uint32_t size;
+    const unsigned char *data;
+    mpx_block_t block;
+    bool is_pad;
+} found_t;
+
+static void settle(mpx_ring_t *ring)
+{
+    mpx_ring_control_t *control = ring->control;
+    if (control->leaving != 0) {
+        if (mpx_u64_load_relaxed(&control->head_block) != control->leaving) {
+            (void)mpx_heap_free(ring->arena, control->leaving, ring->owner);
+        }
+        MPX_STEP(ring_settled_leave);
+        control->leaving = 0;
+    }
+    if (control->taking != 0) {
+        uint32_t position = mpx_ring_position(mpx_u64_load_relaxed(&control->head));
+        if (position != control->taking_at) {
+            (void)mpx_heap_free(ring->arena, control->taking, ring->owner);
+        }
+        MPX_STEP(ring_settled_take);
+        control->taking = 0;
+    }
+}
+
+/* ---- Segments -------------------------------------------------------------------------------- */
+
+/* Goes on to the next segment, as long as `position` is at the end of one that is not the last. */
+static int find_segment(mpx_ring_t *ring, uint32_t position)
+{
+    mpx_ring_control_t *control = ring->control;
+    mpx_ring_side_t *side = &ring->consumer;
+    for (int i = 0; i < MOST_EMPTY; i++) {
+        uint64_t block = mpx_u64_load_relaxed(&control->head_block);
+        int status = mpx_ring_map(ring, side, block);
+        if (status < 0) {
+            return status;
+        }
+        uint64_t next = mpx_u64_load_acquire(&side->segment->next); /* R13: with R12 */
+        if (MPX_LIKELY(next == 0) || side->segment->end != position ||
+            mpx_u64_load_acquire(&control->tail_block) == block) { /* R9: with R8 */
+            return 0;
+        }
+        control->leaving = block;
+        MPX_STEP(ring_leave_noted);
+        mpx_u64_store_release(&control->head_block, next); /* R10: with R11 */
+        MPX_STEP(ring_left);
+        (void)mpx_heap_free(ring->arena, block, ring->owner);
+        MPX_STEP(ring_left_freed);
+        control->leaving = 0;
+    }
+    return -EPROTO;
+}
+
+/* ---- Records --------------------------------------------------------------------------------- */
+
+/* Reads the header of the record at the position, with at most `limit` units before `tail`. */
+static int read_record(const mpx_ring_side_t *side, uint32_t position, uint32_t limit,
+                       found_t *found)
+{
+    uint32_t at = position & (side->capacity - 1);
+    uint32_t left = side->capacity - at;
+    const unsigned char *data = side->data + (size_t)at * MPX_RING_UNIT;
+    mpx_record_t record;
+    memcpy(&record, data, sizeof(record));
+    uint32_t kind = record.kind & 0xff;
+    if (record.kind != mpx_record_kind_at(kind, position) || left == 0 || limit == 0) {
+        return -EPROTO;
+    }
+    found->is_pad = kind == MPX_RECORD_PAD;
+    found->block = 0;
+    found->size = record.size;
+    found->data = data + sizeof(record);
+    if (found->is_pad) {
+        found->units = left;
+        return left <= limit ? 0 : -EPROTO;
+    }
+    if (record.size > MPX_RING_INLINE + sizeof(found->block)) {
+        return -EPROTO;
+    }
+    found->units = mpx_record_units(record.size);
+    if (found->units > left || found->units > limit) {
+        return -EPROTO;
+    }
+    if (kind == MPX_RECORD_WITH_BLOCK && record.size >= sizeof(found->block)) {
+        memcpy(&found->block, found->data, sizeof(found->block));
+        found->data += sizeof(found->block);
+        found->size -= (uint32_t)sizeof(found->block);
+        return found->block == 0 ? -EPROTO : 0;
+    }
+    return kind == MPX_RECORD_MESSAGE && record.size <= MPX_RING_INLINE ? 0 : -EPROTO;
+}
+
+/* The record of the next message, and the position behind it. */
+static int find_message(mpx_ring_t *ring, uint64_t head, uint64_t tail, found_t *found,
+                        uint32_t *end)
+{
+    uint32_t position = mpx_ring_position(head), last = mpx_ring_position(tail);
+    int status = 0;
+    *found = (found_t){.is_pad = true};
+    while (status == 0 && found->is_pad) {
+        status = find_segment(ring, position);
+        if (status == 0) {
+            status = read_record(&ring->consumer, position, last - position, found);
+            position += found->units;
+        }
+    }
+    *end = position;
+    return status;
+}
+
+/* ---- Get ------------------------------------------------------------------------------------- */
+
+/* Makes it visible that the message is taken; returns `head` as it was. */
+static uint64_t claim(mpx_ring_t *ring, uint64_t head, uint32_t end)
+{
+    return mpx_u64_exchange_acq_rel(&ring->control->head, /* R2: with R3, R7: with R6 */
+                                    mpx_ring_word(end, mpx_ring_messages(head) + 1));
+}
+
+/* The same where it has a block, which must be to be had here: else it stays for another one. */
+static int claim_with_block(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_block_t block,
+                            uint64_t *head, uint32_t end)
+{
+    mpx_ring_control_t *control = ring->control;
+    size_t size;
+    if (mpx_heap_at(ring->arena, block, &size) == NULL) {
+        return -ENOMEM;
+    }
+    control->taking_at = mpx_ring_position(*head);
+    mpx_compiler_barrier(); /* whoever dies here leaves no note, or a whole one */
+    control->taking = block;
+    MPX_STEP(ring_take_noted);
+    *head = claim(ring, *head, end);
+    MPX_STEP(ring_taken);
+    bool given = mpx_heap_give(ring->arena, block, ring->owner, own);
+    MPX_STEP(ring_take_given);
+    control->taking = 0;
+    return given ? 0 : -EPROTO;
+}
+
+/* Under the mutex. */
+static int get_locked(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_message_t *message,
+                      size_t capacity, uint64_t *before)
+{
+    mpx_ring_control_t *control = ring->control;
+    found_t found;
+    uint32_t end;
+    if (MPX_UNLIKELY(control->leaving != 0 || control->taking != 0)) {
+        settle(ring);
+    }
+    uint64_t head = mpx_u64_load_relaxed(&control->head);
+    uint64_t tail = mpx_u64_load_acquire(&control->tail); /* R5: with R4 */
+    if (mpx_ring_between(head, tail) == 0) {
+        return -EAGAIN;
+    }
+    int status = find_message(ring, head, tail, &found, &end);
+    if (status < 0) {
+        return status;
+    }
+    if (found.block != 0 && own == 0) {
+        return NEEDS_OWNER;
+    }
+    if (found.size > capacity) {
+        return -ENOBUFS;
+    }
+    if (found.size > 0) {
+        memcpy(message->room, found.data, found.size);
+    }
+    message->size = found.size;
+    message->block = found.block;
+    MPX_STEP(ring_copied);
+    *before = head;
+    if (found.block != 0) {
+        return claim_with_block(ring, own, found.block, before, end);
+    }
+    *before = claim(ring, head, end);
+    return 0;
+}
+
+static bool has_message(mpx_ring_t *ring, uint64_t tail)
+{
+    return mpx_ring_between(mpx_u64_load_acquire(&ring->control->head), tail) != 0; /* R3: with R2 */
+}
+
+/* ---- Going back to a short segment ----------------------------------------------------------- */
+
+static bool is_long(const mpx_ring_side_t *side)
+{
+    return side->capacity > MPX_SEGMENT_KEPT;
+}
+
+static bool is_empty(mpx_ring_t *ring)
+{
+    return !has_message(ring, mpx_u64_load_acquire(&ring->control->tail)); /* R5: with R4 */
+}
+
+/* Who empties a ring with a long segment links a short one behind it, and leaves the long one. The
+ * producers' side is held for that, so it is not done where a producer is at work: there will be
+ * another time. */
+static void trim(mpx_ring_t *ring)
+{
+    mpx_heap_owner_t own;
+    mpx_block_t block;
+    if (mpx_heap_own(ring->arena, &own) < 0 ||
+        mpx_ring_new_segment(ring, own, 0, &block) < 0) {
+        return;
+    }
+    if (!mpx_ring_link_if_empty(ring, own, block)) {
+        (void)mpx_heap_free(ring->arena, block, own);
+        return;
+    }
+    if (mpx_mutex_try_lock(&ring->control->consumers) >= 0) {
+        settle(ring);
+        uint64_t head = mpx_u64_load_relaxed(&ring->control->head);
+        (void)!find_segment(ring, mpx_ring_position(head));
+        mpx_mutex_unlock(&ring->control->consumers);
+    }
+}
+
+/* ---- The interface --------------------------------------------------------------------------- */
+
+/* What comes after a get, outside the mutex. */
+static void finish(mpx_ring_t *ring, uint64_t before, bool was_long)
+{
+    mpx_ring_wake(&ring->control->head, before);
+    if (MPX_UNLIKELY(was_long) && is_empty(ring)) {
+        trim(ring);
+    }
+}
+
+/* The bell must not be heard where there is nothing. That `rung` is 0 does not say that it is silent:
+ * so who found the ring empty does not rely on it. */
+static void look_at_bell(mpx_ring_t *ring, int status)
+{
+    bool may_ring = status == -EAGAIN || mpx_u32_load_relaxed(&ring->control->rung) != 0;
+    if (may_ring && is_empty(ring)) {
+        mpx_ring_quiet(ring);
+    }
+}
+
+/* With the mutex taken. */
+static int get_and_unlock(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_message_t *message,
+                          size_t capacity)
+{
+    uint64_t before;
+    int status = get_locked(ring, own, message, capacity, &before);
+    bool was_long = is_long(&ring->consumer);
+    mpx_mutex_unlock(&ring->control->consumers);
+    if (status == 0) {
+        finish(ring, before, was_long);
+    }
+    if (MPX_UNLIKELY(mpx_ring_is_watched(ring->control))) {
+        look_at_bell(ring, status);
+    }
+    return status;
+}
+
+int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message)
+{
+    mpx_heap_owner_t own = 0;
+    int status;
+    message->room = buffer;
+    do {
+        status = mpx_mutex_try_lock(&ring->control->consumers);
+        if (status < 0) {
+            return status == -EAGAIN ? -EBUSY : status;
+        }
+        status = get_and_unlock(ring, own, message, capacity);
+        if (status == NEEDS_OWNER) {
+            status = mpx_heap_own(ring->arena, &own);
+        } else {
+            break;
+        }
+    } while (status == 0);
+    return status == -EAGAIN && mpx_ring_is_shut(ring) && is_empty(ring) ? -EPIPE : status;
+}
+
+static int get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message,
+               bool may_wait, int64_t deadline)
+{
+    mpx_ring_control_t *control = ring->control;
+    mpx_heap_owner_t own = 0;
+    bool slept = false;
+    int status = 0;
+    message->room = buffer;
+    while (status == 0) {
+        status = mpx_mutex_lock(&control->consumers, deadline);
+        if (status < 0) {
+            break;
+        }
+        status = get_and_unlock(ring, own, message, capacity);
+        if (status == NEEDS_OWNER) {
+            status = mpx_heap_own(ring->arena, &own);
+        } else if (status != -EAGAIN) {
+            break;
+        } else if (mpx_ring_is_shut(ring) && is_empty(ring)) {
+            status = -EPIPE;
+        } else if (!may_wait) {
+            break;
+        } else {
+            status = mpx_ring_wait_for(ring, &control->tail, has_message, deadline, &slept);
+        }
+    }
+    if (slept) {
+        mpx_ring_pass_on(ring, &control->tail, has_message);
+    }
+    return status == -ETIMEDOUT ? -EBUSY : status;
+}
+
+int mpx_ring_get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message,
+                 int64_t deadline)
+{
+    return get(ring, buffer, capacity, message, true, deadline);
+}
+
+int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message,
+                     int64_t deadline)
+{
+    return get(ring, buffer, capacity, message, false, deadline);
+}
+
+int mpx_ring_wait(mpx_ring_t *ring, int64_t deadline)
+{
+    bool slept = false;
+    int status =
+        mpx_ring_wait_for(ring, &ring->control->tail, has_message, deadline, &slept);
+    if (slept) { /* the wake was for one who takes a message: this one does not */
+        mpx_ring_pass_on(ring, &ring->control->tail, has_message);
+    }
+    return status == 0 && is_empty(ring) && mpx_ring_is_shut(ring) ? -EPIPE : status;
+}

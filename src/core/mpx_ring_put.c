@@ -1,0 +1,424 @@
+/* mpx_ring_put.c - see mpx_ring.h: the producers' side.
+ *
+ * Layer: L5
+ *
+ * A producer that dies with the mutex in its hands leaves one of these, which the next one settles
+ * before it does anything else:
+ *
+ *   record half written        nothing: it lies behind `tail`
+ *   `linking` noted            the new segment is linked, or it is not, and then is freed
+ *   segment linked, but not    the last segment is found by following the links; no consumer leaves
+ *   yet the last one           a segment that still counts as the last
+ *   `giving` noted             the record has been published, or it has not, and then the block is
+ *                              freed: the message is the dead one's own
+ *
+ * To free a block is one exchange of its owner, which fails where the block is not the ring's
+ * (any more, or yet), so to do it twice does no harm.
+ */
+#include "mpx_ring_pvt.h"
+
+#include "mpx_fault.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* The record needs a new segment, of which the caller has none. */
+#define NEEDS_SEGMENT 1
+
+/* ---- What the dead left ---------------------------------------------------------------------- */
+
+/* The links lead to the last segment; not in more steps than one, but where memory is damaged. */
+static int follow_links(mpx_ring_t *ring)
+{
+    mpx_ring_control_t *control = ring->control;
+    mpx_ring_side_t *side = &ring->producer;
+    int status = mpx_ring_map(ring, side, mpx_u64_load_relaxed(&control->tail_block));
+    uint64_t next = status < 0 ? 0 : mpx_u64_load_relaxed(&side->segment->next);
+    if (next != 0) {
+        status = mpx_ring_map(ring, side, next);
+        if (status == 0) {
+            control->room_from = side->segment->start;
+            mpx_u64_store_release(&control->tail_block, next); /* R8: with R9 */
+        }
+    }
+    return status;
+}
+
+MPX_NODISCARD static int settle(mpx_ring_t *ring)
+{
+    mpx_ring_control_t *control = ring->control;
+    if (control->linking != 0) {
+        int status = follow_links(ring);
+        if (status < 0) {
+            return status;
+        }
+        if (mpx_u64_load_relaxed(&control->tail_block) != control->linking) {
+            (void)mpx_heap_free(ring->arena, control->linking, ring->owner);
+        }
+        MPX_STEP(ring_settled_link);
+        control->linking = 0;
+    }
+    if (control->giving != 0) {
+        uint32_t position = mpx_ring_position(mpx_u64_load_relaxed(&control->tail));
+        if (position == control->giving_at) {
+            (void)mpx_heap_free(ring->arena, control->giving, ring->owner);
+        }
+        MPX_STEP(ring_settled_gift);
+        control->giving = 0;
+    }
+    return 0;
+}
+
+/* ---- Room ------------------------------------------------------------------------------------ */
+
+/* Asks how far the consumers are. As long as they are in another segment, all of the last one since
+ * its start is in use. */
+static void ask_for_room(mpx_ring_t *ring)
+{
+    mpx_ring_control_t *control = ring->control;
+    uint64_t block = mpx_u64_load_acquire(&control->head_block); /* R11: with R10 */
+    uint64_t head = mpx_u64_load_acquire(&control->head);        /* R3: with R2 */
+    control->room_from = block == mpx_u64_load_relaxed(&control->tail_block)
+                             ? mpx_ring_position(head)
+                             : ring->producer.segment->start;
+}
+
+/* Whether that many units are free, one after the other, behind `units` of filling. */
+static bool has_room(mpx_ring_t *ring, uint32_t position, uint32_t units)
+{
+    uint32_t used = position - ring->control->room_from;
+    return used <= ring->producer.capacity && units <= ring->producer.capacity - used;
+}
+
+/* The units to fill up before a record that must not wrap. */
+static uint32_t filling(const mpx_ring_side_t *side, uint32_t position, uint32_t units)
+{
+    uint32_t left = side->capacity - (position & (side->capacity - 1));
+    return units > left ? left : 0;
+}
+
+/* Links the segment, which belongs to `own`, behind the last one. */
+static int link_segment(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_block_t block,
+                        uint32_t position)
+{
+    mpx_ring_control_t *control = ring->control;
+    mpx_ring_side_t side = {0};
+    int status = mpx_ring_map(ring, &side, block);
+    if (status < 0) {
+        return status;
+    }
+    side.segment->start = position;
+    control->linking = block;
+    MPX_STEP(ring_link_noted);
+    if (!mpx_heap_give(ring->arena, block, own, ring->owner)) {
+        control->linking = 0;
+        return -EPROTO;
+    }
+    MPX_STEP(ring_link_given);
+    ring->producer.segment->end = position;
+    mpx_u64_store_release(&ring->producer.segment->next, block); /* R12: with R13 */
+    MPX_STEP(ring_linked);
+    mpx_u64_store_release(&control->tail_block, block); /* R8: with R9 */
+    MPX_STEP(ring_link_last);
+    control->room_from = position;
+    ring->producer = side;
+    control->linking = 0;
+    return 0;
+}
+
+/* How long the segment behind the last one is to be. */
+static uint32_t next_capacity(const mpx_ring_side_t *side, uint32_t units)
+{
+    uint32_t capacity = 2 * side->capacity;
+    if (capacity > MPX_SEGMENT_MOST) {
+        capacity = MPX_SEGMENT_MOST;
+    }
+    return capacity > 2 * units ? capacity : 2 * units;
+}
+
+/* ---- The bell -------------------------------------------------------------------------------- */
+
+static bool is_empty(mpx_ring_t *ring)
+{
+    uint64_t head = mpx_u64_load_acquire(&ring->control->head); /* R3: with R2 */
+    return mpx_ring_between(head, mpx_u64_load_relaxed(&ring->control->tail)) == 0;
+}
+
+/* `rung` is written after it is, and cleared before it is not: whoever dies between leaves a bell
+ * that is rung once too often. */
+static void ring_bell(mpx_ring_t *ring)
+{
+    if (!mpx_u32_load_relaxed(&ring->control->rung)) {
+        mpx_bell_ring(&ring->bell);
+        MPX_STEP(ring_rung);
+        mpx_u32_store_relaxed(&ring->control->rung, 1);
+    }
+}
+
+static void silence(mpx_ring_t *ring)
+{
+    mpx_u32_store_relaxed(&ring->control->rung, 0);
+    MPX_STEP(ring_quieting);
+    mpx_bell_quiet(&ring->bell);
+}
+
+static void lock_producers(mpx_ring_t *ring)
+{
+    while (mpx_mutex_lock(&ring->control->producers, MPX_NEVER) == -EINTR) {
+    }
+}
+
+void mpx_ring_watch(mpx_ring_t *ring)
+{
+    if (mpx_ring_is_watched(ring->control)) {
+        return;
+    }
+    lock_producers(ring);
+    if (is_empty(ring)) {
+        silence(ring);
+    } else {
+        ring_bell(ring);
+    }
+    MPX_STEP(ring_watching);
+    mpx_u32_store_relaxed(&ring->control->watched, 1);
+    mpx_mutex_unlock(&ring->control->producers);
+}
+
+void mpx_ring_quiet(mpx_ring_t *ring)
+{
+    lock_producers(ring);
+    if (is_empty(ring)) {
+        silence(ring);
+    }
+    mpx_mutex_unlock(&ring->control->producers);
+}
+
+/* ---- Put ------------------------------------------------------------------------------------- */
+
+static void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind, const void *data,
+                         size_t size, mpx_block_t block)
+{
+    unsigned char *at =
+        side->data + (size_t)(position & (side->capacity - 1)) * MPX_RING_UNIT;
+    mpx_record_t record = {.size = (uint32_t)size,
+                           .kind = mpx_record_kind_at(kind, position)};
+    if (kind == MPX_RECORD_WITH_BLOCK) {
+        record.size += (uint32_t)sizeof(block);
+        memcpy(at + sizeof(record), &block, sizeof(block));
+        memcpy(at + sizeof(record) + sizeof(block), data, size);
+    } else if (size > 0) {
+        memcpy(at + sizeof(record), data, size);
+    }
+    memcpy(at, &record, sizeof(record));
+}
+
+/* One message, for which there is room. Returns `tail` as it was. */
+static uint64_t publish(mpx_ring_t *ring, const mpx_message_t *message, uint64_t tail,
+                        uint32_t fill, uint32_t units)
+{
+    mpx_ring_side_t *side = &ring->producer;
+    uint32_t position = mpx_ring_position(tail);
+    if (fill > 0) {
+        write_record(side, position, MPX_RECORD_PAD, NULL, 0, 0);
+    }
+    write_record(side, position + fill,
+                 message->block ? MPX_RECORD_WITH_BLOCK : MPX_RECORD_MESSAGE, message->data,
+                 message->size, message->block);
+    MPX_STEP(ring_written);
+    return mpx_u64_exchange_acq_rel(
+        &ring->control->tail, /* R4: with R5, R7: with R6 */
+        mpx_ring_word(position + fill + units, mpx_ring_messages(tail) + 1));
+}
+
+/* The same with a block, which belongs to `own`. */
+static int publish_with_block(mpx_ring_t *ring, mpx_heap_owner_t own, const mpx_message_t *message,
+                              uint64_t *tail, uint32_t fill, uint32_t units)
+{
+    mpx_ring_control_t *control = ring->control;
+    control->giving_at = mpx_ring_position(*tail);
+    mpx_compiler_barrier(); /* whoever dies here leaves no note, or a whole one */
+    control->giving = message->block;
+    MPX_STEP(ring_gift_noted);
+    if (!mpx_heap_give(ring->arena, message->block, own, ring->owner)) {
+        control->giving = 0;
+        return -EPROTO;
+    }
+    MPX_STEP(ring_given);
+    *tail = publish(ring, message, *tail, fill, units);
+    MPX_STEP(ring_published);
+    control->giving = 0;
+    return 0;
+}
+
+static bool is_full(mpx_ring_t *ring, uint64_t tail, uint64_t head)
+{
+    return mpx_ring_between(head, tail) >= ring->control->limit;
+}
+
+/* Under the mutex: 0 and `tail` as it was before, NEEDS_SEGMENT and the units to have in it, or an
+ * error. Uses up the block of a new segment by setting it to 0. */
+static int put_locked(mpx_ring_t *ring, mpx_heap_owner_t own, const mpx_message_t *message,
+                      mpx_block_t *segment, uint32_t *wanted, uint64_t *before)
+{
+    mpx_ring_control_t *control = ring->control;
+    if (MPX_UNLIKELY(control->linking != 0 || control->giving != 0)) {
+        int status = settle(ring);
+        if (status < 0) {
+            return status;
+        }
+    }
+    if (mpx_ring_is_shut(ring)) {
+        return -EPIPE;
+    }
+    uint64_t tail = mpx_u64_load_relaxed(&control->tail);
+    uint64_t head = mpx_u64_load_acquire(&control->head); /* R3: with R2 */
+    if (is_full(ring, tail, head)) {
+        return -EAGAIN;
+    }
+    int status = mpx_ring_map(ring, &ring->producer, mpx_u64_load_relaxed(&control->tail_block));
+    if (status < 0) {
+        return status;
+    }
+    uint32_t position = mpx_ring_position(tail);
+    uint32_t units =
+        mpx_record_units(message->size + (message->block ? sizeof(message->block) : 0));
+    uint32_t fill = filling(&ring->producer, position, units);
+    if (!has_room(ring, position, fill + units)) {
+        ask_for_room(ring);
+        if (!has_room(ring, position, fill + units)) {
+            if (*segment == 0) {
+                *wanted = next_capacity(&ring->producer, units);
+                return position - mpx_ring_position(head) > MPX_RING_UNITS - *wanted
+                           ? -ENOSPC
+                           : NEEDS_SEGMENT;
+            }
+            status = link_segment(ring, own, *segment, position);
+            if (status < 0) {
+                return status;
+            }
+            *segment = 0;
+            fill = filling(&ring->producer, position, units);
+        }
+    }
+    if (MPX_UNLIKELY(mpx_ring_is_watched(control))) {
+        ring_bell(ring);
+    }
+    if (message->block) {
+        *before = tail;
+        return publish_with_block(ring, own, message, before, fill, units);
+    }
+    *before = publish(ring, message, tail, fill, units);
+    return 0;
+}
+
+static bool has_place(mpx_ring_t *ring, uint64_t head)
+{
+    return !is_full(ring, mpx_u64_load_acquire(&ring->control->tail), head); /* R5: with R4 */
+}
+
+static int check_message(mpx_ring_t *ring, const mpx_message_t *message, mpx_heap_owner_t *own)
+{
+    *own = 0;
+    if (message->size > MPX_RING_INLINE) {
+        return -EMSGSIZE;
+    }
+    return message->block == 0 ? 0 : mpx_heap_own(ring->arena, own);
+}
+
+int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *message)
+{
+    mpx_ring_control_t *control = ring->control;
+    mpx_heap_owner_t own;
+    mpx_block_t none = 0;
+    uint64_t before;
+    uint32_t wanted;
+    int status = check_message(ring, message, &own);
+    if (status < 0) {
+        return status;
+    }
+    status = mpx_mutex_try_lock(&control->producers);
+    if (status < 0) {
+        return status == -EAGAIN ? -EBUSY : status;
+    }
+    status = put_locked(ring, own, message, &none, &wanted, &before);
+    mpx_mutex_unlock(&control->producers);
+    if (status == 0) {
+        mpx_ring_wake(&control->tail, before);
+    }
+    return status == NEEDS_SEGMENT ? -EBUSY : status;
+}
+
+/* Under the mutex, with all that may be needed at hand. */
+static int put_once(mpx_ring_t *ring, mpx_heap_owner_t own, const mpx_message_t *message,
+                    mpx_block_t *segment, uint32_t *wanted, int64_t deadline)
+{
+    uint64_t before;
+    int status = mpx_mutex_lock(&ring->control->producers, deadline);
+    if (status < 0) {
+        return status;
+    }
+    status = put_locked(ring, own, message, segment, wanted, &before);
+    mpx_mutex_unlock(&ring->control->producers);
+    if (status == 0) {
+        mpx_ring_wake(&ring->control->tail, before);
+    }
+    return status;
+}
+
+static int put(mpx_ring_t *ring, const mpx_message_t *message, bool may_wait, int64_t deadline)
+{
+    mpx_ring_control_t *control = ring->control;
+    mpx_heap_owner_t own;
+    mpx_block_t segment = 0;
+    uint32_t wanted = 0;
+    bool slept = false;
+    int status = check_message(ring, message, &own);
+    while (status == 0) {
+        status = put_once(ring, own, message, &segment, &wanted, deadline);
+        if (status == NEEDS_SEGMENT) {
+            status = mpx_heap_own(ring->arena, &own);
+            if (status == 0) {
+                status = mpx_ring_new_segment(ring, own, wanted, &segment);
+            }
+        } else if (status == -EAGAIN && may_wait) {
+            status = mpx_ring_wait_for(ring, &control->head, has_place, deadline, &slept);
+        } else {
+            break;
+        }
+    }
+    if (segment != 0) {
+        (void)mpx_heap_free(ring->arena, segment, own);
+    }
+    if (slept) {
+        mpx_ring_pass_on(ring, &control->head, has_place);
+    }
+    return status == -ETIMEDOUT ? -EBUSY : status;
+}
+
+int mpx_ring_put(mpx_ring_t *ring, const mpx_message_t *message, int64_t deadline)
+{
+    return put(ring, message, true, deadline);
+}
+
+int mpx_ring_put_now(mpx_ring_t *ring, const mpx_message_t *message, int64_t deadline)
+{
+    return put(ring, message, false, deadline);
+}
+
+bool mpx_ring_link_if_empty(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_block_t block)
+{
+    mpx_ring_control_t *control = ring->control;
+    if (mpx_mutex_try_lock(&control->producers) < 0) {
+        return false;
+    }
+    bool linked = false;
+    uint64_t tail = mpx_u64_load_relaxed(&control->tail);
+    uint64_t head = mpx_u64_load_acquire(&control->head); /* R3: with R2 */
+    if (mpx_ring_between(head, tail) == 0 && settle(ring) == 0 &&
+        mpx_ring_map(ring, &ring->producer, mpx_u64_load_relaxed(&control->tail_block)) == 0 &&
+        ring->producer.capacity > MPX_SEGMENT_KEPT) {
+        linked = link_segment(ring, own, block, mpx_ring_position(tail)) == 0;
+    }
+    mpx_mutex_unlock(&control->producers);
+    return linked;
+}

@@ -1,0 +1,152 @@
+/* mpx_ring_pvt.h - how a ring lies in shared memory, and what the two sides of it share.
+ *
+ * Layer: L5
+ *
+ * Two kinds of blocks belong to the ring's slot: one that holds the control structure, whose
+ * reference is in the slot, and segments.
+ *
+ *     slot      key of the heap | control block
+ *     segment   header | records ...        as many units as a power of two
+ *     record    length, kind, check | the message | filling up to the next unit
+ *
+ * A record never wraps: where it would, the rest of the segment is filled by one of kind PAD, and
+ * the same exchange of `tail` makes both visible.
+ */
+#ifndef MPX_RING_PVT_H
+#define MPX_RING_PVT_H
+
+#include "mpx_ring.h"
+
+#define MPX_RING_MAGIC    UINT64_C(0x00ff676e69727fff)
+#define MPX_RING_UNIT     16
+#define MPX_SEGMENT_FIRST (UINT32_C(64) * 1024 / MPX_RING_UNIT)        /* units */
+#define MPX_SEGMENT_MOST  (UINT32_C(16) * 1024 * 1024 / MPX_RING_UNIT) /* units */
+
+/* A ring that is empty in a segment longer than this one goes back to the first length. */
+#define MPX_SEGMENT_KEPT (4 * MPX_SEGMENT_FIRST)
+
+/* Positions are told apart up to this distance: the most units that a ring may hold. */
+#define MPX_RING_UNITS (UINT32_C(1) << 31)
+
+#define MPX_RING_SLEEPERS UINT64_C(1)
+
+/* Of the notes: a block that is just changing hands, or 0. Each is written before, and cleared
+ * after, the stores that it speaks of; whoever takes the mutex next and finds one finishes what it
+ * says. See settle in mpx_ring_put.c and mpx_ring_get.c. */
+typedef struct mpx_ring_control {
+    MPX_ALIGNED(MPX_CACHE_LINE) uint64_t magic;
+    mpx_heap_owner_t owner; /* of its blocks */
+    uint32_t limit;         /* messages */
+    mpx_atomic_u32 shut;
+
+    MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 tail;
+    MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 head;
+
+    /* How many messages are done with, in the upper 31 bits; below, that somebody sleeps. */
+    MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 done;
+
+    MPX_ALIGNED(MPX_CACHE_LINE) mpx_mutex_t producers;
+    mpx_atomic_u64 tail_block; /* the last segment */
+    uint64_t linking;          /* note: a segment that becomes the last one */
+    uint64_t giving;           /* note: a message's block, for the record at giving_at */
+    uint32_t giving_at;
+    uint32_t room_from; /* no unit of the last segment is in use before this position */
+    mpx_atomic_u32 watched;
+    mpx_atomic_u32 rung; /* the bell has been, for certain, since it was last silent */
+
+    MPX_ALIGNED(MPX_CACHE_LINE) mpx_mutex_t consumers;
+    mpx_atomic_u64 head_block; /* the segment in which `head` is, or at whose end */
+    uint64_t leaving;          /* note: a segment that has been read to its end */
+    uint64_t taking;           /* note: a message's block, of the record at taking_at */
+    uint32_t taking_at;
+} mpx_ring_control_t;
+
+/* `end` counts where `next` is not 0. */
+typedef struct mpx_ring_segment {
+    MPX_ALIGNED(MPX_CACHE_LINE) uint32_t capacity; /* units */
+    uint32_t start;                                /* the position at which it became the last */
+    uint32_t end;                                  /* the position at which the next one did */
+    mpx_atomic_u64 next;
+} mpx_ring_segment_t;
+
+static inline bool mpx_ring_is_watched(mpx_ring_control_t *control)
+{
+    return mpx_u32_load_relaxed(&control->watched) != 0;
+}
+
+#define MPX_SEGMENT_HEADER sizeof(mpx_ring_segment_t)
+
+/* ---- Words ----------------------------------------------------------------------------------- */
+
+static inline uint32_t mpx_ring_position(uint64_t word)
+{
+    return (uint32_t)(word >> 32);
+}
+
+static inline uint64_t mpx_ring_word(uint32_t position, uint32_t messages)
+{
+    return (uint64_t)position << 32 | (uint32_t)(messages << 1);
+}
+
+static inline uint32_t mpx_ring_messages(uint64_t word)
+{
+    return (uint32_t)word >> 1;
+}
+
+/* How many messages lie between the two. */
+static inline uint32_t mpx_ring_between(uint64_t head, uint64_t tail)
+{
+    return (mpx_ring_messages(tail) - mpx_ring_messages(head)) & (UINT32_MAX >> 1);
+}
+
+/* ---- Records --------------------------------------------------------------------------------- */
+
+enum mpx_record_kind { MPX_RECORD_PAD = 1, MPX_RECORD_MESSAGE, MPX_RECORD_WITH_BLOCK };
+
+/* What stands before a message. */
+typedef struct {
+    uint32_t size; /* bytes behind this one; of PAD, none is read */
+    uint32_t kind; /* and above its 8 bits, a check of the position */
+} mpx_record_t;
+
+static inline uint32_t mpx_record_kind_at(uint32_t kind, uint32_t position)
+{
+    return kind | (position * UINT32_C(0x9e3779b1)) << 8;
+}
+
+static inline uint32_t mpx_record_units(size_t size)
+{
+    return (uint32_t)((sizeof(mpx_record_t) + size + MPX_RING_UNIT - 1) / MPX_RING_UNIT);
+}
+
+/* ---- mpx_ring.c ------------------------------------------------------------------------------ */
+
+/* The segment in the block, as the side knows it from now on. Under its mutex. */
+MPX_NODISCARD int mpx_ring_map(mpx_ring_t *ring, mpx_ring_side_t *side, mpx_block_t block);
+
+/* Makes a segment of at least `units`, which belongs to the heap's `owner`. */
+MPX_NODISCARD int mpx_ring_new_segment(mpx_ring_t *ring, mpx_heap_owner_t owner, uint32_t units,
+                                       mpx_block_t *block);
+
+/* After a look at the ring that found it empty: silences the bell, if it still is. */
+void mpx_ring_quiet(mpx_ring_t *ring);
+
+/* Where the ring is empty and its last segment is long, links the segment, which belongs to `own`,
+ * behind it. In mpx_ring_put.c; takes the producers' mutex, if it is free. */
+bool mpx_ring_link_if_empty(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_block_t block);
+
+/* What a wait is for, seen in the word that was read: false means sleep. */
+typedef bool mpx_ring_ready_t(mpx_ring_t *ring, uint64_t word);
+
+/* Waits until the word is ready, or the ring shut: 0, -EAGAIN at the deadline, -EINTR. `slept` is
+ * set where this thread may have had another one's wake. */
+MPX_NODISCARD int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready,
+                                    int64_t deadline, bool *slept);
+
+/* After such a wait, and what it was for: others may sleep on, whose wake came here. */
+void mpx_ring_pass_on(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready);
+
+/* After an exchange that found `before` in the word, and outside the mutexes. */
+void mpx_ring_wake(mpx_atomic_u64 *word, uint64_t before);
+
+#endif

@@ -1,0 +1,571 @@
+/* channel.c - see channel.h. */
+#include "channel.h"
+
+#include <errno.h>
+
+/* A message up to this length is received on the stack. */
+#define SMALL 2048
+
+/* From here on, to copy is worth letting other threads run. */
+#define LARGE ((size_t)512 * 1024)
+
+static ChannelObject *channel(PyObject *self)
+{
+    return (ChannelObject *)self;
+}
+
+/* ---- Errors ---------------------------------------------------------------------------------- */
+
+static int raise_status(int status)
+{
+    if (status == -EPROTO)
+        mpx_raise_message(status, "the queue's shared memory is damaged", NULL);
+    else
+        mpx_shared_raise(status);
+    return -EINTR;
+}
+
+/* What a program gets that has no such end any more; the standard library's messages. */
+static int check_end(int fd)
+{
+    if (fd >= 0)
+        return 0;
+    PyErr_SetString(PyExc_OSError, "handle is closed");
+    return -EINTR;
+}
+
+/* ---- Waiting --------------------------------------------------------------------------------- */
+
+/* Whether to go on after a piece of a wait; the deadline of a piece is -EAGAIN or -EBUSY in rings. */
+static bool waits_on(int *status, int64_t deadline)
+{
+    int result = *status;
+    if (result == -EAGAIN || result == -EBUSY)
+        *status = -ETIMEDOUT;
+    bool goes_on = mpx_wait_on(status, deadline);
+    if (*status == -ETIMEDOUT)
+        *status = -EAGAIN;
+    return goes_on;
+}
+
+/* The same where nothing is waited for but that others are done. */
+static bool waits_for_others(int *status)
+{
+    return *status != -EAGAIN && waits_on(status, MPX_NEVER);
+}
+
+/* ---- Sending --------------------------------------------------------------------------------- */
+
+/* A process that has closed its own reading end may be the last one that has an interest in it. */
+static int check_for_readers(ChannelObject *self)
+{
+    if (MPX_LIKELY(self->ring.bell.reader >= 0) || !mpx_bell_has_no_reader(&self->ring.bell))
+        return 0;
+    mpx_raise(-EPIPE);
+    return -EINTR;
+}
+
+static int send_now(ChannelObject *self, const mpx_message_t *message)
+{
+    int status;
+    do {
+        int64_t piece = mpx_piece_of(MPX_NEVER);
+        Py_BEGIN_ALLOW_THREADS status = mpx_ring_put_now(&self->ring, message, piece);
+        Py_END_ALLOW_THREADS
+    } while (waits_for_others(&status));
+    return status;
+}
+
+static int send_slowly(ChannelObject *self, const mpx_message_t *message, int64_t deadline)
+{
+    int status;
+    if (!mpx_may_wait(deadline))
+        return -EINTR;
+    do {
+        int64_t piece = mpx_piece_of(deadline);
+        Py_BEGIN_ALLOW_THREADS status = mpx_ring_put(&self->ring, message, piece);
+        Py_END_ALLOW_THREADS
+    } while (waits_on(&status, deadline) && (status = check_for_readers(self)) == 0);
+    return status;
+}
+
+static int send_message(ChannelObject *self, const mpx_message_t *message, int64_t deadline)
+{
+    int status = mpx_ring_try_put(&self->ring, message);
+    if (status == -EBUSY && deadline == MPX_CHANNEL_NOW)
+        status = send_now(self, message);
+    else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
+        status = send_slowly(self, message, deadline);
+    if (status == 0 || status == -EAGAIN || status == -EPIPE || status == -EINTR)
+        return status;
+    return raise_status(status);
+}
+
+static void copy(void *to, const void *from, size_t size)
+{
+    if (size < LARGE) {
+        memcpy(to, from, size);
+        return;
+    }
+    Py_BEGIN_ALLOW_THREADS memcpy(to, from, size);
+    Py_END_ALLOW_THREADS
+}
+
+/* In a block: the record holds the length. */
+static int send_block(ChannelObject *self, const char *data, size_t size, int64_t deadline)
+{
+    uint64_t length = size;
+    mpx_message_t message = {.data = &length, .size = sizeof(length)};
+    mpx_heap_owner_t own;
+    void *address;
+    int status = mpx_heap_own(self->ring.arena, &own);
+    if (status == 0) {
+        Py_BEGIN_ALLOW_THREADS status =
+            mpx_heap_new(self->ring.arena, own, size, &message.block, &address);
+        Py_END_ALLOW_THREADS
+    }
+    if (status < 0)
+        return raise_status(status);
+    copy(address, data, size);
+    status = send_message(self, &message, deadline);
+    if (status != 0)
+        (void)mpx_heap_free(self->ring.arena, message.block, own);
+    return status;
+}
+
+int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t deadline)
+{
+    if (check_end(self->ring.bell.writer) < 0 || check_for_readers(self) < 0)
+        return -EINTR;
+    if (size > MPX_RING_INLINE)
+        return send_block(self, data, size, deadline);
+    mpx_message_t message = {.data = data, .size = size};
+    return send_message(self, &message, deadline);
+}
+
+/* ---- Receiving ------------------------------------------------------------------------------- */
+
+/* A message on its way to the reader: in `small`, or in `buffer` where that is too small. */
+typedef struct {
+    mpx_message_t message;
+    void *buffer;
+    size_t capacity;
+    char small[SMALL];
+} arrival_t;
+
+/* Makes room for any message that has no block. */
+static int make_room(arrival_t *arrival)
+{
+    arrival->buffer = PyMem_RawMalloc(MPX_RING_INLINE);
+    if (arrival->buffer == NULL) {
+        PyErr_NoMemory();
+        return -EINTR;
+    }
+    arrival->capacity = MPX_RING_INLINE;
+    return 0;
+}
+
+static bool is_at_end(ChannelObject *self)
+{
+    return self->ring.bell.writer < 0 && mpx_bell_has_no_writer(&self->ring.bell) &&
+           mpx_ring_count(&self->ring) == 0;
+}
+
+static int check_for_writers(ChannelObject *self)
+{
+    if (MPX_LIKELY(!is_at_end(self)))
+        return 0;
+    PyErr_SetNone(PyExc_EOFError);
+    return -EINTR;
+}
+
+static int receive_now(ChannelObject *self, arrival_t *arrival)
+{
+    int status;
+    do {
+        int64_t piece = mpx_piece_of(MPX_NEVER);
+        Py_BEGIN_ALLOW_THREADS status = mpx_ring_get_now(
+            &self->ring, arrival->buffer, arrival->capacity, &arrival->message, piece);
+        Py_END_ALLOW_THREADS
+    } while (waits_for_others(&status));
+    return status;
+}
+
+static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadline)
+{
+    int status = check_for_writers(self);
+    if (status < 0 || !mpx_may_wait(deadline))
+        return -EINTR;
+    do {
+        int64_t piece = mpx_piece_of(deadline);
+        Py_BEGIN_ALLOW_THREADS status = mpx_ring_get(&self->ring, arrival->buffer,
+                                                     arrival->capacity, &arrival->message, piece);
+        Py_END_ALLOW_THREADS
+    } while (waits_on(&status, deadline) && (status = check_for_writers(self)) == 0);
+    return status;
+}
+
+static int receive_message(ChannelObject *self, arrival_t *arrival, int64_t deadline)
+{
+    int status = mpx_ring_try_get(&self->ring, arrival->buffer, arrival->capacity,
+                                  &arrival->message);
+    if (status == -EBUSY && deadline == MPX_CHANNEL_NOW)
+        status = receive_now(self, arrival);
+    else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
+        status = receive_slowly(self, arrival, deadline);
+    if (status == -EAGAIN && is_at_end(self))
+        status = check_for_writers(self);
+    return status;
+}
+
+static PyObject *read_block(ChannelObject *self, const arrival_t *arrival,
+                            mpx_channel_reader_t *reader, void *context)
+{
+    mpx_block_t block = arrival->message.block;
+    mpx_heap_owner_t own;
+    uint64_t length = 0;
+    size_t size = 0;
+    PyObject *result = NULL;
+    void *address = mpx_heap_at(self->ring.arena, block, &size);
+    if (arrival->message.size == sizeof(length))
+        memcpy(&length, arrival->buffer, sizeof(length));
+    if (address == NULL || length == 0 || length > size)
+        raise_status(-EPROTO);
+    else
+        result = reader(context, address, length);
+    if (mpx_heap_own(self->ring.arena, &own) == 0)
+        (void)mpx_heap_free(self->ring.arena, block, own);
+    return result;
+}
+
+PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel_reader_t *reader,
+                              void *context, int *status)
+{
+    arrival_t arrival;
+    PyObject *result = NULL;
+    arrival.buffer = arrival.small;
+    arrival.capacity = SMALL;
+    *status = check_end(self->ring.bell.reader);
+    if (*status == 0)
+        *status = receive_message(self, &arrival, deadline);
+    if (*status == -ENOBUFS) {
+        *status = make_room(&arrival);
+        if (*status == 0)
+            *status = receive_message(self, &arrival, deadline);
+    }
+    if (*status == 0)
+        result = arrival.message.block
+                     ? read_block(self, &arrival, reader, context)
+                     : reader(context, arrival.buffer, arrival.message.size);
+    else if (*status != -EAGAIN && *status != -EPIPE && *status != -EINTR)
+        *status = raise_status(*status);
+    if (arrival.buffer != arrival.small)
+        PyMem_RawFree(arrival.buffer);
+    return result;
+}
+
+int mpx_channel_poll(ChannelObject *self, int64_t deadline)
+{
+    int status;
+    if (mpx_ring_count(&self->ring) > 0)
+        return 1;
+    if (!mpx_may_wait(deadline))
+        return -1;
+    do {
+        int64_t piece = mpx_piece_of(deadline);
+        if (is_at_end(self))
+            return 1; /* as a pipe at its end, which can be read: EOFError */
+        Py_BEGIN_ALLOW_THREADS status = mpx_ring_wait(&self->ring, piece);
+        Py_END_ALLOW_THREADS
+    } while (waits_on(&status, deadline));
+    return status == -EINTR ? -1 : status == 0 || status == -EPIPE;
+}
+
+/* ---- The type -------------------------------------------------------------------------------- */
+
+static bool is_made(PyObject *self)
+{
+    return mpx_shared_check((SharedObject *)self, "_ring");
+}
+
+static int take_ring(PyObject *self, mpx_ring_t ring)
+{
+    void *room = mpx_slot_at(ring.arena, ring.slot);
+    channel(self)->ring = ring;
+    return mpx_shared_hold((SharedObject *)self, (mpx_place_t){ring.arena, ring.slot, room});
+}
+
+static int create(mpx_ring_t *ring, uint32_t limit)
+{
+    mpx_arena_t *arena;
+    int status = mpx_arena_home(&arena);
+    if (status == 0)
+        status = mpx_ring_create(ring, arena, limit);
+    if (status == -EBADF || status == -ESTALE) {
+        status = mpx_arena_move(&arena); /* the program has closed its descriptor */
+        if (status == 0)
+            status = mpx_ring_create(ring, arena, limit);
+    }
+    return status;
+}
+
+PyDoc_STRVAR(Channel_make_doc, "_make($self, limit, /)\n--\n\n"
+                               "Make an empty channel of at most limit messages (0: any number).");
+
+static PyObject *Channel_make(PyObject *self, PyObject *argument)
+{
+    mpx_ring_t ring;
+    mpx_bell_t bell;
+    unsigned long limit = PyLong_AsUnsignedLong(argument);
+    if (limit == (unsigned long)-1 && PyErr_Occurred())
+        return NULL;
+    if (mpx_shared_room((SharedObject *)self) != NULL) {
+        PyErr_SetString(PyExc_ValueError, "the channel has been made");
+        return NULL;
+    }
+    bool is_limited = limit > 0 && limit < MPX_RING_UNLIMITED;
+    int status = create(&ring, is_limited ? (uint32_t)limit : MPX_RING_UNLIMITED);
+    if (status == 0) {
+        status = mpx_bell_new(&bell);
+        if (status < 0)
+            mpx_ring_drop(&ring);
+    }
+    if (status < 0)
+        return mpx_shared_raise(status);
+    ring.bell = bell;
+    return take_ring(self, ring) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(Channel_take_doc,
+             "_take($self, identity, slot, reader, writer, /)\n--\n\n"
+             "Become the channel that the parent has handed over, with these descriptors (-1: it "
+             "had none).");
+
+static PyObject *Channel_take(PyObject *self, PyObject *args)
+{
+    PyObject *identity;
+    unsigned int slot;
+    int reader, writer;
+    mpx_place_t place;
+    mpx_ring_t ring;
+    if (!PyArg_ParseTuple(args, "SIii:_take", &identity, &slot, &reader, &writer))
+        return NULL;
+    if (mpx_shared_room((SharedObject *)self) != NULL) {
+        PyErr_SetString(PyExc_ValueError, "the channel has been made");
+        return NULL;
+    }
+    if (mpx_place_take(&place, identity, slot) < 0)
+        return NULL;
+    int status = mpx_ring_open(&ring, place.arena, slot);
+    if (status == 0 && (reader >= 0 || writer >= 0))
+        status = mpx_bell_adopt(&ring.bell, reader, writer);
+    if (status < 0) {
+        mpx_slot_drop(place.arena, slot);
+        raise_status(status);
+        return NULL;
+    }
+    return take_ring(self, ring) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(Channel_ends_doc, "_ends($self, /)\n--\n\n"
+                               "The descriptors of the ends: (reader, writer), -1 where closed.");
+
+static PyObject *Channel_ends(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    return Py_BuildValue("ii", channel(self)->ring.bell.reader, channel(self)->ring.bell.writer);
+}
+
+PyDoc_STRVAR(Channel_watch_doc,
+             "_watch($self, /)\n--\n\n"
+             "Have the reading end's descriptor be readable where there is a message.");
+
+static PyObject *Channel_watch(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    mpx_ring_watch(&channel(self)->ring);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(Channel_close_reader_doc, "_close_reader($self, /)\n--\n\n"
+                                       "Close the reading end in this process.");
+
+static PyObject *Channel_close_reader(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    mpx_bell_close_reader(&channel(self)->ring.bell);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(Channel_close_writer_doc, "_close_writer($self, /)\n--\n\n"
+                                       "Close the writing end in this process.");
+
+static PyObject *Channel_close_writer(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    mpx_bell_close_writer(&channel(self)->ring.bell);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(Channel_send_bytes_doc, "_send_bytes($self, buffer, /)\n--\n\n"
+                                     "Send the bytes as one message.");
+
+static PyObject *Channel_send_bytes(PyObject *self, PyObject *argument)
+{
+    Py_buffer view;
+    if (!is_made(self) || PyObject_GetBuffer(argument, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    int status = mpx_channel_send(channel(self), view.buf, (size_t)view.len, MPX_NEVER);
+    PyBuffer_Release(&view);
+    if (status == MPX_CHANNEL_SHUT)
+        return mpx_raise(status);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *read_bytes(void *Py_UNUSED(context), const char *data, size_t size)
+{
+    return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
+}
+
+PyDoc_STRVAR(Channel_receive_bytes_doc, "_receive_bytes($self, /)\n--\n\n"
+                                        "The bytes of the next message, which it waits for.");
+
+static PyObject *Channel_receive_bytes(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    int status;
+    if (!is_made(self))
+        return NULL;
+    PyObject *bytes = mpx_channel_receive(channel(self), MPX_NEVER, read_bytes, NULL, &status);
+    if (status == MPX_CHANNEL_SHUT)
+        PyErr_SetNone(PyExc_EOFError);
+    return bytes;
+}
+
+PyDoc_STRVAR(Channel_poll_doc, "_poll($self, timeout, /)\n--\n\n"
+                               "Whether there is a message within timeout seconds (None: for ever).");
+
+static PyObject *Channel_poll(PyObject *self, PyObject *timeout)
+{
+    int64_t deadline;
+    if (!is_made(self) || mpx_deadline_of(timeout, &deadline) < 0 ||
+        check_end(channel(self)->ring.bell.reader) < 0)
+        return NULL;
+    int has = mpx_channel_poll(channel(self), deadline);
+    return has < 0 ? NULL : PyBool_FromLong(has);
+}
+
+PyDoc_STRVAR(Channel_count_doc, "_count($self, /)\n--\n\nHow many messages there are.");
+
+static PyObject *Channel_count(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return is_made(self) ? PyLong_FromUnsignedLong(mpx_ring_count(&channel(self)->ring)) : NULL;
+}
+
+PyDoc_STRVAR(Channel_finish_doc,
+             "_finish($self, /)\n--\n\n"
+             "Count a message as done with; False where all that were put are already.");
+
+static PyObject *Channel_finish(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return is_made(self) ? PyBool_FromLong(mpx_ring_finish(&channel(self)->ring) == 0) : NULL;
+}
+
+PyDoc_STRVAR(Channel_unfinished_doc, "_unfinished($self, /)\n--\n\n"
+                                     "How many messages have been put and are not done with.");
+
+static PyObject *Channel_unfinished(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return is_made(self) ? PyLong_FromUnsignedLong(mpx_ring_unfinished(&channel(self)->ring)) : NULL;
+}
+
+PyDoc_STRVAR(Channel_join_doc, "_join($self, /)\n--\n\n"
+                               "Wait until all messages that were put are done with.");
+
+static PyObject *Channel_join(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    int status;
+    if (!is_made(self))
+        return NULL;
+    do {
+        int64_t piece = mpx_piece_of(MPX_NEVER);
+        Py_BEGIN_ALLOW_THREADS status = mpx_ring_join(&channel(self)->ring, piece);
+        Py_END_ALLOW_THREADS
+    } while (waits_on(&status, MPX_NEVER));
+    return status == -EINTR ? NULL : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(Channel_shut_doc, "_shut($self, /)\n--\n\nLet nothing be put from now on.");
+
+static PyObject *Channel_shut(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    mpx_ring_shut(&channel(self)->ring);
+    Py_RETURN_NONE;
+}
+
+static void Channel_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    if (mpx_shared_room((SharedObject *)self) != NULL) {
+        mpx_bell_close_reader(&channel(self)->ring.bell);
+        mpx_bell_close_writer(&channel(self)->ring.bell);
+        mpx_ring_drop(&channel(self)->ring);
+    }
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+ChannelObject *mpx_channel_of(PyObject *module, PyObject *object)
+{
+    if (PyObject_TypeCheck(object, module_state(module)->channel_type))
+        return is_made(object) ? channel(object) : NULL;
+    PyErr_Format(PyExc_TypeError, "%R is no channel", object);
+    return NULL;
+}
+
+PyDoc_STRVAR(Channel_doc, "A ring of messages in shared memory; the base of the one in queues.");
+
+static PyMethodDef Channel_methods[] = {
+    {"_make", Channel_make, METH_O, Channel_make_doc},
+    {"_take", Channel_take, METH_VARARGS, Channel_take_doc},
+    {"_ends", Channel_ends, METH_NOARGS, Channel_ends_doc},
+    {"_watch", Channel_watch, METH_NOARGS, Channel_watch_doc},
+    {"_close_reader", Channel_close_reader, METH_NOARGS, Channel_close_reader_doc},
+    {"_close_writer", Channel_close_writer, METH_NOARGS, Channel_close_writer_doc},
+    {"_send_bytes", Channel_send_bytes, METH_O, Channel_send_bytes_doc},
+    {"_receive_bytes", Channel_receive_bytes, METH_NOARGS, Channel_receive_bytes_doc},
+    {"_poll", Channel_poll, METH_O, Channel_poll_doc},
+    {"_count", Channel_count, METH_NOARGS, Channel_count_doc},
+    {"_finish", Channel_finish, METH_NOARGS, Channel_finish_doc},
+    {"_unfinished", Channel_unfinished, METH_NOARGS, Channel_unfinished_doc},
+    {"_join", Channel_join, METH_NOARGS, Channel_join_doc},
+    {"_shut", Channel_shut, METH_NOARGS, Channel_shut_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot Channel_slots[] = {
+    {Py_tp_doc, (void *)Channel_doc},
+    {Py_tp_dealloc, Channel_dealloc},
+    {Py_tp_methods, Channel_methods},
+    {0, NULL},
+};
+
+static PyType_Spec Channel_spec = {
+    .name = "mproc_ext._core.Channel",
+    .basicsize = sizeof(ChannelObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = Channel_slots,
+};
+
+int mpx_add_channel(PyObject *module)
+{
+    module_state_t *state = module_state(module);
+    state->channel_type = (PyTypeObject *)PyType_FromModuleAndSpec(
+        module, &Channel_spec, (PyObject *)state->shared_type);
+    return state->channel_type == NULL ? -1 : PyModule_AddType(module, state->channel_type);
+}

@@ -1,0 +1,53 @@
+/* queue.h - what the types of queues have in common: an object with a channel, or with none.
+ *
+ * The standard library's classes lie beneath those of mproc_ext/queues.py. An object without a
+ * channel is one that is to have their code path: what is called here goes on to them.
+ */
+#ifndef MPX_PY_QUEUE_H
+#define MPX_PY_QUEUE_H
+
+#include "channel.h"
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *channel; /* NULL: the standard library's way */
+    PyObject *module;
+    uint64_t closed_by; /* the process that did; 0: none */
+    uint64_t put_by;    /* the last one that put something */
+    char is_limited;
+} QueueObject;
+
+static inline QueueObject *mpx_queue(PyObject *self)
+{
+    return (QueueObject *)self;
+}
+
+static inline ChannelObject *mpx_queue_channel(PyObject *self)
+{
+    return (ChannelObject *)mpx_queue(self)->channel;
+}
+
+static inline module_state_t *mpx_queue_state(PyObject *self)
+{
+    return module_state(mpx_queue(self)->module);
+}
+
+/* The standard library's way: what super() of that class, one of ours, gives for the method, called
+ * with these arguments. */
+PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
+                          PyObject *const *args, Py_ssize_t nargs, PyObject *names);
+
+/* Sends what it takes to make the object anew: None, or NULL with an exception, which is queue.Full
+ * at the deadline. *is_unpicklable: it is the one that pickling raised. */
+PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline, bool *is_unpicklable);
+
+/* The next object; NULL with an exception, which is queue.Empty at the deadline. */
+PyObject *mpx_queue_receive(PyObject *self, int64_t deadline);
+
+/* Sets the OSError of a queue whose reading end this process has closed; false. */
+bool mpx_queue_check_reader(PyObject *self);
+
+/* Adds a type on top of _core.QueueBase; *type is a new reference. 0, or -1 with an exception. */
+int mpx_add_queue_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type);
+
+#endif

@@ -1,0 +1,196 @@
+/* queue_base.c - see queue.h; _core.QueueBase. */
+#include "queue.h"
+
+#include <structmember.h>
+
+#include "serialize.h"
+
+/* Messages are written on the stack, up to this length. */
+#define SMALL 1024
+
+PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
+                          PyObject *const *args, Py_ssize_t nargs, PyObject *names)
+{
+    PyObject *super = PyObject_CallFunctionObjArgs((PyObject *)&PySuper_Type, cls, self, NULL);
+    PyObject *method = super == NULL ? NULL : PyObject_GetAttrString(super, name);
+    PyObject *result =
+        method == NULL ? NULL : PyObject_Vectorcall(method, args, (size_t)nargs, names);
+    Py_XDECREF(method);
+    Py_XDECREF(super);
+    return result;
+}
+
+/* ---- Messages -------------------------------------------------------------------------------- */
+
+static PyObject *raise_named(PyObject *cls)
+{
+    PyErr_SetNone(cls);
+    return NULL;
+}
+
+PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline, bool *is_unpicklable)
+{
+    module_state_t *state = mpx_queue_state(self);
+    char small[SMALL];
+    mpx_buffer_t buffer;
+    mpx_buffer_init(&buffer, small, sizeof(small));
+    *is_unpicklable =
+        mpx_dumps(mpx_queue(self)->module, state->queues_namespace, object, &buffer) < 0;
+    int status = *is_unpicklable ? -1
+                                 : mpx_channel_send(mpx_queue_channel(self), buffer.data,
+                                                    buffer.size, deadline);
+    mpx_buffer_free(&buffer);
+    if (*is_unpicklable)
+        return NULL;
+    if (status == MPX_CHANNEL_TIMEOUT)
+        return raise_named(state->full_error);
+    if (status == MPX_CHANNEL_SHUT)
+        return raise_named(state->shut_down_error);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *read_object(void *context, const char *data, size_t size)
+{
+    PyObject *self = context;
+    return mpx_loads(mpx_queue(self)->module, mpx_queue_state(self)->queues_namespace, data, size);
+}
+
+PyObject *mpx_queue_receive(PyObject *self, int64_t deadline)
+{
+    int status;
+    PyObject *object =
+        mpx_channel_receive(mpx_queue_channel(self), deadline, read_object, self, &status);
+    if (status == MPX_CHANNEL_TIMEOUT)
+        return raise_named(mpx_queue_state(self)->empty_error);
+    if (status == MPX_CHANNEL_SHUT)
+        return raise_named(mpx_queue_state(self)->shut_down_error);
+    return object;
+}
+
+bool mpx_queue_check_reader(PyObject *self)
+{
+    if (MPX_LIKELY(mpx_queue_channel(self)->ring.bell.reader >= 0))
+        return true;
+    PyErr_SetString(PyExc_OSError, "handle is closed");
+    return false;
+}
+
+/* ---- The type -------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(QueueBase_hold_doc, "_hold($self, channel, is_limited, /)\n--\n\n"
+                             "Put and get through that channel.");
+
+static PyObject *QueueBase_hold(PyObject *self, PyObject *args)
+{
+    PyObject *object;
+    int is_limited;
+    if (!PyArg_ParseTuple(args, "Op:_hold", &object, &is_limited) ||
+        mpx_channel_of(mpx_queue(self)->module, object) == NULL)
+        return NULL;
+    if (mpx_queue(self)->channel != NULL) {
+        PyErr_SetString(PyExc_ValueError, "the queue has a channel");
+        return NULL;
+    }
+    mpx_queue(self)->is_limited = (char)is_limited;
+    mpx_queue(self)->channel = Py_NewRef(object);
+    Py_RETURN_NONE;
+}
+
+static PyObject *QueueBase_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(names))
+{
+    PyObject *self = type->tp_alloc(type, 0);
+    PyObject *module = PyType_GetModuleByDef(type, &mpx_core_module);
+    if (self != NULL)
+        mpx_queue(self)->module = Py_XNewRef(module);
+    if (self != NULL && module == NULL)
+        Py_CLEAR(self);
+    return self;
+}
+
+static int QueueBase_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(mpx_queue(self)->channel);
+    Py_VISIT(mpx_queue(self)->module);
+    return 0;
+}
+
+static void QueueBase_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_CLEAR(mpx_queue(self)->channel);
+    Py_CLEAR(mpx_queue(self)->module);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(QueueBase_doc, "Base of queues of objects through a channel.");
+
+static PyMethodDef QueueBase_methods[] = {
+    {"_hold", QueueBase_hold, METH_VARARGS, QueueBase_hold_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef QueueBase_members[] = {
+    {"_channel", T_OBJECT, offsetof(QueueObject, channel), READONLY,
+     "None where the standard library's code is to be used"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot QueueBase_slots[] = {
+    {Py_tp_doc, (void *)QueueBase_doc},   {Py_tp_new, QueueBase_new},
+    {Py_tp_traverse, QueueBase_traverse}, {Py_tp_dealloc, QueueBase_dealloc},
+    {Py_tp_methods, QueueBase_methods},   {Py_tp_members, QueueBase_members},
+    {0, NULL},
+};
+
+static PyType_Spec QueueBase_spec = {
+    .name = "mproc_ext._core.QueueBase",
+    .basicsize = sizeof(QueueObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .slots = QueueBase_slots,
+};
+
+int mpx_add_queue_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type)
+{
+    *type = (PyTypeObject *)PyType_FromModuleAndSpec(
+        module, spec, (PyObject *)module_state(module)->queue_base_type);
+    return *type == NULL ? -1 : PyModule_AddType(module, *type);
+}
+
+PyDoc_STRVAR(serve_queues_doc, "serve_queues(namespace, empty, full, shut_down, /)\n--\n\n"
+                               "Tell the types of queues the dict of their module, in which "
+                               "_ForkingPickler is looked up, and the\nexceptions to raise.");
+
+static PyObject *serve_queues(PyObject *module, PyObject *args)
+{
+    module_state_t *state = module_state(module);
+    PyObject *namespace, *empty, *full, *shut_down;
+    if (!PyArg_ParseTuple(args, "O!OOO:serve_queues", &PyDict_Type, &namespace, &empty, &full,
+                          &shut_down))
+        return NULL;
+    mpx_state_set(module, &state->queues_namespace, namespace);
+    mpx_state_set(module, &state->empty_error, empty);
+    mpx_state_set(module, &state->full_error, full);
+    mpx_state_set(module, &state->shut_down_error, shut_down);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"serve_queues", serve_queues, METH_VARARGS, serve_queues_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int mpx_add_queue_base(PyObject *module)
+{
+    module_state_t *state = module_state(module);
+    state->queue_base_type =
+        (PyTypeObject *)PyType_FromModuleAndSpec(module, &QueueBase_spec, NULL);
+    if (state->queue_base_type == NULL || PyModule_AddType(module, state->queue_base_type) < 0)
+        return -1;
+    if (PyModule_AddIntConstant(module, "FIRST_TAG", MPX_TAG_FIRST) < 0 ||
+        PyModule_AddIntConstant(module, "RAW_TAG", MPX_TAG_RAW) < 0)
+        return -1;
+    return PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,72 @@
+/* simple_queue.c - SimpleQueue of mproc_ext.queues: objects through a channel, and nothing else. */
+#include "queue.h"
+
+static PyObject *super(PyObject *self, const char *name, PyObject *const *args, Py_ssize_t nargs)
+{
+    return mpx_queue_super(self, mpx_queue_state(self)->simple_queue_type, name, args, nargs, NULL);
+}
+
+PyDoc_STRVAR(SimpleQueue_put_doc,
+             "put($self, obj)\n--\n\n"
+             "Put an object, pickled now; an object that cannot be pickled raises here.\n\n"
+             "OSError: this process has closed the queue.  BrokenPipeError: so has everyone who "
+             "could read.");
+
+static PyObject *SimpleQueue_put(PyObject *self, PyObject *object)
+{
+    bool is_unpicklable;
+    if (mpx_queue(self)->channel == NULL)
+        return super(self, "put", &object, 1);
+    return mpx_queue_send(self, object, MPX_NEVER, &is_unpicklable);
+}
+
+PyDoc_STRVAR(SimpleQueue_get_doc,
+             "get($self)\n--\n\n"
+             "Take the oldest object, which it waits for.\n\n"
+             "OSError: this process has closed the queue.  EOFError: there is none, and no process "
+             "that could put one.");
+
+static PyObject *SimpleQueue_get(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (mpx_queue(self)->channel == NULL)
+        return super(self, "get", NULL, 0);
+    return mpx_queue_receive(self, MPX_NEVER);
+}
+
+PyDoc_STRVAR(SimpleQueue_empty_doc, "empty($self)\n--\n\nWhether there is no object: exact, now.");
+
+static PyObject *SimpleQueue_empty(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (mpx_queue(self)->channel == NULL)
+        return super(self, "empty", NULL, 0);
+    if (!mpx_queue_check_reader(self))
+        return NULL;
+    return PyBool_FromLong(mpx_ring_count(&mpx_queue_channel(self)->ring) == 0);
+}
+
+PyDoc_STRVAR(SimpleQueue_doc, "Objects through a channel; the base of the one in queues.");
+
+static PyMethodDef SimpleQueue_methods[] = {
+    {"put", SimpleQueue_put, METH_O, SimpleQueue_put_doc},
+    {"get", SimpleQueue_get, METH_NOARGS, SimpleQueue_get_doc},
+    {"empty", SimpleQueue_empty, METH_NOARGS, SimpleQueue_empty_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot SimpleQueue_slots[] = {
+    {Py_tp_doc, (void *)SimpleQueue_doc},
+    {Py_tp_methods, SimpleQueue_methods},
+    {0, NULL},
+};
+
+static PyType_Spec SimpleQueue_spec = {
+    .name = "mproc_ext._core.SimpleQueue",
+    .basicsize = sizeof(QueueObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .slots = SimpleQueue_slots,
+};
+
+int mpx_add_simple_queue(PyObject *module)
+{
+    return mpx_add_queue_type(module, &SimpleQueue_spec, &module_state(module)->simple_queue_type);
+}
