@@ -120,13 +120,26 @@ def _end_of(channel, is_reader):
 
 
 class _Ended:
-    """What queues have in common: the two ends of their channel, made when somebody asks."""
+    """What queues have in common: the parts of the stdlib's, made when somebody asks for them."""
 
     def __getattr__(self, name):
-        if self._channel is not None and name in ("_reader", "_writer"):
-            end = _end_of(self._channel, name == "_reader")
-            return self.__dict__.setdefault(name, end)
+        if self._channel is not None:
+            if name in ("_reader", "_writer"):
+                return self.__dict__.setdefault(name, _end_of(self._channel, name == "_reader"))
+            if name in ("_rlock", "_wlock"):
+                # Nothing here needs them; Pool holds one while it drains a queue.
+                lock = synchronize.Lock(ctx=context._default_context.get_context())
+                return self.__dict__.setdefault(name, lock)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+    def _close_ends(self):
+        for name, close in (
+            ("_reader", self._channel._close_reader),
+            ("_writer", self._channel._close_writer),
+        ):
+            end = self.__dict__.get(name)
+            (close if end is None else end.close)()
 
 
 def _make_channel(limit, ctx):
@@ -198,15 +211,7 @@ class Queue(_core.Queue, _Ended, _std.Queue):
             super().close()
             return
         self._closed = True
-        if self._has_put:
-            self._close_end("_reader")
-            self._close_end("_writer")
-
-    def _close_end(self, name):
-        try:
-            getattr(self, name).close()
-        except OSError:
-            pass  # closed before
+        self._close_ends()
 
     def join_thread(self):
         """Return: all that was put is in the queue."""
@@ -301,8 +306,10 @@ class SimpleQueue(_core.SimpleQueue, _Ended, _std.SimpleQueue):
 
     def close(self):
         """Close the queue in this process."""
-        self._reader.close()
-        self._writer.close()
+        if self._channel is None:
+            super().close()
+        else:
+            self._close_ends()
 
     __class_getitem__ = classmethod(GenericAlias)
 

@@ -213,14 +213,8 @@ static int set_closed(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
     return 0;
 }
 
-static PyObject *get_has_put(PyObject *self, void *Py_UNUSED(closure))
-{
-    return PyBool_FromLong(mpx_queue(self)->put_by == mpx_os_own_word());
-}
-
 static PyGetSetDef Queue_properties[] = {
     {"_closed", get_closed, set_closed, "closed in this process", NULL},
-    {"_has_put", get_has_put, NULL, "this process has put something", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

@@ -13,7 +13,6 @@ typedef struct {
     PyObject *channel; /* NULL: the standard library's way */
     PyObject *module;
     uint64_t closed_by; /* the process that did; 0: none */
-    uint64_t put_by;    /* the last one that put something */
     char is_limited;
 } QueueObject;
 
