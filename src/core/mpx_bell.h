@@ -1,5 +1,5 @@
-/* mpx_bell.h - a pair of descriptors by which those who wait with select and the like see that there
- * is something in shared memory.
+/* mpx_bell.h - a pair of descriptors by which those who wait with select and the like see that
+ * there is something in shared memory.
  *
  * Layer: L2
  *

@@ -58,9 +58,8 @@ int mpx_ring_new_segment(mpx_ring_t *ring, mpx_heap_owner_t owner, uint32_t unit
     while (capacity < units) {
         capacity *= 2;
     }
-    int status =
-        mpx_heap_new(ring->arena, owner, MPX_SEGMENT_HEADER + (size_t)capacity * MPX_RING_UNIT,
-                     block, &address);
+    int status = mpx_heap_new(
+        ring->arena, owner, MPX_SEGMENT_HEADER + (size_t)capacity * MPX_RING_UNIT, block, &address);
     if (status == 0) {
         mpx_ring_segment_t *segment = address;
         memset(segment, 0, sizeof(*segment));
@@ -255,12 +254,13 @@ void mpx_ring_shut(mpx_ring_t *ring)
 /* `done` goes by the same words as `head` and `tail`, without a position. */
 static bool is_finished(mpx_ring_t *ring, uint64_t done)
 {
-    return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)) == 0; /* R5: with R4 */
+    return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)) ==
+           0; /* R5: with R4 */
 }
 
 uint32_t mpx_ring_unfinished(mpx_ring_t *ring)
 {
-    uint64_t done = mpx_u64_load_acquire(&ring->control->done);              /* R15: with R14 */
+    uint64_t done = mpx_u64_load_acquire(&ring->control->done);                /* R15: with R14 */
     return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)); /* R5: with R4 */
 }
 

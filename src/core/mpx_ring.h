@@ -101,27 +101,24 @@ void mpx_ring_drop(mpx_ring_t *ring);
  *   -EPIPE      the ring was shut
  *   -EMSGSIZE   longer than MPX_RING_INLINE
  *   -EPROTO     the ring is damaged
- *   -ENOMEM, -ENOSPC, -EFBIG, -EBADF, -ESTALE   there is no memory to grow; the ring is as before */
+ *   -ENOMEM, -ENOSPC, -EFBIG, -EBADF, -ESTALE   there is no memory to grow; the ring is as before
+ */
 MPX_NODISCARD int mpx_ring_put(mpx_ring_t *ring, const mpx_message_t *message, int64_t deadline);
 
 /* The same without a wait for room: the deadline is for -EBUSY. */
 MPX_NODISCARD int mpx_ring_put_now(mpx_ring_t *ring, const mpx_message_t *message,
                                    int64_t deadline);
 
-/* The same without any wait or system call, but to wake a sleeper; -EBUSY: mpx_ring_put_now might do
- * it. */
+/* The same without any wait or system call, but to wake a sleeper; -EBUSY: mpx_ring_put_now might
+ * do it. */
 MPX_NODISCARD int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *message);
 
-/* Takes the oldest message, and copies it to `buffer`, which has `capacity` bytes. Its block belongs
- * to this process then.
- *   0           done: message->data is the buffer
- *   -ENOBUFS    it is longer than that (no message is than MPX_RING_INLINE): it stays in the ring
- *   -EAGAIN     there is none, and the deadline has passed
- *   -EBUSY      as with put
- *   -EINTR      a signal handler ran: call again
- *   -EPIPE      there is none, and the ring was shut
- *   -EPROTO     the ring is damaged
- *   -ENOMEM, -EBADF, ...   its segment cannot be mapped: it stays in the ring */
+/* Takes the oldest message, and copies it to `buffer`, which has `capacity` bytes. Its block
+ * belongs to this process then. 0           done: message->data is the buffer -ENOBUFS    it is
+ * longer than that (no message is than MPX_RING_INLINE): it stays in the ring -EAGAIN     there is
+ * none, and the deadline has passed -EBUSY      as with put -EINTR      a signal handler ran: call
+ * again -EPIPE      there is none, and the ring was shut -EPROTO     the ring is damaged -ENOMEM,
+ * -EBADF, ...   its segment cannot be mapped: it stays in the ring */
 MPX_NODISCARD int mpx_ring_get(mpx_ring_t *ring, void *buffer, size_t capacity,
                                mpx_message_t *message, int64_t deadline);
 MPX_NODISCARD int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capacity,

@@ -208,7 +208,8 @@ static int get_locked(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_message_t *mes
 
 static bool has_message(mpx_ring_t *ring, uint64_t tail)
 {
-    return mpx_ring_between(mpx_u64_load_acquire(&ring->control->head), tail) != 0; /* R3: with R2 */
+    return mpx_ring_between(mpx_u64_load_acquire(&ring->control->head), tail) !=
+           0; /* R3: with R2 */
 }
 
 /* ---- Going back to a short segment ----------------------------------------------------------- */
@@ -230,8 +231,7 @@ static void trim(mpx_ring_t *ring)
 {
     mpx_heap_owner_t own;
     mpx_block_t block;
-    if (mpx_heap_own(ring->arena, &own) < 0 ||
-        mpx_ring_new_segment(ring, own, 0, &block) < 0) {
+    if (mpx_heap_own(ring->arena, &own) < 0 || mpx_ring_new_segment(ring, own, 0, &block) < 0) {
         return;
     }
     if (!mpx_ring_link_if_empty(ring, own, block)) {
@@ -257,8 +257,8 @@ static void finish(mpx_ring_t *ring, uint64_t before, bool was_long)
     }
 }
 
-/* The bell must not be heard where there is nothing. That `rung` is 0 does not say that it is silent:
- * so who found the ring empty does not rely on it. */
+/* The bell must not be heard where there is nothing. That `rung` is 0 does not say that it is
+ * silent: so who found the ring empty does not rely on it. */
 static void look_at_bell(mpx_ring_t *ring, int status)
 {
     bool may_ring = status == -EAGAIN || mpx_u32_load_relaxed(&ring->control->rung) != 0;
@@ -351,8 +351,7 @@ int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_messag
 int mpx_ring_wait(mpx_ring_t *ring, int64_t deadline)
 {
     bool slept = false;
-    int status =
-        mpx_ring_wait_for(ring, &ring->control->tail, has_message, deadline, &slept);
+    int status = mpx_ring_wait_for(ring, &ring->control->tail, has_message, deadline, &slept);
     if (slept) { /* the wake was for one who takes a message: this one does not */
         mpx_ring_pass_on(ring, &ring->control->tail, has_message);
     }

@@ -198,10 +198,8 @@ void mpx_ring_quiet(mpx_ring_t *ring)
 static void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind, const void *data,
                          size_t size, mpx_block_t block)
 {
-    unsigned char *at =
-        side->data + (size_t)(position & (side->capacity - 1)) * MPX_RING_UNIT;
-    mpx_record_t record = {.size = (uint32_t)size,
-                           .kind = mpx_record_kind_at(kind, position)};
+    unsigned char *at = side->data + (size_t)(position & (side->capacity - 1)) * MPX_RING_UNIT;
+    mpx_record_t record = {.size = (uint32_t)size, .kind = mpx_record_kind_at(kind, position)};
     if (kind == MPX_RECORD_WITH_BLOCK) {
         record.size += (uint32_t)sizeof(block);
         memcpy(at + sizeof(record), &block, sizeof(block));
@@ -221,9 +219,8 @@ static uint64_t publish(mpx_ring_t *ring, const mpx_message_t *message, uint64_t
     if (fill > 0) {
         write_record(side, position, MPX_RECORD_PAD, NULL, 0, 0);
     }
-    write_record(side, position + fill,
-                 message->block ? MPX_RECORD_WITH_BLOCK : MPX_RECORD_MESSAGE, message->data,
-                 message->size, message->block);
+    write_record(side, position + fill, message->block ? MPX_RECORD_WITH_BLOCK : MPX_RECORD_MESSAGE,
+                 message->data, message->size, message->block);
     MPX_STEP(ring_written);
     return mpx_u64_exchange_acq_rel(
         &ring->control->tail, /* R4: with R5, R7: with R6 */

@@ -36,7 +36,8 @@ static int check_end(int fd)
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
 
-/* Whether to go on after a piece of a wait; the deadline of a piece is -EAGAIN or -EBUSY in rings. */
+/* Whether to go on after a piece of a wait; the deadline of a piece is -EAGAIN or -EBUSY in rings.
+ */
 static bool waits_on(int *status, int64_t deadline)
 {
     int result = *status;
@@ -198,8 +199,8 @@ static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadl
         return -EINTR;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        Py_BEGIN_ALLOW_THREADS status = mpx_ring_get(&self->ring, arrival->buffer,
-                                                     arrival->capacity, &arrival->message, piece);
+        Py_BEGIN_ALLOW_THREADS status =
+            mpx_ring_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message, piece);
         Py_END_ALLOW_THREADS
     } while (waits_on(&status, deadline) && (status = check_for_writers(self)) == 0);
     return status;
@@ -207,8 +208,8 @@ static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadl
 
 static int receive_message(ChannelObject *self, arrival_t *arrival, int64_t deadline)
 {
-    int status = mpx_ring_try_get(&self->ring, arrival->buffer, arrival->capacity,
-                                  &arrival->message);
+    int status =
+        mpx_ring_try_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message);
     if (status == -EBUSY && deadline == MPX_CHANNEL_NOW)
         status = receive_now(self, arrival);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
@@ -254,9 +255,8 @@ PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel
             *status = receive_message(self, &arrival, deadline);
     }
     if (*status == 0)
-        result = arrival.message.block
-                     ? read_block(self, &arrival, reader, context)
-                     : reader(context, arrival.buffer, arrival.message.size);
+        result = arrival.message.block ? read_block(self, &arrival, reader, context)
+                                       : reader(context, arrival.buffer, arrival.message.size);
     else if (*status != -EAGAIN && *status != -EPIPE && *status != -EINTR)
         *status = raise_status(*status);
     if (arrival.buffer != arrival.small)
@@ -445,8 +445,9 @@ static PyObject *Channel_receive_bytes(PyObject *self, PyObject *Py_UNUSED(ignor
     return bytes;
 }
 
-PyDoc_STRVAR(Channel_poll_doc, "_poll($self, timeout, /)\n--\n\n"
-                               "Whether there is a message within timeout seconds (None: for ever).");
+PyDoc_STRVAR(Channel_poll_doc,
+             "_poll($self, timeout, /)\n--\n\n"
+             "Whether there is a message within timeout seconds (None: for ever).");
 
 static PyObject *Channel_poll(PyObject *self, PyObject *timeout)
 {
@@ -479,7 +480,8 @@ PyDoc_STRVAR(Channel_unfinished_doc, "_unfinished($self, /)\n--\n\n"
 
 static PyObject *Channel_unfinished(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return is_made(self) ? PyLong_FromUnsignedLong(mpx_ring_unfinished(&channel(self)->ring)) : NULL;
+    return is_made(self) ? PyLong_FromUnsignedLong(mpx_ring_unfinished(&channel(self)->ring))
+                         : NULL;
 }
 
 PyDoc_STRVAR(Channel_join_doc, "_join($self, /)\n--\n\n"
@@ -565,7 +567,7 @@ static PyType_Spec Channel_spec = {
 int mpx_add_channel(PyObject *module)
 {
     module_state_t *state = module_state(module);
-    state->channel_type = (PyTypeObject *)PyType_FromModuleAndSpec(
-        module, &Channel_spec, (PyObject *)state->shared_type);
+    state->channel_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &Channel_spec,
+                                                                   (PyObject *)state->shared_type);
     return state->channel_type == NULL ? -1 : PyModule_AddType(module, state->channel_type);
 }

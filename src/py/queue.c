@@ -63,8 +63,7 @@ static PyObject *put(PyObject *self, PyObject *object, bool blocks, PyObject *ti
         return NULL;
     if (!blocks)
         deadline = MPX_CHANNEL_NOW;
-    if (!blocks && is_full_now(self))
-        {
+    if (!blocks && is_full_now(self)) {
         PyErr_SetNone(mpx_queue_state(self)->full_error);
         return NULL;
     }
@@ -97,7 +96,8 @@ PyDoc_STRVAR(Queue_put_nowait_doc, "put_nowait($self, obj)\n--\n\nput(obj, False
 static PyObject *Queue_put_nowait(PyObject *self, PyObject *object)
 {
     if (mpx_queue(self)->channel == NULL)
-        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "put_nowait", &object, 1, NULL);
+        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "put_nowait", &object, 1,
+                               NULL);
     return check_open(self) ? put(self, object, false, Py_None) : NULL;
 }
 
@@ -136,8 +136,7 @@ static PyObject *Queue_get(PyObject *self, PyObject *const *args, Py_ssize_t nar
         !check_open(self))
         return NULL;
     int blocks = PyObject_IsTrue(values[0]);
-    if (blocks < 0 ||
-        (blocks && values[1] != Py_None && get_deadline_of(values[1], &deadline) < 0))
+    if (blocks < 0 || (blocks && values[1] != Py_None && get_deadline_of(values[1], &deadline) < 0))
         return NULL;
     return mpx_queue_receive(self, blocks ? deadline : MPX_CHANNEL_NOW);
 }
@@ -147,7 +146,8 @@ PyDoc_STRVAR(Queue_get_nowait_doc, "get_nowait($self)\n--\n\nget(False).");
 static PyObject *Queue_get_nowait(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (mpx_queue(self)->channel == NULL)
-        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "get_nowait", NULL, 0, NULL);
+        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "get_nowait", NULL, 0,
+                               NULL);
     return check_open(self) ? mpx_queue_receive(self, MPX_CHANNEL_NOW) : NULL;
 }
 

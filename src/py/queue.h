@@ -9,8 +9,7 @@
 #include "channel.h"
 
 typedef struct {
-    PyObject_HEAD
-    PyObject *channel; /* NULL: the standard library's way */
+    PyObject_HEAD PyObject *channel; /* NULL: the standard library's way */
     PyObject *module;
     uint64_t closed_by; /* the process that did; 0: none */
     char is_limited;

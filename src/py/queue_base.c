@@ -78,7 +78,7 @@ bool mpx_queue_check_reader(PyObject *self)
 /* ---- The type -------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(QueueBase_hold_doc, "_hold($self, channel, is_limited, /)\n--\n\n"
-                             "Put and get through that channel.");
+                                 "Put and get through that channel.");
 
 static PyObject *QueueBase_hold(PyObject *self, PyObject *args)
 {
@@ -96,7 +96,8 @@ static PyObject *QueueBase_hold(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *QueueBase_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(names))
+static PyObject *QueueBase_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
+                               PyObject *Py_UNUSED(names))
 {
     PyObject *self = type->tp_alloc(type, 0);
     PyObject *module = PyType_GetModuleByDef(type, &mpx_core_module);
@@ -139,9 +140,12 @@ static PyMemberDef QueueBase_members[] = {
 };
 
 static PyType_Slot QueueBase_slots[] = {
-    {Py_tp_doc, (void *)QueueBase_doc},   {Py_tp_new, QueueBase_new},
-    {Py_tp_traverse, QueueBase_traverse}, {Py_tp_dealloc, QueueBase_dealloc},
-    {Py_tp_methods, QueueBase_methods},   {Py_tp_members, QueueBase_members},
+    {Py_tp_doc, (void *)QueueBase_doc},
+    {Py_tp_new, QueueBase_new},
+    {Py_tp_traverse, QueueBase_traverse},
+    {Py_tp_dealloc, QueueBase_dealloc},
+    {Py_tp_methods, QueueBase_methods},
+    {Py_tp_members, QueueBase_members},
     {0, NULL},
 };
 

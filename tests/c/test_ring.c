@@ -1,5 +1,5 @@
-/* test_ring.c - the ring: order, contents, growth and trimming, limits, counters that wrap, waiting,
- * and memory that is damaged. Deaths are in test_ring_crash.c.
+/* test_ring.c - the ring: order, contents, growth and trimming, limits, counters that wrap,
+ * waiting, and memory that is damaged. Deaths are in test_ring_crash.c.
  */
 #include "harness.h"
 
@@ -96,8 +96,8 @@ TEST(an_empty_ring)
 
 TEST(messages_of_every_length_in_order)
 {
-    static const uint32_t sizes[] = {0,    1,    7,    8,    9,     15,    16,
-                                     17,   4000, 4096, 5000, 32768, 65000, MPX_RING_INLINE};
+    static const uint32_t sizes[] = {0,  1,    7,    8,    9,     15,    16,
+                                     17, 4000, 4096, 5000, 32768, 65000, MPX_RING_INLINE};
     mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED);
     for (uint32_t i = 0; i < MPX_ARRAY_LENGTH(sizes); i++) {
         CHECK_EQ(put(&ring, i, sizes[i]), 0);
@@ -235,8 +235,9 @@ TEST(a_million_messages_before_the_first_get)
     }
     CHECK_EQ(mpx_ring_count(&ring), count);
     for (uint32_t i = 0; i < count; i++) {
-        if (mpx_ring_try_get(&ring, buffer, MPX_RING_INLINE, &message) != 0 || message.size != sizeof(bytes) ||
-            buffer[0] != (unsigned char)i || buffer[99] != (unsigned char)i) {
+        if (mpx_ring_try_get(&ring, buffer, MPX_RING_INLINE, &message) != 0 ||
+            message.size != sizeof(bytes) || buffer[0] != (unsigned char)i ||
+            buffer[99] != (unsigned char)i) {
             CHECK(false);
             break;
         }
@@ -565,8 +566,7 @@ static void take_part(void *argument)
     free(bytes);
 }
 
-static void check_crowd(struct crowd *crowd, uint32_t limit,
-                        void (*run)(void (*)(void *), void *))
+static void check_crowd(struct crowd *crowd, uint32_t limit, void (*run)(void (*)(void *), void *))
 {
     memset(crowd, 0, sizeof(*crowd));
     crowd->ring = make_ring(limit);
