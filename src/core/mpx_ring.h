@@ -113,6 +113,12 @@ MPX_NODISCARD int mpx_ring_put_now(mpx_ring_t *ring, const mpx_message_t *messag
  * do it. */
 MPX_NODISCARD int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *message);
 
+/* Puts the first ones of several messages, one or more, as many as there is room for at once, in
+ * one step: whoever gets one of them may get them all. *done says how many; a message with a block
+ * is put alone. Else as mpx_ring_put. */
+MPX_NODISCARD int mpx_ring_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_t count,
+                                    size_t *done, int64_t deadline);
+
 /* Takes the oldest message, and copies it to `buffer`, which has `capacity` bytes. Its block
  * belongs to this process then. 0           done: message->data is the buffer -ENOBUFS    it is
  * longer than that (no message is than MPX_RING_INLINE): it stays in the ring -EAGAIN     there is
@@ -125,6 +131,13 @@ MPX_NODISCARD int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capaci
                                    mpx_message_t *message, int64_t deadline);
 MPX_NODISCARD int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity,
                                    mpx_message_t *message);
+
+/* Takes the oldest messages, up to `count`, as many as there are and the buffer has room for, in
+ * one step. *done says how many: one or more; a message with a block is taken alone. Else as
+ * mpx_ring_get. */
+MPX_NODISCARD int mpx_ring_get_many(mpx_ring_t *ring, void *buffer, size_t capacity,
+                                    mpx_message_t *messages, size_t count, size_t *done,
+                                    int64_t deadline);
 
 /* How many messages there are, and how many there were ever (modulo 2^31). */
 uint32_t mpx_ring_count(mpx_ring_t *ring);
