@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <sched.h>
 #include <string.h>
 
 /* What a ring's slot holds. */
@@ -203,25 +202,23 @@ static int sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline)
 int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready,
                       int64_t deadline, bool *slept)
 {
+    int status = 0;
     for (unsigned tries = 0;; tries++) {
         uint64_t seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
         if (ready(ring, seen) || mpx_ring_is_shut(ring)) {
             return 0;
         }
-        int status = 0;
-        if (tries >= MPX_WAIT_YIELDS) {
-            *slept = true;
-            /* To shut the ring changes the word; what was done before that is seen. */
-            if (announce(word, seen) && !mpx_ring_is_shut(ring)) {
-                status = sleep_on(word, seen, deadline);
-            }
-        } else if (mpx_os_now() < deadline) {
-            sched_yield();
-        } else {
-            status = -ETIMEDOUT;
-        }
         if (status < 0) {
             return status == -ETIMEDOUT ? -EAGAIN : status;
+        }
+        if (mpx_wait_yields(&ring->mood, tries, deadline)) {
+            continue;
+        }
+        *slept = true;
+        tries = MPX_WAIT_YIELDS;
+        /* To shut the ring changes the word; what was done before that is seen. */
+        if (announce(word, seen) && !mpx_ring_is_shut(ring)) {
+            status = sleep_on(word, seen, deadline);
         }
     }
 }
@@ -294,9 +291,11 @@ int mpx_ring_join(mpx_ring_t *ring, int64_t deadline)
         if (status < 0) {
             return status == -ETIMEDOUT ? -EAGAIN : status;
         }
-        if (tries < MPX_WAIT_YIELDS && mpx_os_now() < deadline) {
-            sched_yield();
-        } else if (announce(word, seen)) {
+        if (mpx_wait_yields(&ring->mood, tries, deadline)) {
+            continue;
+        }
+        tries = MPX_WAIT_YIELDS;
+        if (announce(word, seen)) {
             status = sleep_on(word, seen, deadline);
         }
     }

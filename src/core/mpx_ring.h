@@ -42,6 +42,7 @@
 
 #include "mpx_bell.h"
 #include "mpx_heap.h"
+#include "mpx_wait.h"
 
 /* The longest message without a block, bytes. */
 #define MPX_RING_INLINE (UINT32_C(64) * 1024)
@@ -68,6 +69,7 @@ typedef struct {
     mpx_heap_owner_t owner;
     struct mpx_ring_control *control;
     mpx_bell_t bell; /* both ends -1: none */
+    mpx_wait_mood_t mood;
     mpx_ring_side_t producer;
     mpx_ring_side_t consumer;
 } mpx_ring_t;
