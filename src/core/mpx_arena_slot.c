@@ -457,20 +457,14 @@ void mpx_arena_set_undertaker(mpx_undertaker_t *function)
     mpx_arena_exit();
 }
 
-/* The parent holds it, or has died: then somebody will look. */
+/* The child's record is without it (see mpx_member_seat). */
 void mpx_slots_leave_private(mpx_arena_t *arena)
 {
-    if (arena->private_slot == 0) {
-        return;
+    if (arena->private_slot != 0) {
+        arena->references[arena->private_slot - 1] = 0;
+        arena->private_slot = 0;
+        mpx_u64_store_relaxed(&arena->own, 0);
     }
-    arena->references[arena->private_slot - 1] = 0;
-    if (arena->self != NULL) {
-        mpx_arena_lock(arena);
-        mpx_member_drop(arena, arena->self, arena->private_slot - 1);
-        mpx_arena_unlock(arena);
-    }
-    arena->private_slot = 0;
-    mpx_u64_store_relaxed(&arena->own, 0);
 }
 
 bool mpx_slots_is_taken(mpx_arena_t *arena, mpx_slot_t slot)
