@@ -41,24 +41,80 @@ TEST(a_block_is_there_until_it_is_freed)
     CHECK_EQ(stats_of(arena).owned, 0);
 }
 
-TEST(what_was_freed_last_is_used_first_under_another_name)
+/* Frees two of eight blocks; the next one that is made is in the place of the second. */
+static void check_last_is_first(mpx_arena_t *arena, int first, int second)
 {
-    mpx_arena_t *arena = home();
     mpx_heap_owner_t owner = own(arena);
     mpx_block_t blocks[8];
     size_t size;
     for (int i = 0; i < 8; i++) {
         blocks[i] = make(arena, owner, 3 * UNIT);
     }
-    void *address = mpx_heap_at(arena, blocks[5], &size);
-    CHECK(mpx_heap_free(arena, blocks[2], owner));
-    CHECK(mpx_heap_free(arena, blocks[5], owner));
+    void *address = mpx_heap_at(arena, blocks[second], &size);
+    CHECK(mpx_heap_free(arena, blocks[first], owner));
+    CHECK(mpx_heap_free(arena, blocks[second], owner));
     mpx_block_t block = make(arena, owner, 3 * UNIT);
-    CHECK(block != blocks[5]);
+    CHECK(block != blocks[second]);
     CHECK(mpx_heap_at(arena, block, &size) == address);
-    CHECK(mpx_heap_at(arena, blocks[5], &size) == NULL);
-    CHECK(!mpx_heap_free(arena, blocks[5], owner));
-    CHECK(!mpx_heap_give(arena, blocks[5], owner, owner));
+    CHECK(mpx_heap_at(arena, blocks[second], &size) == NULL);
+    CHECK(!mpx_heap_free(arena, blocks[second], owner));
+    CHECK(!mpx_heap_give(arena, blocks[second], owner, owner));
+    CHECK(mpx_heap_free(arena, block, owner));
+    for (int i = 0; i < 8; i++) {
+        CHECK(mpx_heap_free(arena, blocks[i], owner) == (i != first && i != second));
+    }
+}
+
+TEST(what_was_freed_last_is_used_first_under_another_name)
+{
+    mpx_arena_t *arena = home();
+    for (int first = 0; first < 8; first += 2) { /* with walls between them */
+        for (int second = 0; second < 8; second += 2) {
+            if (first != second) {
+                check_last_is_first(arena, first, second);
+            }
+        }
+    }
+}
+
+/* Also where there are more free blocks than anybody remembers. */
+TEST(blocks_with_storage_are_used_before_others)
+{
+    enum { BLOCKS = 2 * MPX_HEAP_RECENT + 20 };
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t blocks[BLOCKS];
+    for (int i = 0; i < BLOCKS; i++) {
+        blocks[i] = make(arena, owner, UNIT);
+    }
+    for (int i = 0; i < BLOCKS; i += 2) {
+        CHECK(mpx_heap_free(arena, blocks[i], owner));
+    }
+    inject("fallocate", ENOSPC, 0, ALWAYS);
+    for (int i = 0; i < BLOCKS; i += 2) {
+        make(arena, owner, UNIT);
+    }
+    inject_nothing();
+}
+
+TEST(what_is_used_next_is_trimmed_last)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t used = make(arena, owner, 2 * UNIT), wall = make(arena, owner, UNIT);
+    mpx_block_t unused = make(arena, owner, 2 * UNIT), other_wall = make(arena, owner, UNIT);
+    CHECK(mpx_heap_free(arena, unused, owner));
+    for (int i = 0; i < MPX_HEAP_RECENT + 1; i++) {
+        CHECK(mpx_heap_free(arena, used, owner));
+        used = make(arena, owner, 1 + UNIT);
+    }
+    CHECK(mpx_heap_free(arena, used, owner));
+    mpx_heap_trim(arena, 2 * UNIT);
+    CHECK_EQ(stats_of(arena).free_stored, 2 * UNIT);
+    inject("fallocate", ENOSPC, 0, ALWAYS);
+    make(arena, owner, 2 * UNIT);
+    inject_nothing();
+    CHECK(mpx_heap_free(arena, wall, owner) && mpx_heap_free(arena, other_wall, owner));
 }
 
 TEST(a_block_is_given_from_owner_to_owner)
@@ -210,11 +266,18 @@ TEST(without_storage_nothing_is_made_and_nothing_lost)
     mpx_block_t block = make(arena, owner, UNIT);
     void *address;
     mpx_heap_stats_t before = stats_of(arena);
+    for (int i = 0; i < 200; i++) { /* then the arena has storage to spare for a table */
+        mpx_slot_t slot;
+        CHECK_EQ(mpx_slot_new(arena, &slot), 0);
+    }
+    uint64_t used = mpx_u64_load_relaxed(&arena->shared->used);
     inject("fallocate", ENOSPC, 0, ALWAYS);
     for (int i = 0; i < 100; i++) {
         CHECK_EQ(mpx_heap_new(arena, owner, 3 * UNIT, &block, &address), -ENOSPC);
+        CHECK_EQ(mpx_heap_new(arena, owner, 2 * MEGA, &block, &address), -ENOSPC);
     }
     inject_nothing();
+    CHECK_EQ(mpx_u64_load_relaxed(&arena->shared->used), used);
     CHECK_EQ(stats_of(arena).owned, before.owned);
     CHECK_EQ(stats_of(arena).size, before.size);
     CHECK_EQ(stats_of(arena).free_stored, before.free_stored);
@@ -269,7 +332,11 @@ static void fill_up_to_a_limit(void *unused)
     }
     CHECK_EQ(status, -EFBIG);
     CHECK(blocks >= 6 * MEGA / UNIT);
-    CHECK_EQ(mpx_heap_new(arena, owner, UNIT, &block, &address), -EFBIG);
+    uint64_t used = mpx_u64_load_relaxed(&arena->shared->used);
+    for (int i = 0; i < 20; i++) {
+        CHECK_EQ(mpx_heap_new(arena, owner, UNIT, &block, &address), -EFBIG);
+    }
+    CHECK_EQ(mpx_u64_load_relaxed(&arena->shared->used), used);
     CHECK(mpx_heap_free(arena, first, owner));
     CHECK_EQ(mpx_heap_new(arena, owner, UNIT, &block, &address), 0);
 }
