@@ -4,7 +4,7 @@
  *
  * Offsets within the segment are kept in units of 64 bytes, which are handed out from `used` upward
  * and never taken back: member records and bitmaps are used again by later members, slots by later
- * objects.
+ * objects. All have storage but the extents of the heap (mpx_heap.h), whose blocks are given some.
  *
  *   shared      mutex, identity, number of births, the newest member, the regions
  *   signs       no bytes, but locks on bytes far behind the end: see mpx_os_life_t

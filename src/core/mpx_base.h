@@ -14,7 +14,7 @@
  *   L2  mpx_event.{h,c}                         a flag to wait for
  *   L3  mpx_arena.h, mpx_arena*.c               small objects in shared memory
  *   L3  mpx_condition.{h,c}                     waiters that are notified one by one
- *   L4  mpx_heap.{h,c}                          blocks of shared memory
+ *   L4  mpx_heap.h, mpx_heap*.c                 blocks of shared memory
  */
 #ifndef MPX_BASE_H
 #define MPX_BASE_H

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -283,6 +284,23 @@ TEST(without_storage_nothing_is_made_and_nothing_lost)
     CHECK_EQ(stats_of(arena).free_stored, before.free_stored);
     make(arena, owner, 3 * UNIT);
     CHECK_EQ(stats_of(arena).owned, before.owned + 3 * UNIT);
+}
+
+TEST(a_block_that_cannot_have_all_its_storage_has_none)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t block = make(arena, owner, MEGA);
+    void *address;
+    CHECK(mpx_heap_free(arena, block, owner));
+    inject("fallocate", ENOSPC, 6, ALWAYS);
+    CHECK_EQ(mpx_heap_new(arena, owner, 64 * MEGA, &block, &address), -ENOSPC);
+    inject_nothing();
+    CHECK_EQ(stats_of(arena).owned, 0);
+    CHECK(stats_of(arena).free_stored <= MEGA);
+    struct stat file = {.st_blocks = 0};
+    CHECK_EQ(fstat(mpx_arena_fd(arena), &file), 0);
+    CHECK((uint64_t)file.st_blocks * 512 < 2 * MEGA);
 }
 
 TEST(storage_of_free_blocks_is_given_back_where_it_is_needed_elsewhere)
