@@ -342,6 +342,9 @@ int mpx_heap_new(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size, mpx_bl
                  void **address)
 {
     uint64_t units = size == 0 ? 1 : (size - 1) / MPX_BLOCK_UNIT + 1;
+    if (owner == 0) {
+        return -EINVAL; /* that would be a free block */
+    }
     if (units > MPX_RUN_LENGTH) {
         return -EFBIG;
     }

@@ -212,6 +212,7 @@ TEST(sizes_that_there_are_not)
         CHECK_EQ(mpx_heap_new(arena, own(arena), sizes[i], &block, &address), -EFBIG);
     }
     CHECK(mpx_heap_new(arena, own(arena), (size_t)UNIT * MPX_RUN_LENGTH, &block, &address) < 0);
+    CHECK_EQ(mpx_heap_new(arena, 0, UNIT, &block, &address), -EINVAL);
     CHECK_EQ(stats_of(arena).owned, 0);
     CHECK(mpx_heap_at(arena, make(arena, own(arena), 0), &size) != NULL);
     CHECK_EQ(size, UNIT);
@@ -528,6 +529,64 @@ TEST(a_child_keeps_what_was_shared_and_not_what_was_its_parents_own)
     CHECK(!is_there(arena, &family->parents));
     CHECK(is_there(arena, &family->childs) && is_there(arena, &family->shared));
     CHECK_EQ(stats_of(arena).owned, 2 * UNIT);
+}
+
+/* What a process that is started by exec is told. */
+struct message {
+    char path[64];
+    uint32_t seat;
+    mpx_slot_t slot;
+    mpx_heap_owner_t shared;
+    mpx_block_t block;
+};
+
+/* Stands for such a process: it was forked before there was an arena. */
+static void receive(void *argument)
+{
+    struct message message;
+    mpx_arena_t *arena;
+    size_t size = 0;
+    CHECK_EQ(read(*(int *)argument, &message, sizeof(message)), sizeof(message));
+    int fd = open(message.path, O_RDWR | O_CLOEXEC);
+    REQUIRE(mpx_arena_attach(&arena, fd, message.seat) == 0);
+    CHECK_EQ(mpx_slot_take(arena, message.slot), 0);
+    char *bytes = mpx_heap_at(arena, message.block, &size);
+    REQUIRE(bytes != NULL);
+    CHECK_EQ(size, 20 * UNIT);
+    CHECK_EQ(bytes[20 * UNIT - 1], 7);
+    CHECK(mpx_heap_give(arena, message.block, message.shared, own(arena)));
+    CHECK(mpx_heap_free(arena, message.block, own(arena)));
+    bytes = mpx_heap_at(arena, make(arena, message.shared, 40 * UNIT), &size);
+    bytes[40 * UNIT - 1] = 8;
+    make(arena, own(arena), UNIT);
+    close(fd);
+}
+
+TEST(a_process_that_is_started_by_exec_has_the_same_blocks)
+{
+    int ends[2];
+    struct message message = {.seat = 0};
+    CHECK_EQ(pipe(ends), 0);
+    pid_t pid = start_process(receive, &ends[0]);
+    mpx_arena_t *arena = home();
+    message.shared = new_owner(arena, &message.slot);
+    message.block = make(arena, message.shared, 20 * UNIT);
+    size_t size;
+    memset(mpx_heap_at(arena, message.block, &size), 7, 20 * UNIT);
+    CHECK_EQ(mpx_arena_seat(arena, &message.seat), 0);
+    CHECK_EQ(mpx_arena_give(arena, message.seat, message.slot), 0);
+    mpx_arena_settle(arena, message.seat, pid);
+    snprintf(message.path, sizeof(message.path), "/proc/%d/fd/%d", (int)getpid(),
+             mpx_arena_fd(arena));
+    CHECK_EQ(write(ends[1], &message, sizeof(message)), sizeof(message));
+    CHECK_EQ(wait_for(pid), 0);
+    mpx_heap_sweep(arena);
+    CHECK_EQ(stats_of(arena).owned, 40 * UNIT); /* the slot is held here, and not its own */
+    mpx_slot_drop(arena, message.slot);
+    mpx_heap_free_all(arena, message.shared);
+    CHECK_EQ(stats_of(arena).owned, 0);
+    close(ends[0]);
+    close(ends[1]);
 }
 
 static void die_with_blocks(void *argument)
