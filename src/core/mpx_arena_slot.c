@@ -164,6 +164,15 @@ static int find_free(mpx_arena_t *arena, uint32_t limit, uint32_t *index)
     return -EAGAIN;
 }
 
+/* In atomic steps: others may look whether there still is a former owner of blocks in it. */
+static void clear_room(mpx_slot_cell_t *slot)
+{
+    mpx_atomic_u64 *words = (mpx_atomic_u64 *)(void *)slot->room;
+    for (size_t w = 0; w < sizeof(slot->room) / sizeof(*words); w++) {
+        mpx_u64_store_relaxed(words + w, 0);
+    }
+}
+
 /* Under the mutex. */
 static int claim(mpx_arena_t *arena, uint32_t *index)
 {
@@ -181,7 +190,7 @@ static int claim(mpx_arena_t *arena, uint32_t *index)
     }
     MPX_STEP(slot_held);
     mpx_u64_store_relaxed(&slot->born, mpx_u64_load_relaxed(&arena->shared->births));
-    memset(slot->room, 0, sizeof(slot->room));
+    clear_room(slot);
     return 0;
 }
 

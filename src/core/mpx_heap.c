@@ -28,6 +28,9 @@
  *   trim     not "stored"                some storage, which the next maker allocates anew
  *            punched, not "touched"      none
  *
+ * What the dead have written is seen without a release of theirs: they are dead when the kernel
+ * says so, which it does after all that they stored.
+ *
  * Hints (`rover`, `recent`) are written by anyone at any time, and may lead anywhere: what has no
  * MPX_RUN_HEAD, or an owner, is not what they promise. That bit is set only after a walk leads to
  * the entry, and cleared before none does.

@@ -201,8 +201,8 @@ static uint64_t punch(mpx_arena_t *arena, const mpx_place_t *place, uint64_t mos
 static void trim_units(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint64_t excess)
 {
     trim_t trim;
-    if (mpx_heap_own(arena, &trim.own) < 0) {
-        return;
+    if (mpx_segment_fd(&arena->segment) < 0 || mpx_heap_own(arena, &trim.own) < 0) {
+        return; /* a block whose storage cannot be taken would have to be given it again */
     }
     for (int pass = 0; pass < 2; pass++) {
         trim.recent_too = pass == 1;

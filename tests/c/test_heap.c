@@ -17,6 +17,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static mpx_heap_shared_t *shared_of(mpx_arena_t *arena)
+{
+    return mpx_arena_unit(arena, mpx_u32_load_relaxed(&arena->shared->heap),
+                          sizeof(mpx_heap_shared_t));
+}
+
+static mpx_run_t *run_of(mpx_arena_t *arena, mpx_block_t block)
+{
+    mpx_place_t place;
+    return mpx_run_of(arena, block, &place);
+}
+
 /* ---- One process ----------------------------------------------------------------------------- */
 
 TEST(a_block_is_there_until_it_is_freed)
@@ -222,19 +234,23 @@ TEST(sizes_that_there_are_not)
     CHECK(mpx_heap_at(arena, UINT64_MAX, &size) == NULL);
 }
 
+TEST(there_are_so_many_extents_and_units)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t block = make(arena, owner, MEGA);
+    void *address;
+    mpx_heap_shared_t *heap = shared_of(arena);
+    mpx_u32_store_relaxed(&heap->extents, MPX_HEAP_EXTENTS);
+    CHECK_EQ(mpx_heap_new(arena, owner, UNIT, &block, &address), -ENOSPC);
+    mpx_u32_store_relaxed(&heap->extents, 1);
+    mpx_u32_store_relaxed(&heap->extent[0].first, UINT32_MAX - 40);
+    CHECK_EQ(mpx_heap_new(arena, owner, 24 * UNIT, &block, &address), -ENOSPC);
+    CHECK_EQ(mpx_heap_new(arena, owner, 20 * UNIT, &block, &address), 0);
+    CHECK(mpx_heap_free(arena, block, owner));
+}
+
 /* ---- Generations ----------------------------------------------------------------------------- */
-
-static mpx_heap_shared_t *shared_of(mpx_arena_t *arena)
-{
-    return mpx_arena_unit(arena, mpx_u32_load_relaxed(&arena->shared->heap),
-                          sizeof(mpx_heap_shared_t));
-}
-
-static mpx_run_t *run_of(mpx_arena_t *arena, mpx_block_t block)
-{
-    mpx_place_t place;
-    return mpx_run_of(arena, block, &place);
-}
 
 TEST(generations_begin_again_after_the_last)
 {
@@ -382,7 +398,8 @@ TEST(a_closed_descriptor_leaves_what_there_is)
     CHECK(*(char *)mpx_heap_at(arena, block, &size) == 3);
     CHECK(mpx_heap_free(arena, block, owner));
     mpx_heap_trim(arena, 0);
-    CHECK_EQ(stats_of(arena).owned, 0);
+    make(arena, owner, UNIT);
+    CHECK_EQ(stats_of(arena).owned, UNIT);
     close(stranger);
 }
 
@@ -422,7 +439,10 @@ static void work_often(void *argument)
     struct crowd *crowd = argument;
     unsigned seed = mpx_u32_fetch_add_relaxed(&crowd->marks, 1);
     for (int i = 0; i < (emulated() ? 50 : 2000); i++) {
+        mpx_slot_t slot;
         work(crowd, &seed);
+        make(crowd->arena, new_owner(crowd->arena, &slot), UNIT);
+        mpx_slot_drop(crowd->arena, slot);
         if (i % 50 == 0) {
             mpx_heap_trim(crowd->arena, 4 * UNIT);
             mpx_heap_sweep(crowd->arena);
