@@ -186,6 +186,7 @@ static void after_fork_in_child(void)
     for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
         arena->self = arena->unborn;
         arena->unborn = NULL;
+        mpx_slots_leave_private(arena);
         sign(arena);
         if (arena->self != NULL && !mpx_member_adopt(arena->self)) {
             /* The parent was killed long ago, and the record was taken for its leftover. */
@@ -193,7 +194,6 @@ static void after_fork_in_child(void)
             pin(arena);
             mpx_slots_mark_own(arena);
         }
-        mpx_slots_leave_private(arena);
     }
     mpx_arena_exit();
 }
