@@ -49,12 +49,17 @@ static int intern_names(module_state_t *state)
 {
     static const char *const names[MPX_NAMES] = {
         [MPX_NAME_ACQUIRE] = "acquire",
+        [MPX_NAME_CLEAR_MEMO] = "clear_memo",
         [MPX_NAME_COUNT] = "_count",
         [MPX_NAME_CTX] = "ctx",
+        [MPX_NAME_DUMP] = "dump",
+        [MPX_NAME_DUMPS] = "dumps",
         [MPX_NAME_ENTER] = "__enter__",
         [MPX_NAME_EXIT] = "__exit__",
+        [MPX_NAME_FORKING_PICKLER] = "_ForkingPickler",
         [MPX_NAME_GET_START_METHOD] = "get_start_method",
         [MPX_NAME_IS_MINE] = "_is_mine",
+        [MPX_NAME_LOADS] = "loads",
         [MPX_NAME_LOCK] = "_lock",
         [MPX_NAME_MAKE_METHODS] = "_make_methods",
         [MPX_NAME_NOTIFY] = "notify",
@@ -87,7 +92,8 @@ static int module_exec(PyObject *module)
         see_asserts(module_state(module)) < 0 || mpx_add_child(module) < 0 ||
         mpx_add_program(module) < 0 || mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 ||
         mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
-        mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0)
+        mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
+        mpx_add_pickling(module) < 0 || mpx_add_serialize(module) < 0)
         return -1;
 #ifdef MPX_KILL_POINTS
     if (mpx_add_kill_points(module) < 0)
@@ -106,6 +112,13 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->semlock_view);
     Py_VISIT(module_state(module)->first_lock_hook);
     Py_VISIT(module_state(module)->slow_inits);
+    Py_VISIT(module_state(module)->pickling_type);
+    Py_VISIT(module_state(module)->pickler_class);
+    Py_VISIT(module_state(module)->pickler_tables);
+    Py_VISIT(module_state(module)->pickle_loads);
+    Py_VISIT(module_state(module)->pickling_namespace);
+    for (int i = 0; i < MPX_PICKLINGS; i++)
+        Py_VISIT(module_state(module)->picklings[i]);
     return 0;
 }
 
@@ -121,6 +134,13 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->semlock_view);
     Py_CLEAR(module_state(module)->first_lock_hook);
     Py_CLEAR(module_state(module)->slow_inits);
+    Py_CLEAR(module_state(module)->pickling_type);
+    Py_CLEAR(module_state(module)->pickler_class);
+    Py_CLEAR(module_state(module)->pickler_tables);
+    Py_CLEAR(module_state(module)->pickle_loads);
+    Py_CLEAR(module_state(module)->pickling_namespace);
+    for (int i = 0; i < MPX_PICKLINGS; i++)
+        Py_CLEAR(module_state(module)->picklings[i]);
     return 0;
 }
 

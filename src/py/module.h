@@ -15,12 +15,17 @@
 /* Names that are looked up often. */
 enum {
     MPX_NAME_ACQUIRE,
+    MPX_NAME_CLEAR_MEMO,
     MPX_NAME_COUNT,
     MPX_NAME_CTX,
+    MPX_NAME_DUMP,
+    MPX_NAME_DUMPS,
     MPX_NAME_ENTER,
     MPX_NAME_EXIT,
+    MPX_NAME_FORKING_PICKLER,
     MPX_NAME_GET_START_METHOD,
     MPX_NAME_IS_MINE,
+    MPX_NAME_LOADS,
     MPX_NAME_LOCK,
     MPX_NAME_MAKE_METHODS,
     MPX_NAME_NOTIFY,
@@ -29,6 +34,9 @@ enum {
     MPX_NAME_SEMLOCK,
     MPX_NAMES
 };
+
+/* How many idle picklers are kept. */
+#define MPX_PICKLINGS 4
 
 typedef struct {
     PyObject *names[MPX_NAMES]; /* strings */
@@ -41,6 +49,13 @@ typedef struct {
     bool asserts;              /* not with -O */
     PyObject *first_lock_hook; /* or NULL */
     PyObject *slow_inits;      /* a tuple, or NULL */
+    PyTypeObject *pickling_type;
+    PyObject *picklings[MPX_PICKLINGS]; /* those that nobody uses now; or NULL */
+    PyObject *pickler_class;            /* which is like ForkingPickler, or NULL */
+    unsigned pickler_version;           /* of that class: as long as it has it, it is */
+    PyObject *pickler_tables;           /* of reducers, a tuple, or NULL */
+    PyObject *pickle_loads;             /* or NULL */
+    PyObject *pickling_namespace;       /* or NULL */
 } module_state_t;
 
 extern struct PyModuleDef mpx_core_module;
@@ -137,8 +152,8 @@ int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count);
 int mpx_parse_optional(const char *format, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
                        const char *const *keywords, PyObject **values, Py_ssize_t count);
 
-/* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c, synchronized.c:
- * each adds its part to the module. 0, or -1 with an exception. */
+/* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c, synchronized.c,
+ * pickling.c, serialize.c: each adds its part to the module. 0, or -1 with an exception. */
 int mpx_add_child(PyObject *module);
 int mpx_add_program(PyObject *module);
 int mpx_add_fds(PyObject *module);
@@ -148,6 +163,8 @@ int mpx_add_event(PyObject *module);
 int mpx_add_condition(PyObject *module);
 int mpx_add_block(PyObject *module);
 int mpx_add_synchronized(PyObject *module);
+int mpx_add_pickling(PyObject *module);
+int mpx_add_serialize(PyObject *module);
 
 #ifdef MPX_KILL_POINTS
 /* src/testing/kill_points.c */

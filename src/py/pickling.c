@@ -1,0 +1,257 @@
+/* pickling.c - C picklers that are kept: to set one up costs more than to pickle a small object.
+ *
+ * A pickler here does what multiprocessing.reduction.ForkingPickler.dumps does: the interpreter's
+ * own pickler, of the default protocol, whose dispatch table is a copy, made when an object is
+ * begun, of copyreg's and of what ForkingPickler.register was called with.  The copy is kept while
+ * both are what they were.
+ *
+ * A thread takes a pickler out of the module's state and puts it back: what is pickled may run
+ * Python code, that may come back here or let other threads run, and they find another one.  It is
+ * put back with nothing remembered, its memo cleared; what that costs grows with the largest object
+ * it ever pickled, so it is dropped after a large one.
+ */
+#include "serialize.h"
+
+#define LARGE ((size_t)16 << 10)
+
+/* A pickler, and the file that it writes to. */
+typedef struct {
+    PyObject_HEAD PyObject *pickler;
+    PyObject *copied;  /* the tables' keys and values when they were copied: a tuple */
+    mpx_buffer_t *out; /* while an object is pickled */
+} PicklingObject;
+
+static int Pickling_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(((PicklingObject *)self)->pickler);
+    Py_VISIT(((PicklingObject *)self)->copied);
+    return 0;
+}
+
+static int Pickling_clear(PyObject *self)
+{
+    Py_CLEAR(((PicklingObject *)self)->pickler);
+    Py_CLEAR(((PicklingObject *)self)->copied);
+    return 0;
+}
+
+static void Pickling_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Pickling_clear(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *write_other(mpx_buffer_t *out, PyObject *data)
+{
+    Py_buffer view;
+    if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
+        return NULL;
+    int status = mpx_buffer_append(out, view.buf, (size_t)view.len);
+    PyBuffer_Release(&view);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *Pickling_write(PyObject *self, PyObject *data)
+{
+    mpx_buffer_t *out = ((PicklingObject *)self)->out;
+    if (out == NULL) {
+        PyErr_SetString(PyExc_ValueError, "nothing is being pickled");
+        return NULL;
+    }
+    if (!PyBytes_CheckExact(data))
+        return write_other(out, data);
+    if (mpx_buffer_append(out, PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data)) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(Pickling_write_doc, "write($self, data, /)\n--\n\nAppend to the message.");
+
+static PyMethodDef Pickling_methods[] = {
+    {"write", Pickling_write, METH_O, Pickling_write_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot Pickling_slots[] = {
+    {Py_tp_doc, (void *)PyDoc_STR("A pickler, and what it writes to.")},
+    {Py_tp_methods, Pickling_methods},
+    {Py_tp_traverse, Pickling_traverse},
+    {Py_tp_clear, Pickling_clear},
+    {Py_tp_dealloc, Pickling_dealloc},
+    {0, NULL},
+};
+
+static PyType_Spec Pickling_spec = {
+    .name = "mproc_ext._core.Pickling",
+    .basicsize = sizeof(PicklingObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = Pickling_slots,
+};
+
+/* ---- The dispatch table ------------------------------------------------------------------- */
+
+/* Whether the dict has the keys and values of the tuple from *at on, in their order. */
+static bool is_as_copied(PyObject *dict, PyObject *copied, Py_ssize_t *at)
+{
+    bool same = true;
+    Py_BEGIN_CRITICAL_SECTION(dict);
+    Py_ssize_t position = 0, i = *at, size = PyTuple_GET_SIZE(copied);
+    PyObject *key, *value;
+    while (same && PyDict_Next(dict, &position, &key, &value)) {
+        same = i < size && PyTuple_GET_ITEM(copied, i) == key &&
+               PyTuple_GET_ITEM(copied, i + 1) == value;
+        i += 2;
+    }
+    *at = i;
+    Py_END_CRITICAL_SECTION();
+    return same;
+}
+
+static bool is_current(PyObject *copied, PyObject *tables)
+{
+    Py_ssize_t at = 0;
+    return copied != NULL && is_as_copied(PyTuple_GET_ITEM(tables, 0), copied, &at) &&
+           is_as_copied(PyTuple_GET_ITEM(tables, 1), copied, &at) && at == PyTuple_GET_SIZE(copied);
+}
+
+/* Adds a copy of a dict to the list of keys and values, and to the table. */
+static int copy_table(PyObject *dict, PyObject *list, PyObject *table)
+{
+    PyObject *copy = PyDict_Copy(dict);
+    int status = copy == NULL ? -1 : 0;
+    Py_ssize_t position = 0;
+    PyObject *key, *value;
+    while (status == 0 && PyDict_Next(copy, &position, &key, &value)) {
+        if (PyList_Append(list, key) < 0 || PyList_Append(list, value) < 0)
+            status = -1;
+    }
+    if (status == 0)
+        status = PyDict_Update(table, copy);
+    Py_XDECREF(copy);
+    return status;
+}
+
+static int set_table(PicklingObject *self, PyObject *tables)
+{
+    PyObject *list = PyList_New(0), *table = PyDict_New(), *copied = NULL;
+    if (list != NULL && table != NULL &&
+        copy_table(PyTuple_GET_ITEM(tables, 0), list, table) == 0 &&
+        copy_table(PyTuple_GET_ITEM(tables, 1), list, table) == 0 &&
+        PyObject_SetAttrString(self->pickler, "dispatch_table", table) == 0)
+        copied = PyList_AsTuple(list);
+    Py_XDECREF(list);
+    Py_XDECREF(table);
+    if (copied == NULL)
+        return -1;
+    Py_XSETREF(self->copied, copied);
+    return 0;
+}
+
+/* ---- Taking and putting back -------------------------------------------------------------- */
+
+static PicklingObject *new_pickling(module_state_t *state)
+{
+    PicklingObject *self =
+        (PicklingObject *)state->pickling_type->tp_alloc(state->pickling_type, 0);
+    PyObject *module = self == NULL ? NULL : PyImport_ImportModule("_pickle");
+    if (module != NULL)
+        self->pickler = PyObject_CallMethod(module, "Pickler", "O", (PyObject *)self);
+    Py_XDECREF(module);
+    if (self != NULL && self->pickler == NULL)
+        Py_CLEAR(self);
+    return self;
+}
+
+static PicklingObject *take_pickling(PyObject *module)
+{
+    module_state_t *state = module_state(module);
+    PicklingObject *self = NULL;
+    Py_BEGIN_CRITICAL_SECTION(module);
+    for (int i = 0; i < MPX_PICKLINGS && self == NULL; i++) {
+        self = (PicklingObject *)state->picklings[i];
+        state->picklings[i] = NULL;
+    }
+    Py_END_CRITICAL_SECTION();
+    return self != NULL ? self : new_pickling(state);
+}
+
+/* The two refer to each other. */
+static void drop_pickling(PicklingObject *self)
+{
+    Py_CLEAR(self->pickler);
+    Py_DECREF(self);
+}
+
+static void put_back_pickling(PyObject *module, PicklingObject *self)
+{
+    module_state_t *state = module_state(module);
+    Py_BEGIN_CRITICAL_SECTION(module);
+    for (int i = 0; i < MPX_PICKLINGS && self != NULL; i++) {
+        if (state->picklings[i] == NULL) {
+            state->picklings[i] = (PyObject *)self;
+            self = NULL;
+        }
+    }
+    Py_END_CRITICAL_SECTION();
+    if (self != NULL)
+        drop_pickling(self);
+}
+
+static int dump(module_state_t *state, PicklingObject *self, PyObject *object)
+{
+    PyObject *args[] = {self->pickler, object};
+    PyObject *result = PyObject_VectorcallMethod(state->names[MPX_NAME_DUMP], args, 2, NULL);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* Drops what the pickler has seen, which may run anything. */
+static int forget(module_state_t *state, PicklingObject *self)
+{
+    PyObject *args[] = {self->pickler};
+    PyObject *result = PyObject_VectorcallMethod(state->names[MPX_NAME_CLEAR_MEMO], args, 1, NULL);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out)
+{
+    module_state_t *state = module_state(module);
+    PicklingObject *self = take_pickling(module);
+    if (self == NULL)
+        return -1;
+    size_t before = out->size;
+    if (!is_current(self->copied, tables) && set_table(self, tables) < 0) {
+        drop_pickling(self);
+        return -1;
+    }
+    self->out = out;
+    int status = dump(state, self, object);
+    self->out = NULL;
+    if (status == 0 && out->size - before <= LARGE)
+        status = forget(state, self);
+    if (status < 0) {
+        out->size = before;
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        drop_pickling(self);
+        PyErr_Restore(type, value, traceback);
+    } else if (out->size - before <= LARGE) {
+        put_back_pickling(module, self);
+    } else {
+        drop_pickling(self);
+    }
+    return status;
+}
+
+int mpx_add_pickling(PyObject *module)
+{
+    module_state_t *state = module_state(module);
+    state->pickling_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &Pickling_spec, NULL);
+    return state->pickling_type == NULL ? -1 : 0;
+}

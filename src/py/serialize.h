@@ -1,0 +1,79 @@
+/* serialize.h - objects as messages of bytes, and back: what queues and connections send.
+ *
+ * What comes out is what the standard library's ForkingPickler gives, to the types, the identities
+ * (which places hold one and the same object) and the exceptions. A message is
+ *
+ *   - a plain tree, written by serialize_write.c and read by serialize_read.c, which takes a
+ *     fraction of pickle's time; it starts with a byte of 0xa0 or more, which starts no pickle; or
+ *   - what pickle makes, as it is; or
+ *   - MPX_TAG_RAW and then what a class of the program's made that it put in ForkingPickler's
+ *     place, where that starts with 0xa0 or more.
+ */
+#ifndef MPX_PY_SERIALIZE_H
+#define MPX_PY_SERIALIZE_H
+
+#include "buffer.h"
+#include "module.h"
+
+/* What is deeper is left to pickle. Reading and writing recurse in C to this depth. */
+#define MPX_TREE_DEPTH 32
+
+/* How many objects of a tree may be such that could occur in it again; more are left to pickle. */
+#define MPX_TREE_KNOWN 127
+
+/* The first byte of each value. A container's is followed by the number of its items, a string's by
+ * the number of its characters, each in one byte, or in 0xff and eight. Numbers and characters are
+ * in the machine's own form: a message does not leave it. */
+enum mpx_tag {
+    MPX_TAG_FIRST = 0xa0,
+    MPX_TAG_NONE = MPX_TAG_FIRST,
+    MPX_TAG_FALSE,
+    MPX_TAG_TRUE,
+    MPX_TAG_INT8,
+    MPX_TAG_INT32,
+    MPX_TAG_INT64,
+    MPX_TAG_INT_LONG, /* length, two's complement, little-endian */
+    MPX_TAG_FLOAT,
+    MPX_TAG_STR_1, /* one byte a character: Latin 1 */
+    MPX_TAG_STR_2,
+    MPX_TAG_STR_4,
+    MPX_TAG_BYTES,
+    MPX_TAG_TUPLE,
+    MPX_TAG_LIST,
+    MPX_TAG_FLOATS, /* a list of nothing but floats: one after the other */
+    MPX_TAG_DICT,   /* key, value, key, value ... */
+    MPX_TAG_KNOWN,  /* an object that was numbered before: its number, one byte */
+    MPX_TAG_LAST = MPX_TAG_KNOWN,
+    MPX_TAG_RAW = 0xbf,
+};
+
+/* Added to the tag of an object that the next number is given to, from 0 on; a container has its
+ * own after those of its items. What is in itself is no tree, and left to pickle. */
+#define MPX_TAG_NUMBERED 0x40
+
+/* serialize_write.c: appends the message of a plain tree. 0; 1 where the object is none (what was
+ * appended is to be dropped); -1 with an exception. Runs no Python code. */
+int mpx_tree_write(PyObject *object, mpx_buffer_t *out);
+
+/* serialize_read.c: the object of such a message, which may hold anything: an UnpicklingError where
+ * it is damaged, and no memory is taken that the message does not account for. */
+PyObject *mpx_tree_read(const char *data, size_t size);
+
+/* serialize.c: pickle's exception for what it cannot read, a new reference; NULL with another. */
+PyObject *mpx_unpickling_error(void);
+
+/* pickling.c: appends what ForkingPickler makes of an object, with these tables of reducers. 0, or
+ * -1 with its exception. */
+int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out);
+
+/* serialize.c: appends an object's message, in the caller's thread. `namespace` is the dict of the
+ * module (queues or connection) that the caller speaks for: a program may assign another class to
+ * its `_ForkingPickler`. 0, or -1 with an exception and the buffer as before.
+ *
+ * May run Python code, which may come back here: with another buffer. */
+int mpx_dumps(PyObject *module, PyObject *namespace, PyObject *object, mpx_buffer_t *out);
+
+/* serialize.c: the object of a message. The bytes must stay where they are until it returns. */
+PyObject *mpx_loads(PyObject *module, PyObject *namespace, const char *data, size_t size);
+
+#endif

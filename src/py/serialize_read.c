@@ -1,0 +1,352 @@
+/* serialize_read.c - messages of plain trees back to objects.
+ *
+ * The bytes are not trusted: another process wrote them, and may be out of its mind. Every length
+ * is compared with what is left of the message, of which every item of every container that is open
+ * needs one byte more, so what is allocated is at most a constant factor of the message's size.
+ * Strings are made such that no bytes give an invalid one.
+ *
+ * Making objects may start a garbage collection, and comparing a dict's keys may warn (python -bb),
+ * so Python code may run between. A list or tuple that has empty places is hidden from it.
+ */
+#include "serialize.h"
+
+#include <stdint.h>
+
+typedef struct {
+    const unsigned char *at, *end;
+    size_t open; /* items to come, of all containers that are being read */
+    int depth;
+    int count;
+    PyObject *known[MPX_TREE_KNOWN]; /* owned */
+} reader_t;
+
+static PyObject *read_value(reader_t *reader);
+
+static PyObject *damaged(void)
+{
+    PyObject *error = mpx_unpickling_error();
+    if (error != NULL) {
+        PyErr_SetString(error, "the message is damaged");
+        Py_DECREF(error);
+    }
+    return NULL;
+}
+
+static inline size_t left(const reader_t *reader)
+{
+    return (size_t)(reader->end - reader->at);
+}
+
+/* Reads that many bytes into `to`; false where there are not so many. */
+static inline bool take(reader_t *reader, void *to, size_t size)
+{
+    if (MPX_UNLIKELY(left(reader) < size))
+        return false;
+    memcpy(to, reader->at, size);
+    reader->at += size;
+    return true;
+}
+
+/* The length of something whose units take `unit` bytes or more of what is left. */
+static inline bool take_length(reader_t *reader, size_t unit, size_t *length)
+{
+    uint8_t narrow;
+    uint64_t wide;
+    if (!take(reader, &narrow, 1))
+        return false;
+    wide = narrow;
+    if (narrow == 0xff && !take(reader, &wide, sizeof wide))
+        return false;
+    *length = (size_t)wide;
+    return wide <= left(reader) / unit;
+}
+
+/* An object that is complete, or NULL, is handed on, with the next number where it is to have one.
+ */
+static inline PyObject *numbered(reader_t *reader, PyObject *object, bool is_numbered)
+{
+    if (!is_numbered || object == NULL)
+        return object;
+    if (MPX_LIKELY(reader->count < MPX_TREE_KNOWN)) {
+        reader->known[reader->count++] = Py_NewRef(object);
+        return object;
+    }
+    Py_DECREF(object);
+    return damaged();
+}
+
+static PyObject *read_known(reader_t *reader)
+{
+    uint8_t number;
+    if (!take(reader, &number, 1) || number >= reader->count)
+        return damaged();
+    return Py_NewRef(reader->known[number]);
+}
+
+static PyObject *read_long_int(reader_t *reader)
+{
+    size_t size;
+    if (!take_length(reader, 1, &size))
+        return damaged();
+    const unsigned char *bytes = reader->at;
+    reader->at += size;
+#if PY_VERSION_HEX >= 0x030D0000
+    return PyLong_FromNativeBytes(bytes, size, Py_ASNATIVEBYTES_LITTLE_ENDIAN);
+#else
+    return _PyLong_FromByteArray(bytes, size, 1, 1);
+#endif
+}
+
+static PyObject *read_int64(reader_t *reader)
+{
+    int64_t value;
+    return take(reader, &value, sizeof value) ? PyLong_FromLongLong(value) : damaged();
+}
+
+static PyObject *read_int32(reader_t *reader)
+{
+    int32_t value;
+    return take(reader, &value, sizeof value) ? PyLong_FromLong(value) : damaged();
+}
+
+static PyObject *read_int8(reader_t *reader)
+{
+    int8_t value;
+    return take(reader, &value, 1) ? PyLong_FromLong(value) : damaged();
+}
+
+static PyObject *read_float(reader_t *reader)
+{
+    double value;
+    return take(reader, &value, sizeof value) ? PyFloat_FromDouble(value) : damaged();
+}
+
+static PyObject *read_bytes(reader_t *reader)
+{
+    size_t size;
+    if (!take_length(reader, 1, &size))
+        return damaged();
+    /* As pickle does: of one byte, too, a new object. */
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (bytes != NULL)
+        take(reader, PyBytes_AS_STRING(bytes), size);
+    return bytes;
+}
+
+static PyObject *read_str_1(reader_t *reader)
+{
+    size_t length;
+    if (!take_length(reader, 1, &length))
+        return damaged();
+    const char *characters = (const char *)reader->at;
+    reader->at += length;
+    return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, characters, (Py_ssize_t)length);
+}
+
+/* The characters are copied before they are looked at: in the message they are not aligned. A str
+ * must have a character that needs as many bytes as it has for each. */
+static PyObject *read_wide_str(reader_t *reader, size_t size)
+{
+    size_t length;
+    if (!take_length(reader, size, &length) || length == 0)
+        return damaged();
+    PyObject *str = PyUnicode_New((Py_ssize_t)length, size == 2 ? 0xffff : 0x10ffff);
+    if (str == NULL)
+        return NULL;
+    take(reader, PyUnicode_DATA(str), length * size);
+    uint32_t all = 0, highest = 0;
+    for (size_t i = 0; i < length; i++) {
+        uint32_t character =
+            size == 2 ? PyUnicode_2BYTE_DATA(str)[i] : PyUnicode_4BYTE_DATA(str)[i];
+        all |= character;
+        highest = character > highest ? character : highest;
+    }
+    if (highest <= 0x10ffff && all >= (size == 2 ? 0x100 : 0x10000))
+        return str;
+    Py_DECREF(str);
+    return damaged();
+}
+
+/* Whether there may be that many items more; they count as open then. */
+static inline bool open_items(reader_t *reader, size_t count)
+{
+    size_t rest = left(reader);
+    if (reader->depth == MPX_TREE_DEPTH || reader->open > rest || count > rest - reader->open)
+        return false;
+    reader->open += count;
+    reader->depth++;
+    return true;
+}
+
+static PyObject *read_tuple(reader_t *reader, bool is_numbered)
+{
+    size_t count;
+    if (!take_length(reader, 1, &count) || !open_items(reader, count))
+        return damaged();
+    PyObject *tuple = PyTuple_New((Py_ssize_t)count);
+    if (tuple == NULL)
+        return NULL;
+    if (count > 0)
+        PyObject_GC_UnTrack(tuple);
+    for (size_t i = 0; i < count; i++) {
+        reader->open--;
+        PyObject *item = read_value(reader);
+        if (item == NULL) {
+            Py_DECREF(tuple);
+            return NULL;
+        }
+        PyTuple_SET_ITEM(tuple, (Py_ssize_t)i, item);
+    }
+    reader->depth--;
+    if (count > 0)
+        PyObject_GC_Track(tuple);
+    return numbered(reader, tuple, is_numbered);
+}
+
+static PyObject *read_list(reader_t *reader, bool is_numbered)
+{
+    size_t count;
+    if (!take_length(reader, 1, &count) || !open_items(reader, count))
+        return damaged();
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    if (list == NULL)
+        return NULL;
+    PyObject_GC_UnTrack(list);
+    for (size_t i = 0; i < count; i++) {
+        reader->open--;
+        PyObject *item = read_value(reader);
+        if (item == NULL) {
+            Py_DECREF(list);
+            return NULL;
+        }
+        PyList_SET_ITEM(list, (Py_ssize_t)i, item);
+    }
+    reader->depth--;
+    PyObject_GC_Track(list);
+    return numbered(reader, list, is_numbered);
+}
+
+static PyObject *read_floats(reader_t *reader, bool is_numbered)
+{
+    size_t count;
+    if (!take_length(reader, sizeof(double), &count))
+        return damaged();
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    if (list == NULL)
+        return NULL;
+    PyObject_GC_UnTrack(list);
+    for (size_t i = 0; i < count; i++) {
+        double value;
+        memcpy(&value, reader->at, sizeof value);
+        reader->at += sizeof value;
+        PyObject *item = PyFloat_FromDouble(value);
+        if (item == NULL) {
+            Py_DECREF(list);
+            return NULL;
+        }
+        PyList_SET_ITEM(list, (Py_ssize_t)i, item);
+    }
+    PyObject_GC_Track(list);
+    return numbered(reader, list, is_numbered);
+}
+
+static int read_item(reader_t *reader, PyObject *dict)
+{
+    reader->open--;
+    PyObject *key = read_value(reader);
+    if (key == NULL)
+        return -1;
+    reader->open--;
+    PyObject *value = read_value(reader);
+    int status = value == NULL ? -1 : PyDict_SetItem(dict, key, value);
+    Py_DECREF(key);
+    Py_XDECREF(value);
+    return status;
+}
+
+static PyObject *read_dict(reader_t *reader, bool is_numbered)
+{
+    size_t count;
+    if (!take_length(reader, 2, &count) || !open_items(reader, 2 * count))
+        return damaged();
+    PyObject *dict = PyDict_New();
+    if (dict == NULL)
+        return NULL;
+    for (size_t i = 0; i < count; i++) {
+        if (read_item(reader, dict) < 0) {
+            Py_DECREF(dict);
+            return NULL;
+        }
+    }
+    reader->depth--;
+    return numbered(reader, dict, is_numbered);
+}
+
+static PyObject *read_value(reader_t *reader)
+{
+    uint8_t tag;
+    if (!take(reader, &tag, 1))
+        return damaged();
+    bool is_numbered = (tag & MPX_TAG_NUMBERED) != 0 && tag >= (MPX_TAG_FIRST | MPX_TAG_NUMBERED);
+    PyObject *object;
+    switch (is_numbered ? tag & ~MPX_TAG_NUMBERED : tag) {
+    case MPX_TAG_NONE:
+        return Py_NewRef(Py_None);
+    case MPX_TAG_FALSE:
+        return Py_NewRef(Py_False);
+    case MPX_TAG_TRUE:
+        return Py_NewRef(Py_True);
+    case MPX_TAG_INT8:
+        return read_int8(reader);
+    case MPX_TAG_INT32:
+        return read_int32(reader);
+    case MPX_TAG_INT64:
+        return read_int64(reader);
+    case MPX_TAG_INT_LONG:
+        return read_long_int(reader);
+    case MPX_TAG_FLOAT:
+        return read_float(reader);
+    case MPX_TAG_KNOWN:
+        return read_known(reader);
+    case MPX_TAG_TUPLE:
+        return read_tuple(reader, is_numbered);
+    case MPX_TAG_LIST:
+        return read_list(reader, is_numbered);
+    case MPX_TAG_FLOATS:
+        return read_floats(reader, is_numbered);
+    case MPX_TAG_DICT:
+        return read_dict(reader, is_numbered);
+    case MPX_TAG_STR_1:
+        object = read_str_1(reader);
+        break;
+    case MPX_TAG_STR_2:
+        object = read_wide_str(reader, 2);
+        break;
+    case MPX_TAG_STR_4:
+        object = read_wide_str(reader, 4);
+        break;
+    case MPX_TAG_BYTES:
+        object = read_bytes(reader);
+        break;
+    default:
+        return damaged();
+    }
+    return numbered(reader, object, is_numbered);
+}
+
+PyObject *mpx_tree_read(const char *data, size_t size)
+{
+    reader_t reader;
+    reader.at = (const unsigned char *)data;
+    reader.end = reader.at + size;
+    reader.open = 0;
+    reader.depth = reader.count = 0;
+    PyObject *object = read_value(&reader);
+    if (object != NULL && reader.at != reader.end) {
+        Py_DECREF(object);
+        object = damaged();
+    }
+    for (int i = 0; i < reader.count; i++)
+        Py_DECREF(reader.known[i]);
+    return object;
+}

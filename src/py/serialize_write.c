@@ -1,0 +1,459 @@
+/* serialize_write.c - plain trees of objects to bytes.
+ *
+ * Plain is what has exactly the type None, bool, int, float, str, bytes, tuple, list or dict, to a
+ * bounded depth. Such an object is one that pickle, too, writes without looking at any table of
+ * reducers and without running Python code; so with a GIL nothing changes while it is written.
+ *
+ * Identities: pickle remembers strings, bytes and containers, no numbers, and so an object at two
+ * places stays one. A place owns a reference: what has only one is at no other place, and needs not
+ * be remembered. All others get a number, and at further places the number is written.
+ *
+ * Without a GIL other threads may change lists and dicts meanwhile. Items are owned while they are
+ * written, and what is remembered until the end, so that no address means two objects. Threads that
+ * change what is written get one of the states in between, as with pickle.
+ */
+#include "serialize.h"
+
+#include <stdint.h>
+
+#define SLOTS 256 /* more than twice MPX_TREE_KNOWN: a search ends soon */
+
+/* What writing a value ends with, beside 0, and -1 with an exception. */
+#define NOT_PLAIN 1
+#define BY_NUMBER 2 /* `meet` alone: the object was met before, and is written */
+
+#ifdef Py_GIL_DISABLED
+#    define OWNED_BY_WRITER 1
+#    define DICT_ITEMS      64 /* a dict of more is left to pickle */
+#else
+#    define OWNED_BY_WRITER 0
+#endif
+
+typedef struct {
+    char *at, *end; /* what is free in the buffer */
+    mpx_buffer_t *out;
+    int depth;
+    int count; /* of known objects */
+    uint8_t slots[SLOTS];
+    PyObject *known[MPX_TREE_KNOWN];
+    uint8_t numbers[MPX_TREE_KNOWN];
+    int numbered;
+} writer_t;
+
+#define NO_NUMBER 0xff
+
+static int write_value(writer_t *writer, PyObject *object, int owned);
+
+/* Room for `size` bytes; *writer->at is to be moved by who fills it. */
+static inline int make_room(writer_t *writer, size_t size)
+{
+    if (MPX_LIKELY((size_t)(writer->end - writer->at) >= size))
+        return 0;
+    mpx_buffer_t *out = writer->out;
+    out->size = (size_t)(writer->at - out->data);
+    if (mpx_buffer_grow(out, size) < 0)
+        return -1;
+    writer->at = out->data + out->size;
+    writer->end = out->data + out->capacity;
+    return 0;
+}
+
+static inline void put(writer_t *writer, const void *data, size_t size)
+{
+    memcpy(writer->at, data, size);
+    writer->at += size;
+}
+
+#define HEAD_SIZE 10 /* tag and length */
+
+static inline void put_head(writer_t *writer, unsigned tag, size_t length)
+{
+    *writer->at++ = (char)tag;
+    *writer->at++ = length < 0xff ? (char)length : (char)0xff;
+    if (length >= 0xff) {
+        uint64_t wide = length;
+        put(writer, &wide, sizeof wide);
+    }
+}
+
+/* The place of an object in `slots`: its own, or the free one where it would go. */
+static inline unsigned slot_of(const writer_t *writer, PyObject *object)
+{
+    unsigned slot = (unsigned)(((uintptr_t)object >> 4) * UINT64_C(0x9e3779b97f4a7c15) >> 56);
+    while (writer->slots[slot] != 0 && writer->known[writer->slots[slot] - 1] != object)
+        slot = (slot + 1) % SLOTS;
+    return slot;
+}
+
+/* Looks whether an object was met before. 0: it was not, *index is where it is known from now on
+ * (-1: it can be only here), and *flag is to be added to its tag. */
+static inline int meet(writer_t *writer, PyObject *object, int owned, int *index, unsigned *flag)
+{
+    *index = -1;
+    *flag = 0;
+    if (Py_REFCNT(object) <= 1 + owned)
+        return 0;
+    unsigned slot = slot_of(writer, object);
+    if (writer->slots[slot] != 0) {
+        uint8_t number = writer->numbers[writer->slots[slot] - 1];
+        if (number == NO_NUMBER)
+            return NOT_PLAIN; /* it is in itself */
+        if (make_room(writer, 2) < 0)
+            return -1;
+        *writer->at++ = (char)MPX_TAG_KNOWN;
+        *writer->at++ = (char)number;
+        return BY_NUMBER;
+    }
+    if (writer->count == MPX_TREE_KNOWN)
+        return NOT_PLAIN;
+#ifdef Py_GIL_DISABLED
+    Py_INCREF(object);
+#endif
+    *index = writer->count++;
+    *flag = MPX_TAG_NUMBERED;
+    writer->known[*index] = object;
+    writer->numbers[*index] = NO_NUMBER;
+    writer->slots[slot] = (uint8_t)writer->count;
+    return 0;
+}
+
+/* Gives an object that was met, and is written, its number. */
+static inline void number(writer_t *writer, int index)
+{
+    if (index >= 0)
+        writer->numbers[index] = (uint8_t)writer->numbered++;
+}
+
+/* The number of bytes that an int of any size takes, 0 where it is left to pickle. */
+static size_t int_size(PyObject *object)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    Py_ssize_t size = PyLong_AsNativeBytes(object, NULL, 0, Py_ASNATIVEBYTES_LITTLE_ENDIAN);
+    return size > 0 && size <= INT16_MAX ? (size_t)size : 0;
+#else
+    size_t bits = _PyLong_NumBits(object);
+    return bits < (size_t)INT16_MAX * 8 ? bits / 8 + 1 : 0; /* one more for the sign */
+#endif
+}
+
+static int write_long_int(writer_t *writer, PyObject *object)
+{
+    size_t size = int_size(object);
+    if (size == 0)
+        return NOT_PLAIN;
+    if (make_room(writer, HEAD_SIZE + size) < 0)
+        return -1;
+    put_head(writer, MPX_TAG_INT_LONG, size);
+#if PY_VERSION_HEX >= 0x030D0000
+    if (PyLong_AsNativeBytes(object, writer->at, (Py_ssize_t)size, Py_ASNATIVEBYTES_LITTLE_ENDIAN) <
+        0)
+        return -1;
+#else
+    if (_PyLong_AsByteArray((PyLongObject *)object, (unsigned char *)writer->at, size, 1, 1) < 0)
+        return -1;
+#endif
+    writer->at += size;
+    return 0;
+}
+
+static inline int write_int(writer_t *writer, PyObject *object)
+{
+    int overflow;
+    long long value = PyLong_AsLongLongAndOverflow(object, &overflow);
+    if (MPX_UNLIKELY(overflow != 0))
+        return write_long_int(writer, object);
+    if (make_room(writer, 1 + sizeof value) < 0)
+        return -1;
+    if (value >= INT8_MIN && value <= INT8_MAX) {
+        *writer->at++ = (char)MPX_TAG_INT8;
+        *writer->at++ = (char)value;
+    } else if (value >= INT32_MIN && value <= INT32_MAX) {
+        int32_t narrow = (int32_t)value;
+        *writer->at++ = (char)MPX_TAG_INT32;
+        put(writer, &narrow, sizeof narrow);
+    } else {
+        *writer->at++ = (char)MPX_TAG_INT64;
+        put(writer, &value, sizeof value);
+    }
+    return 0;
+}
+
+static inline int write_float(writer_t *writer, PyObject *object)
+{
+    double value = PyFloat_AS_DOUBLE(object);
+    if (make_room(writer, 1 + sizeof value) < 0)
+        return -1;
+    *writer->at++ = (char)MPX_TAG_FLOAT;
+    put(writer, &value, sizeof value);
+    return 0;
+}
+
+static inline int write_characters(writer_t *writer, unsigned tag, const void *data, size_t length,
+                                   size_t size)
+{
+    if (make_room(writer, HEAD_SIZE + size) < 0)
+        return -1;
+    put_head(writer, tag, length);
+    put(writer, data, size);
+    return 0;
+}
+
+static inline int write_str(writer_t *writer, PyObject *object, int owned)
+{
+#if PY_VERSION_HEX < 0x030C0000
+    if (PyUnicode_READY(object) < 0)
+        return -1;
+#endif
+    size_t length = (size_t)PyUnicode_GET_LENGTH(object);
+    int kind = PyUnicode_KIND(object);
+    unsigned tag = kind == PyUnicode_1BYTE_KIND   ? MPX_TAG_STR_1
+                   : kind == PyUnicode_2BYTE_KIND ? MPX_TAG_STR_2
+                                                  : MPX_TAG_STR_4;
+    int index = -1;
+    unsigned flag = 0;
+    /* Of the shortest there is one each, wherever they come from; not so of bytes, which pickle
+     * makes anew. */
+    if (length > 1 || kind != PyUnicode_1BYTE_KIND) {
+        int status = meet(writer, object, owned, &index, &flag);
+        if (status != 0)
+            return status;
+    }
+    number(writer, index);
+    return write_characters(writer, tag | flag, PyUnicode_DATA(object), length,
+                            length * (size_t)kind);
+}
+
+static inline int write_bytes(writer_t *writer, PyObject *object, int owned)
+{
+    size_t size = (size_t)PyBytes_GET_SIZE(object);
+    int index = -1;
+    unsigned flag = 0;
+    if (size > 0) {
+        int status = meet(writer, object, owned, &index, &flag);
+        if (status != 0)
+            return status;
+    }
+    number(writer, index);
+    return write_characters(writer, MPX_TAG_BYTES | flag, PyBytes_AS_STRING(object), size, size);
+}
+
+static int write_tuple(writer_t *writer, PyObject *object, int owned)
+{
+    Py_ssize_t count = PyTuple_GET_SIZE(object);
+    int index = -1, status;
+    unsigned flag = 0;
+    if (count > 0 && (status = meet(writer, object, owned, &index, &flag)) != 0)
+        return status;
+    if (make_room(writer, HEAD_SIZE) < 0)
+        return -1;
+    put_head(writer, MPX_TAG_TUPLE | flag, (size_t)count);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if ((status = write_value(writer, PyTuple_GET_ITEM(object, i), 0)) != 0)
+            return status;
+    }
+    number(writer, index);
+    return 0;
+}
+
+#ifdef Py_GIL_DISABLED
+/* An item that the caller gets a reference to; NULL where the list has become shorter. */
+static inline PyObject *list_item(PyObject *list, Py_ssize_t i)
+{
+    PyObject *item = PyList_GetItemRef(list, i);
+    if (item == NULL)
+        PyErr_Clear();
+    return item;
+}
+#    define DROP(item) Py_DECREF(item)
+#else
+#    define list_item(list, i) PyList_GET_ITEM(list, i)
+#    define DROP(item)
+#endif
+
+/* The floats that a list begins with, as far as it is of nothing but floats. */
+static int write_floats(writer_t *writer, PyObject *list, Py_ssize_t count, unsigned flag)
+{
+    char *before = writer->at;
+    size_t offset = (size_t)(before - writer->out->data);
+    if (make_room(writer, HEAD_SIZE + (size_t)count * sizeof(double)) < 0)
+        return -1;
+    put_head(writer, MPX_TAG_FLOATS | flag, (size_t)count);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = list_item(list, i);
+        if (item == NULL || !PyFloat_CheckExact(item)) {
+#ifdef Py_GIL_DISABLED
+            Py_XDECREF(item);
+#endif
+            writer->at = writer->out->data + offset;
+            return NOT_PLAIN;
+        }
+        double value = PyFloat_AS_DOUBLE(item);
+        DROP(item);
+        put(writer, &value, sizeof value);
+    }
+    return 0;
+}
+
+/* Whether it is worth the attempt: a list that has a float at either end and in the middle. */
+static bool may_be_floats(PyObject *list, Py_ssize_t count)
+{
+    Py_ssize_t samples[] = {0, count / 2, count - 1};
+    for (int i = 0; i < 3; i++) {
+        PyObject *item = list_item(list, samples[i]);
+        bool is_float = item != NULL && PyFloat_CheckExact(item);
+#ifdef Py_GIL_DISABLED
+        Py_XDECREF(item);
+#endif
+        if (!is_float)
+            return false;
+    }
+    return true;
+}
+
+static int write_list(writer_t *writer, PyObject *object, int owned)
+{
+    int index, status;
+    unsigned flag;
+    if ((status = meet(writer, object, owned, &index, &flag)) != 0)
+        return status;
+    Py_ssize_t count = PyList_GET_SIZE(object);
+    if (count > 2 && may_be_floats(object, count) &&
+        (status = write_floats(writer, object, count, flag)) != NOT_PLAIN) {
+        number(writer, index);
+        return status;
+    }
+    if (make_room(writer, HEAD_SIZE) < 0)
+        return -1;
+    put_head(writer, MPX_TAG_LIST | flag, (size_t)count);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = list_item(object, i);
+        if (item == NULL)
+            return NOT_PLAIN;
+        status = write_value(writer, item, OWNED_BY_WRITER);
+        DROP(item);
+        if (status != 0)
+            return status;
+    }
+    number(writer, index);
+    return 0;
+}
+
+#ifdef Py_GIL_DISABLED
+/* The items of one moment, each owned; -1 where they are too many. */
+static int dict_items(PyObject *dict, PyObject **items)
+{
+    int count = 0;
+    Py_BEGIN_CRITICAL_SECTION(dict);
+    if (PyDict_GET_SIZE(dict) > DICT_ITEMS) {
+        count = -1;
+    } else {
+        Py_ssize_t at = 0;
+        PyObject *key, *value;
+        while (PyDict_Next(dict, &at, &key, &value)) {
+            items[2 * count] = Py_NewRef(key);
+            items[2 * count + 1] = Py_NewRef(value);
+            count++;
+        }
+    }
+    Py_END_CRITICAL_SECTION();
+    return count;
+}
+
+static int write_items(writer_t *writer, PyObject *dict, unsigned flag)
+{
+    PyObject *items[2 * DICT_ITEMS];
+    int count = dict_items(dict, items), status = count < 0 ? NOT_PLAIN : 0;
+    if (status == 0 && (status = make_room(writer, HEAD_SIZE)) == 0)
+        put_head(writer, MPX_TAG_DICT | flag, (size_t)count);
+    for (int i = 0; i < 2 * count; i++) {
+        if (status == 0)
+            status = write_value(writer, items[i], OWNED_BY_WRITER);
+        Py_DECREF(items[i]);
+    }
+    return status;
+}
+#else
+static int write_items(writer_t *writer, PyObject *dict, unsigned flag)
+{
+    if (make_room(writer, HEAD_SIZE) < 0)
+        return -1;
+    put_head(writer, MPX_TAG_DICT | flag, (size_t)PyDict_GET_SIZE(dict));
+    Py_ssize_t at = 0;
+    PyObject *key, *value;
+    int status;
+    while (PyDict_Next(dict, &at, &key, &value)) {
+        if ((status = write_value(writer, key, OWNED_BY_WRITER)) != 0 ||
+            (status = write_value(writer, value, OWNED_BY_WRITER)) != 0)
+            return status;
+    }
+    return 0;
+}
+#endif
+
+static int write_dict(writer_t *writer, PyObject *object, int owned)
+{
+    int index, status;
+    unsigned flag;
+    if ((status = meet(writer, object, owned, &index, &flag)) != 0)
+        return status;
+    if ((status = write_items(writer, object, flag)) == 0)
+        number(writer, index);
+    return status;
+}
+
+static int write_container(writer_t *writer, PyObject *object, int owned)
+{
+    int (*write)(writer_t *, PyObject *, int) = PyList_CheckExact(object)    ? write_list
+                                                : PyDict_CheckExact(object)  ? write_dict
+                                                : PyTuple_CheckExact(object) ? write_tuple
+                                                                             : NULL;
+    if (write == NULL || writer->depth == MPX_TREE_DEPTH)
+        return NOT_PLAIN;
+    writer->depth++;
+    int status = write(writer, object, owned);
+    writer->depth--;
+    return status;
+}
+
+/* `owned`: how many of the object's references are this file's own. */
+static int write_value(writer_t *writer, PyObject *object, int owned)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    int status;
+    if (type == &PyUnicode_Type) {
+        status = write_str(writer, object, owned);
+    } else if (type == &PyLong_Type) {
+        status = write_int(writer, object);
+    } else if (type == &PyFloat_Type) {
+        status = write_float(writer, object);
+    } else if (object == Py_None || type == &PyBool_Type) {
+        if ((status = make_room(writer, 1)) == 0)
+            *writer->at++ = (char)(object == Py_None   ? MPX_TAG_NONE
+                                   : object == Py_True ? MPX_TAG_TRUE
+                                                       : MPX_TAG_FALSE);
+    } else if (type == &PyBytes_Type) {
+        status = write_bytes(writer, object, owned);
+    } else {
+        status = write_container(writer, object, owned);
+    }
+    return status == BY_NUMBER ? 0 : status;
+}
+
+int mpx_tree_write(PyObject *object, mpx_buffer_t *out)
+{
+    writer_t writer;
+    writer.at = out->data + out->size;
+    writer.end = out->data + out->capacity;
+    writer.out = out;
+    writer.depth = writer.count = writer.numbered = 0;
+    memset(writer.slots, 0, sizeof writer.slots);
+    /* None of its references is known to be a place's: the root may be anywhere below itself. */
+    int status = write_value(&writer, object, -1);
+#ifdef Py_GIL_DISABLED
+    for (int i = 0; i < writer.count; i++)
+        Py_DECREF(writer.known[i]);
+#endif
+    if (status == 0)
+        out->size = (size_t)(writer.at - out->data);
+    return status;
+}
