@@ -18,6 +18,7 @@ enum {
     MPX_NAME_CLEAR_MEMO,
     MPX_NAME_COUNT,
     MPX_NAME_CTX,
+    MPX_NAME_DISPATCH_TABLE,
     MPX_NAME_DUMP,
     MPX_NAME_DUMPS,
     MPX_NAME_ENTER,
@@ -29,6 +30,7 @@ enum {
     MPX_NAME_LOCK,
     MPX_NAME_MAKE_METHODS,
     MPX_NAME_NOTIFY,
+    MPX_NAME_PICKLER,
     MPX_NAME_RELEASE,
     MPX_NAME_ROUNDED_UP,
     MPX_NAME_SEMLOCK,
@@ -50,12 +52,12 @@ typedef struct {
     PyObject *first_lock_hook; /* or NULL */
     PyObject *slow_inits;      /* a tuple, or NULL */
     PyTypeObject *pickling_type;
-    PyObject *picklings[MPX_PICKLINGS]; /* those that nobody uses now; or NULL */
-    PyObject *pickler_class;            /* which is like ForkingPickler, or NULL */
-    unsigned pickler_version;           /* of that class: as long as it has it, it is */
-    PyObject *pickler_tables;           /* of reducers, a tuple, or NULL */
-    PyObject *pickle_loads;             /* or NULL */
-    PyObject *pickling_namespace;       /* or NULL */
+    PyObject *picklings[MPX_PICKLINGS];      /* those that nobody uses now; or NULL */
+    PyObject *pickler_class;                 /* which is like ForkingPickler, or NULL */
+    unsigned pickler_version;                /* of that class: as long as it has it, it is */
+    PyObject *pickler_tables;                /* of reducers, a tuple, or NULL */
+    PyObject *pickle_loads, *pickle_pickler; /* of _pickle, or NULL */
+    PyObject *pickling_namespace;            /* or NULL */
 } module_state_t;
 
 extern struct PyModuleDef mpx_core_module;

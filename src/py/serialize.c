@@ -31,6 +31,19 @@ PyObject *mpx_unpickling_error(void)
     return error;
 }
 
+PyObject *mpx_from_pickle(PyObject *module, PyObject **field, int name)
+{
+    PyObject *found = mpx_state_ref(module, field);
+    if (MPX_LIKELY(found != NULL))
+        return found;
+    PyObject *pickle = PyImport_ImportModule("_pickle");
+    found = pickle == NULL ? NULL : PyObject_GetAttr(pickle, module_state(module)->names[name]);
+    Py_XDECREF(pickle);
+    if (found != NULL)
+        mpx_state_set(module, field, found);
+    return found;
+}
+
 /* ---- The class ---------------------------------------------------------------------------- */
 
 /* 0 where there is none. */
@@ -179,16 +192,9 @@ static void drop_argument(PyObject *argument)
 
 static PyObject *unpickle(PyObject *module, const char *data, size_t size)
 {
-    module_state_t *state = module_state(module);
-    PyObject *loads = mpx_state_ref(module, &state->pickle_loads);
-    if (MPX_UNLIKELY(loads == NULL)) {
-        PyObject *pickle = PyImport_ImportModule("_pickle");
-        loads = pickle == NULL ? NULL : PyObject_GetAttr(pickle, state->names[MPX_NAME_LOADS]);
-        Py_XDECREF(pickle);
-        if (loads == NULL)
-            return NULL;
-        mpx_state_set(module, &state->pickle_loads, loads);
-    }
+    PyObject *loads = mpx_from_pickle(module, &module_state(module)->pickle_loads, MPX_NAME_LOADS);
+    if (loads == NULL)
+        return NULL;
     PyObject *argument = as_argument(data, size), *object = NULL;
     if (argument != NULL) {
         object = PyObject_CallOneArg(loads, argument);

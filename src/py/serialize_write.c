@@ -16,8 +16,6 @@
 
 #include <stdint.h>
 
-#define SLOTS 256 /* more than twice MPX_TREE_KNOWN: a search ends soon */
-
 /* What writing a value ends with, beside 0, and -1 with an exception. */
 #define NOT_PLAIN 1
 #define BY_NUMBER 2 /* `meet` alone: the object was met before, and is written */
@@ -29,18 +27,30 @@
 #    define OWNED_BY_WRITER 0
 #endif
 
+/* An object that was met. */
+typedef struct {
+    PyObject *object;
+    uint32_t number; /* or NO_NUMBER while its items are written */
+} known_t;
+
+#define NO_NUMBER UINT32_MAX
+
+/* On the stack; twice as much, and so on, on the heap. Half of the slots stay free: a search ends
+ * soon. */
+#define KNOWN    64
+#define MOST     ((uint32_t)1 << 24)
+#define SLOTS(n) (2 * (size_t)(n))
+
 typedef struct {
     char *at, *end; /* what is free in the buffer */
     mpx_buffer_t *out;
     int depth;
-    int count; /* of known objects */
-    uint8_t slots[SLOTS];
-    PyObject *known[MPX_TREE_KNOWN];
-    uint8_t numbers[MPX_TREE_KNOWN];
-    int numbered;
+    uint32_t count, capacity, numbered; /* of known objects */
+    known_t *known;
+    uint32_t *slots; /* by address: 1 + the index in `known`, or 0 */
+    known_t first_known[KNOWN];
+    uint32_t first_slots[SLOTS(KNOWN)];
 } writer_t;
-
-#define NO_NUMBER 0xff
 
 static int write_value(writer_t *writer, PyObject *object, int owned);
 
@@ -77,51 +87,91 @@ static inline void put_head(writer_t *writer, unsigned tag, size_t length)
 }
 
 /* The place of an object in `slots`: its own, or the free one where it would go. */
-static inline unsigned slot_of(const writer_t *writer, PyObject *object)
+static inline uint32_t *slot_of(const writer_t *writer, PyObject *object)
 {
-    unsigned slot = (unsigned)(((uintptr_t)object >> 4) * UINT64_C(0x9e3779b97f4a7c15) >> 56);
-    while (writer->slots[slot] != 0 && writer->known[writer->slots[slot] - 1] != object)
-        slot = (slot + 1) % SLOTS;
-    return slot;
+    size_t mask = SLOTS(writer->capacity) - 1;
+    size_t slot = ((uintptr_t)object >> 4) * UINT64_C(0x9e3779b97f4a7c15) >> 32 & mask;
+    while (writer->slots[slot] != 0 && writer->known[writer->slots[slot] - 1].object != object)
+        slot = (slot + 1) & mask;
+    return &writer->slots[slot];
+}
+
+static void free_known(writer_t *writer)
+{
+    if (writer->capacity > KNOWN) {
+        PyMem_RawFree(writer->known);
+        PyMem_RawFree(writer->slots);
+    }
+}
+
+/* Makes room for more known objects. */
+static int grow_known(writer_t *writer)
+{
+    if (writer->capacity == 0) {
+        writer->capacity = KNOWN;
+        writer->known = writer->first_known;
+        writer->slots = writer->first_slots;
+        memset(writer->slots, 0, sizeof writer->first_slots);
+        return 0;
+    }
+    if (writer->capacity == MOST)
+        return NOT_PLAIN;
+    uint32_t capacity = writer->capacity * 2;
+    known_t *known = PyMem_RawMalloc(capacity * sizeof *known);
+    uint32_t *slots = PyMem_RawCalloc(SLOTS(capacity), sizeof *slots);
+    if (known == NULL || slots == NULL) {
+        PyMem_RawFree(known);
+        PyMem_RawFree(slots);
+        PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(known, writer->known, writer->count * sizeof *known);
+    free_known(writer);
+    writer->known = known;
+    writer->slots = slots;
+    writer->capacity = capacity;
+    for (uint32_t i = 0; i < writer->count; i++)
+        *slot_of(writer, known[i].object) = i + 1;
+    return 0;
 }
 
 /* Looks whether an object was met before. 0: it was not, *index is where it is known from now on
  * (-1: it can be only here), and *flag is to be added to its tag. */
-static inline int meet(writer_t *writer, PyObject *object, int owned, int *index, unsigned *flag)
+static inline int meet(writer_t *writer, PyObject *object, int owned, int64_t *index,
+                       unsigned *flag)
 {
     *index = -1;
     *flag = 0;
     if (Py_REFCNT(object) <= 1 + owned)
         return 0;
-    unsigned slot = slot_of(writer, object);
-    if (writer->slots[slot] != 0) {
-        uint8_t number = writer->numbers[writer->slots[slot] - 1];
+    int status;
+    if (writer->count == writer->capacity && (status = grow_known(writer)) != 0)
+        return status;
+    uint32_t *slot = slot_of(writer, object);
+    if (*slot != 0) {
+        uint32_t number = writer->known[*slot - 1].number;
         if (number == NO_NUMBER)
             return NOT_PLAIN; /* it is in itself */
-        if (make_room(writer, 2) < 0)
+        if (make_room(writer, HEAD_SIZE) < 0)
             return -1;
-        *writer->at++ = (char)MPX_TAG_KNOWN;
-        *writer->at++ = (char)number;
+        put_head(writer, MPX_TAG_KNOWN, number);
         return BY_NUMBER;
     }
-    if (writer->count == MPX_TREE_KNOWN)
-        return NOT_PLAIN;
 #ifdef Py_GIL_DISABLED
     Py_INCREF(object);
 #endif
     *index = writer->count++;
     *flag = MPX_TAG_NUMBERED;
-    writer->known[*index] = object;
-    writer->numbers[*index] = NO_NUMBER;
-    writer->slots[slot] = (uint8_t)writer->count;
+    writer->known[*index] = (known_t){object, NO_NUMBER};
+    *slot = writer->count;
     return 0;
 }
 
 /* Gives an object that was met, and is written, its number. */
-static inline void number(writer_t *writer, int index)
+static inline void number(writer_t *writer, int64_t index)
 {
     if (index >= 0)
-        writer->numbers[index] = (uint8_t)writer->numbered++;
+        writer->known[index].number = writer->numbered++;
 }
 
 /* The number of bytes that an int of any size takes, 0 where it is left to pickle. */
@@ -209,7 +259,7 @@ static inline int write_str(writer_t *writer, PyObject *object, int owned)
     unsigned tag = kind == PyUnicode_1BYTE_KIND   ? MPX_TAG_STR_1
                    : kind == PyUnicode_2BYTE_KIND ? MPX_TAG_STR_2
                                                   : MPX_TAG_STR_4;
-    int index = -1;
+    int64_t index = -1;
     unsigned flag = 0;
     /* Of the shortest there is one each, wherever they come from; not so of bytes, which pickle
      * makes anew. */
@@ -226,7 +276,7 @@ static inline int write_str(writer_t *writer, PyObject *object, int owned)
 static inline int write_bytes(writer_t *writer, PyObject *object, int owned)
 {
     size_t size = (size_t)PyBytes_GET_SIZE(object);
-    int index = -1;
+    int64_t index = -1;
     unsigned flag = 0;
     if (size > 0) {
         int status = meet(writer, object, owned, &index, &flag);
@@ -240,7 +290,8 @@ static inline int write_bytes(writer_t *writer, PyObject *object, int owned)
 static int write_tuple(writer_t *writer, PyObject *object, int owned)
 {
     Py_ssize_t count = PyTuple_GET_SIZE(object);
-    int index = -1, status;
+    int64_t index = -1;
+    int status;
     unsigned flag = 0;
     if (count > 0 && (status = meet(writer, object, owned, &index, &flag)) != 0)
         return status;
@@ -312,7 +363,8 @@ static bool may_be_floats(PyObject *list, Py_ssize_t count)
 
 static int write_list(writer_t *writer, PyObject *object, int owned)
 {
-    int index, status;
+    int64_t index;
+    int status;
     unsigned flag;
     if ((status = meet(writer, object, owned, &index, &flag)) != 0)
         return status;
@@ -392,7 +444,8 @@ static int write_items(writer_t *writer, PyObject *dict, unsigned flag)
 
 static int write_dict(writer_t *writer, PyObject *object, int owned)
 {
-    int index, status;
+    int64_t index;
+    int status;
     unsigned flag;
     if ((status = meet(writer, object, owned, &index, &flag)) != 0)
         return status;
@@ -445,14 +498,15 @@ int mpx_tree_write(PyObject *object, mpx_buffer_t *out)
     writer.at = out->data + out->size;
     writer.end = out->data + out->capacity;
     writer.out = out;
-    writer.depth = writer.count = writer.numbered = 0;
-    memset(writer.slots, 0, sizeof writer.slots);
+    writer.depth = 0;
+    writer.count = writer.capacity = writer.numbered = 0;
     /* None of its references is known to be a place's: the root may be anywhere below itself. */
     int status = write_value(&writer, object, -1);
 #ifdef Py_GIL_DISABLED
-    for (int i = 0; i < writer.count; i++)
-        Py_DECREF(writer.known[i]);
+    for (uint32_t i = 0; i < writer.count; i++)
+        Py_DECREF(writer.known[i].object);
 #endif
+    free_known(&writer);
     if (status == 0)
         out->size = (size_t)(writer.at - out->data);
     return status;

@@ -65,7 +65,7 @@ def test_tags_are_these():
         [LIST, 1, KNOWN, 0],
         [LIST | NUMBERED, 1, KNOWN, 0],  # in itself
         [TUPLE, 2, STR_1 | NUMBERED, 1, 65, KNOWN, 1],
-        [LIST, 128, *[STR_1 | NUMBERED, 1, 65] * 128],  # more numbers than there are
+        [LIST, 2, STR_1 | NUMBERED, 1, 65, KNOWN, *WIDE(255, 2**64 - 1)],
         [*[LIST, 1] * 33, NONE],
         [0xB1],
         [0xC5],
