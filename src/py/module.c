@@ -151,6 +151,7 @@ static int module_clear(PyObject *module)
 static void module_free(void *module)
 {
     module_clear(module);
+    mpx_buffer_free(&module_state(module)->buffer);
 }
 
 static PyModuleDef_Slot module_slots[] = {

@@ -10,6 +10,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "buffer.h"
 #include "mpx_base.h"
 
 /* Names that are looked up often. */
@@ -57,6 +58,7 @@ typedef struct {
     unsigned pickler_version;                /* of that class: as long as it has it, it is */
     PyObject *pickler_tables;                /* of reducers, a tuple, or NULL */
     PyObject *pickle_loads, *pickle_pickler; /* of _pickle, or NULL */
+    mpx_buffer_t buffer;                     /* that nobody uses now */
     PyObject *pickling_namespace;            /* or NULL */
 } module_state_t;
 

@@ -253,6 +253,31 @@ PyObject *mpx_loads(PyObject *module, PyObject *namespace, const char *data, siz
     return object;
 }
 
+/* ---- The idle buffer ---------------------------------------------------------------------- */
+
+#define KEPT ((size_t)1 << 20) /* bytes: a larger one goes back to the system */
+
+void mpx_take_buffer(PyObject *module, mpx_buffer_t *buffer)
+{
+    Py_BEGIN_CRITICAL_SECTION(module);
+    *buffer = module_state(module)->buffer;
+    module_state(module)->buffer = (mpx_buffer_t){.data = NULL};
+    Py_END_CRITICAL_SECTION();
+    buffer->size = 0;
+}
+
+void mpx_give_buffer(PyObject *module, mpx_buffer_t *buffer)
+{
+    if (buffer->capacity <= KEPT) {
+        mpx_buffer_t mine = *buffer;
+        Py_BEGIN_CRITICAL_SECTION(module);
+        *buffer = module_state(module)->buffer;
+        module_state(module)->buffer = mine;
+        Py_END_CRITICAL_SECTION();
+    }
+    mpx_buffer_free(buffer);
+}
+
 /* ---- Functions ---------------------------------------------------------------------------- */
 
 /* The second argument, or the namespace where nobody has assigned anything; a new reference. */
@@ -286,13 +311,12 @@ static PyObject *dumps(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     PyObject *namespace = namespace_of(module, args, nargs, "dumps");
     if (namespace == NULL)
         return NULL;
-    char storage[512];
     mpx_buffer_t out;
-    mpx_buffer_init(&out, storage, sizeof storage);
+    mpx_take_buffer(module, &out);
     PyObject *message = NULL;
     if (mpx_dumps(module, namespace, args[0], &out) == 0)
         message = PyBytes_FromStringAndSize(out.data, (Py_ssize_t)out.size);
-    mpx_buffer_free(&out);
+    mpx_give_buffer(module, &out);
     Py_DECREF(namespace);
     return message;
 }

@@ -67,6 +67,11 @@ PyObject *mpx_from_pickle(PyObject *module, PyObject **field, int name);
  * -1 with its exception. */
 int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out);
 
+/* serialize.c: takes the module's idle buffer, empty, or a new one; and gives one back, its content
+ * gone. One that has become large is not kept. */
+void mpx_take_buffer(PyObject *module, mpx_buffer_t *buffer);
+void mpx_give_buffer(PyObject *module, mpx_buffer_t *buffer);
+
 /* serialize.c: appends an object's message, in the caller's thread. `namespace` is the dict of the
  * module (queues or connection) that the caller speaks for: a program may assign another class to
  * its `_ForkingPickler`. 0, or -1 with an exception and the buffer as before.

@@ -494,6 +494,8 @@ static int write_value(writer_t *writer, PyObject *object, int owned)
 
 int mpx_tree_write(PyObject *object, mpx_buffer_t *out)
 {
+    if (mpx_buffer_grow(out, HEAD_SIZE) < 0)
+        return -1;
     writer_t writer;
     writer.at = out->data + out->size;
     writer.end = out->data + out->capacity;

@@ -13,7 +13,7 @@ from multiprocessing.reduction import ForkingPickler
 import graphs
 import pytest
 
-from mproc_ext import _core
+from mproc_ext import _core, _pickling
 
 BOTH = pytest.mark.parametrize(
     ("dumps", "loads"),
@@ -421,9 +421,25 @@ def test_other_tables(monkeypatch):
     assert type(_core.loads(_core.dumps(Registered()))) is Registered
 
 
-def test_the_stdlibs_class_needs_no_call():
-    from mproc_ext import _pickling
+def test_the_class_is_looked_at_once(monkeypatch):
+    calls = []
 
+    def tables(cls):
+        calls.append(cls)
+        return real(cls)
+
+    real = _pickling.tables
+    monkeypatch.setattr(_pickling, "tables", tables)
+    monkeypatch.setattr(ForkingPickler, "_extra_reducers", {})
+    for obj in ([1], Registered, 1j):
+        assert _core.loads(_core.dumps(obj)) == obj
+        assert _core.loads(_core.dumps(obj, vars(queues)), vars(queues)) == obj
+    assert calls == [ForkingPickler]
+    monkeypatch.undo()
+    _core.dumps(1)
+
+
+def test_the_stdlibs_class_is_plain():
     general, extra = _pickling.tables(ForkingPickler)
     assert general is copyreg.dispatch_table
     assert extra is ForkingPickler._extra_reducers
