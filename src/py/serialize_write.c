@@ -8,9 +8,10 @@
  * places stays one. A place owns a reference: what has only one is at no other place, and needs not
  * be remembered. All others get a number, and at further places the number is written.
  *
- * Without a GIL other threads may change lists and dicts meanwhile. Items are owned while they are
- * written, and what is remembered until the end, so that no address means two objects. Threads that
- * change what is written get one of the states in between, as with pickle.
+ * Without a GIL other threads may change lists and dicts meanwhile. So each is written from a copy,
+ * and what is remembered is owned until the end, so that no address means two objects. Threads that
+ * change what another one sends have it send one of the states in between, never less than that:
+ * pickle itself may crash then (3.13), so such a list is not left to it.
  */
 #include "serialize.h"
 
@@ -22,7 +23,6 @@
 
 #ifdef Py_GIL_DISABLED
 #    define OWNED_BY_WRITER 1
-#    define DICT_ITEMS      64 /* a dict of more is left to pickle */
 #else
 #    define OWNED_BY_WRITER 0
 #endif
@@ -306,59 +306,61 @@ static int write_tuple(writer_t *writer, PyObject *object, int owned)
     return 0;
 }
 
+/* Lists and dicts are written from what nobody changes: with a GIL themselves, without one a copy
+ * of one moment, which the caller drops. NULL with an exception. */
 #ifdef Py_GIL_DISABLED
-/* An item that the caller gets a reference to; NULL where the list has become shorter. */
-static inline PyObject *list_item(PyObject *list, Py_ssize_t i)
-{
-    PyObject *item = PyList_GetItemRef(list, i);
-    if (item == NULL)
-        PyErr_Clear();
-    return item;
-}
-#    define DROP(item) Py_DECREF(item)
+#    define STILL_LIST(list) PyList_AsTuple(list)
+#    define STILL_DICT(dict) PyDict_Copy(dict)
+#    define STILL_ITEMS(still, count) \
+        ((count) = PyTuple_GET_SIZE(still), ((PyTupleObject *)(still))->ob_item)
+#    define DROP(still) Py_DECREF(still)
 #else
-#    define list_item(list, i) PyList_GET_ITEM(list, i)
-#    define DROP(item)
+#    define STILL_LIST(list) (list)
+#    define STILL_DICT(dict) (dict)
+#    define STILL_ITEMS(still, count) \
+        ((count) = PyList_GET_SIZE(still), ((PyListObject *)(still))->ob_item)
+#    define DROP(still)
 #endif
 
-/* The floats that a list begins with, as far as it is of nothing but floats. */
-static int write_floats(writer_t *writer, PyObject *list, Py_ssize_t count, unsigned flag)
+/* Whether it is worth to try write_floats: there are floats at either end and in the middle. */
+static bool may_be_floats(PyObject **items, Py_ssize_t count)
 {
-    char *before = writer->at;
-    size_t offset = (size_t)(before - writer->out->data);
+    return count > 2 && PyFloat_CheckExact(items[0]) && PyFloat_CheckExact(items[count / 2]) &&
+           PyFloat_CheckExact(items[count - 1]);
+}
+
+/* A list of nothing but floats; NOT_PLAIN, and nothing written, where there is something else. */
+static int write_floats(writer_t *writer, PyObject **items, Py_ssize_t count, unsigned flag)
+{
     if (make_room(writer, HEAD_SIZE + (size_t)count * sizeof(double)) < 0)
         return -1;
+    char *before = writer->at;
     put_head(writer, MPX_TAG_FLOATS | flag, (size_t)count);
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *item = list_item(list, i);
-        if (item == NULL || !PyFloat_CheckExact(item)) {
-#ifdef Py_GIL_DISABLED
-            Py_XDECREF(item);
-#endif
-            writer->at = writer->out->data + offset;
+        if (!PyFloat_CheckExact(items[i])) {
+            writer->at = before;
             return NOT_PLAIN;
         }
-        double value = PyFloat_AS_DOUBLE(item);
-        DROP(item);
+        double value = PyFloat_AS_DOUBLE(items[i]);
         put(writer, &value, sizeof value);
     }
     return 0;
 }
 
-/* Whether it is worth the attempt: a list that has a float at either end and in the middle. */
-static bool may_be_floats(PyObject *list, Py_ssize_t count)
+static int write_items(writer_t *writer, PyObject **items, Py_ssize_t count, unsigned flag)
 {
-    Py_ssize_t samples[] = {0, count / 2, count - 1};
-    for (int i = 0; i < 3; i++) {
-        PyObject *item = list_item(list, samples[i]);
-        bool is_float = item != NULL && PyFloat_CheckExact(item);
-#ifdef Py_GIL_DISABLED
-        Py_XDECREF(item);
-#endif
-        if (!is_float)
-            return false;
+    int status;
+    if (may_be_floats(items, count) &&
+        (status = write_floats(writer, items, count, flag)) != NOT_PLAIN)
+        return status;
+    if (make_room(writer, HEAD_SIZE) < 0)
+        return -1;
+    put_head(writer, MPX_TAG_LIST | flag, (size_t)count);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if ((status = write_value(writer, items[i], OWNED_BY_WRITER)) != 0)
+            return status;
     }
-    return true;
+    return 0;
 }
 
 static int write_list(writer_t *writer, PyObject *object, int owned)
@@ -368,64 +370,18 @@ static int write_list(writer_t *writer, PyObject *object, int owned)
     unsigned flag;
     if ((status = meet(writer, object, owned, &index, &flag)) != 0)
         return status;
-    Py_ssize_t count = PyList_GET_SIZE(object);
-    if (count > 2 && may_be_floats(object, count) &&
-        (status = write_floats(writer, object, count, flag)) != NOT_PLAIN) {
-        number(writer, index);
-        return status;
-    }
-    if (make_room(writer, HEAD_SIZE) < 0)
+    PyObject *still = STILL_LIST(object);
+    if (still == NULL)
         return -1;
-    put_head(writer, MPX_TAG_LIST | flag, (size_t)count);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *item = list_item(object, i);
-        if (item == NULL)
-            return NOT_PLAIN;
-        status = write_value(writer, item, OWNED_BY_WRITER);
-        DROP(item);
-        if (status != 0)
-            return status;
-    }
-    number(writer, index);
-    return 0;
-}
-
-#ifdef Py_GIL_DISABLED
-/* The items of one moment, each owned; -1 where they are too many. */
-static int dict_items(PyObject *dict, PyObject **items)
-{
-    int count = 0;
-    Py_BEGIN_CRITICAL_SECTION(dict);
-    if (PyDict_GET_SIZE(dict) > DICT_ITEMS) {
-        count = -1;
-    } else {
-        Py_ssize_t at = 0;
-        PyObject *key, *value;
-        while (PyDict_Next(dict, &at, &key, &value)) {
-            items[2 * count] = Py_NewRef(key);
-            items[2 * count + 1] = Py_NewRef(value);
-            count++;
-        }
-    }
-    Py_END_CRITICAL_SECTION();
-    return count;
-}
-
-static int write_items(writer_t *writer, PyObject *dict, unsigned flag)
-{
-    PyObject *items[2 * DICT_ITEMS];
-    int count = dict_items(dict, items), status = count < 0 ? NOT_PLAIN : 0;
-    if (status == 0 && (status = make_room(writer, HEAD_SIZE)) == 0)
-        put_head(writer, MPX_TAG_DICT | flag, (size_t)count);
-    for (int i = 0; i < 2 * count; i++) {
-        if (status == 0)
-            status = write_value(writer, items[i], OWNED_BY_WRITER);
-        Py_DECREF(items[i]);
-    }
+    Py_ssize_t count;
+    PyObject **items = STILL_ITEMS(still, count);
+    if ((status = write_items(writer, items, count, flag)) == 0)
+        number(writer, index);
+    DROP(still);
     return status;
 }
-#else
-static int write_items(writer_t *writer, PyObject *dict, unsigned flag)
+
+static int write_pairs(writer_t *writer, PyObject *dict, unsigned flag)
 {
     if (make_room(writer, HEAD_SIZE) < 0)
         return -1;
@@ -440,7 +396,6 @@ static int write_items(writer_t *writer, PyObject *dict, unsigned flag)
     }
     return 0;
 }
-#endif
 
 static int write_dict(writer_t *writer, PyObject *object, int owned)
 {
@@ -449,8 +404,12 @@ static int write_dict(writer_t *writer, PyObject *object, int owned)
     unsigned flag;
     if ((status = meet(writer, object, owned, &index, &flag)) != 0)
         return status;
-    if ((status = write_items(writer, object, flag)) == 0)
+    PyObject *still = STILL_DICT(object);
+    if (still == NULL)
+        return -1;
+    if ((status = write_pairs(writer, still, flag)) == 0)
         number(writer, index);
+    DROP(still);
     return status;
 }
 
