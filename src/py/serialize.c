@@ -75,21 +75,16 @@ static PyObject *class_of(PyObject *module, PyObject *namespace)
 static int look_at_class(PyObject *module, PyObject *cls)
 {
     module_state_t *state = module_state(module);
-    PyObject *helper = PyImport_ImportModule("mproc_ext._pickling");
-    if (helper == NULL)
-        return -1;
+    if (!Py_IS_TYPE(cls, &PyType_Type))
+        return 0;
     /* A lookup gives the class a version: before it is looked at, so that what is changed later
      * counts as a change. */
-    PyObject *found = PyObject_GetAttr(cls, state->names[MPX_NAME_DUMPS]);
-    Py_XDECREF(found);
-    if (found == NULL && !PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        Py_DECREF(helper);
-        return -1;
-    }
+    Py_XDECREF(PyObject_GetAttr(cls, state->names[MPX_NAME_DUMPS]));
     PyErr_Clear();
-    unsigned version = PyType_Check(cls) ? version_of(cls) : 0;
-    PyObject *tables = PyObject_CallMethod(helper, "tables", "O", cls);
-    Py_DECREF(helper);
+    unsigned version = version_of(cls);
+    PyObject *helper = PyImport_ImportModule("mproc_ext._pickling");
+    PyObject *tables = helper == NULL ? NULL : PyObject_CallMethod(helper, "tables", "O", cls);
+    Py_XDECREF(helper);
     if (tables == NULL)
         return -1;
     bool is_plain = tables != Py_None;

@@ -73,8 +73,8 @@ void mpx_take_buffer(PyObject *module, mpx_buffer_t *buffer);
 void mpx_give_buffer(PyObject *module, mpx_buffer_t *buffer);
 
 /* serialize.c: appends an object's message, in the caller's thread. `namespace` is the dict of the
- * module (queues or connection) that the caller speaks for: a program may assign another class to
- * its `_ForkingPickler`. 0, or -1 with an exception and the buffer as before.
+ * standard library's module (queues or connection) that the caller speaks for: a program may assign
+ * another class to its `_ForkingPickler`. 0, or -1 with an exception and the buffer as before.
  *
  * May run Python code, which may come back here: with another buffer. */
 int mpx_dumps(PyObject *module, PyObject *namespace, PyObject *object, mpx_buffer_t *out);

@@ -9,9 +9,9 @@
  * be remembered. All others get a number, and at further places the number is written.
  *
  * Without a GIL other threads may change lists and dicts meanwhile. So each is written from a copy,
- * and what is remembered is owned until the end, so that no address means two objects. Threads that
- * change what another one sends have it send one of the states in between, never less than that:
- * pickle itself may crash then (3.13), so such a list is not left to it.
+ * one of the states in between; and what is remembered is owned until the end, so that no address
+ * means two objects. (To find a list changed and leave it to pickle would not do: in 3.13 pickle
+ * crashes on a list that becomes shorter.)
  */
 #include "serialize.h"
 

@@ -4,6 +4,7 @@ import copyreg
 import gc
 import io
 import pickle
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -297,6 +298,41 @@ def test_a_class_assigned_to_the_module(module, own, monkeypatch):
     assert _core.dumps([1], other) == _core.dumps([1])
     monkeypatch.undo()
     assert _core.loads(_core.dumps([1], names), names) == [1]
+
+
+@pytest.mark.parametrize("package", ["multiprocessing", "mproc_ext"])
+@pytest.mark.parametrize(
+    "assign",
+    [
+        "package.get_context('fork').reducer = Reducer()",
+        "reduction.ForkingPickler = Own",
+        "queues._ForkingPickler = Own",
+    ],
+)
+def test_every_way_to_assign_a_class(package, assign):
+    """As in the stdlib, the first two count where the module is imported later."""
+    before = f"import {package}.queues as queues" if assign.startswith("queues") else ""
+    program = f"""
+import pickle, sys
+import {package} as package
+from {package} import reduction
+class Own:
+    @staticmethod
+    def dumps(obj):
+        return b'own'
+class Reducer(reduction.AbstractReducer):
+    ForkingPickler = Own
+{before}
+assert {bool(before)} or 'multiprocessing.queues' not in sys.modules
+{assign}
+import {package}.queues
+from mproc_ext import _core, _modules
+print(_core.dumps(1, vars(_modules.stdlib('queues'))))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd="/", check=False
+    )
+    assert (done.stdout, done.stderr) == ("b'own'\n", "")
 
 
 @pytest.mark.parametrize("obj", [[1, "a"], Registered, b"x" * 5000])
