@@ -5,9 +5,6 @@
 
 #include "serialize.h"
 
-/* Messages are written on the stack, up to this length. */
-#define SMALL 1024
-
 PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
                           PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
@@ -31,15 +28,12 @@ static PyObject *raise_named(PyObject *cls)
 PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline, bool *is_unpicklable)
 {
     module_state_t *state = mpx_queue_state(self);
-    char small[SMALL];
-    mpx_buffer_t buffer;
-    mpx_buffer_init(&buffer, small, sizeof(small));
-    *is_unpicklable =
-        mpx_dumps(mpx_queue(self)->module, state->queues_namespace, object, &buffer) < 0;
-    int status = *is_unpicklable ? -1
-                                 : mpx_channel_send(mpx_queue_channel(self), buffer.data,
-                                                    buffer.size, deadline);
-    mpx_buffer_free(&buffer);
+    PyObject *module = mpx_queue(self)->module;
+    mpx_letter_t letter;
+    mpx_letter_begin(&letter, module, mpx_queue_channel(self));
+    *is_unpicklable = mpx_dumps(module, state->queues_namespace, object, &letter.buffer) < 0;
+    int status = *is_unpicklable ? -1 : mpx_letter_send(&letter, deadline);
+    mpx_letter_end(&letter, module);
     if (*is_unpicklable)
         return NULL;
     if (status == MPX_CHANNEL_TIMEOUT)
