@@ -205,7 +205,7 @@ static void get_some(mpx_ring_t *ring, getting_t *getting, const found_t *first,
                      uint64_t tail, uint32_t end)
 {
     uint32_t there = mpx_ring_between(head, tail), next;
-    found_t found;
+    found_t found = {0};
     copy_message(getting, first);
     while (getting->done < getting->count && getting->done < there &&
            goes_on(&ring->consumer, end) && find_message(ring, end, tail, &found, &next) == 0 &&
@@ -220,7 +220,7 @@ static void get_some(mpx_ring_t *ring, getting_t *getting, const found_t *first,
 static int get_locked(mpx_ring_t *ring, getting_t *getting)
 {
     mpx_ring_control_t *control = ring->control;
-    found_t found;
+    found_t found = {0};
     uint32_t end = 0;
     if (MPX_UNLIKELY(control->leaving != 0 || control->taking != 0)) {
         settle(ring);
