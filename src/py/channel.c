@@ -205,10 +205,13 @@ void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *cha
 
 int mpx_letter_send(mpx_letter_t *letter, int64_t deadline)
 {
+    if (letter->block == 0) /* short, or in a buffer that happened to have so much room */
+        return mpx_channel_send(letter->channel, letter->buffer.data, letter->buffer.size,
+                                deadline);
     int status = check_for_sending(letter->channel);
     if (status < 0)
         return status;
-    if (letter->block == 0 || letter->buffer.size <= MPX_RING_INLINE)
+    if (letter->buffer.size <= MPX_RING_INLINE)
         return send_record(letter->channel, letter->buffer.data, letter->buffer.size, deadline);
     status = send_block(letter->channel, letter->block, letter->buffer.size, deadline);
     if (status == 0)
