@@ -546,8 +546,11 @@ TEST(a_child_keeps_what_was_shared_and_not_what_was_its_parents_own)
     kill(pid, SIGKILL);
     CHECK(was_killed(wait_for(pid)));
     mpx_heap_sweep(arena);
-    CHECK(!is_there(arena, &family->parents));
     CHECK(is_there(arena, &family->childs) && is_there(arena, &family->shared));
+    if (emulated()) {
+        return; /* emulators let MADV_DONTFORK be: a child holds its parent's sign of life */
+    }
+    CHECK(!is_there(arena, &family->parents));
     CHECK_EQ(stats_of(arena).owned, 2 * UNIT);
 }
 

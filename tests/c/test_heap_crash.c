@@ -155,6 +155,9 @@ static void check_killed_at(const char *step)
 
 TEST(killed_at_each_step)
 {
+    if (emulated()) {
+        return; /* at each death memcheck reads all that is mapped, and views end behind the file */
+    }
     static const char *const steps[] = {
         "arena_stored", "arena_lengthened", "arena_units",      "grow_allocated", "grow_published",
         "heap_entry",   "heap_extent",      "heap_extended",    "heap_beheaded",  "heap_merged",
@@ -219,10 +222,13 @@ static void labour(void *argument)
 
 TEST(killed_at_random)
 {
+    if (emulated()) {
+        return;
+    }
     mpx_slot_t slot;
     struct crowd *crowd = new_crowd(&slot);
     for (int round = 0; round < 2; round++) {
-        kill_at_random(labour, crowd, &crowd->marks, emulated() ? 8 : KILLS);
+        kill_at_random(labour, crowd, &crowd->marks, KILLS);
         CHECK_EQ(mpx_u32_load_relaxed(&crowd->failures), 0);
         check_owned(crowd->arena, crowd->shared, 0);
         for (int i = 0; i < 8; i++) {
