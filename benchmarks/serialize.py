@@ -5,8 +5,8 @@
 ForkingPickler is what multiprocessing's queues and connections use.  Every case of every way runs
 in a process of its own; rounds are interleaved, so that what else the machine does meets all of
 them.  A row shows the medians over the rounds of dumps and loads together, and how often ours goes
-into theirs.  Run it in a virtual environment with the package installed, on a machine that is idle;
-with numpy, its arrays are measured too.
+into theirs, in time of the processor: nothing here waits.  Run it in a virtual environment with the
+package installed; with numpy, its arrays are measured too.
 
 Two things to know.  `_core.dumps` copies the message once more, into a bytes object, which a queue
 does not: it counts from 100 KB on.  And malloc is told to keep what is freed: whether it does so on
@@ -16,6 +16,7 @@ its own, or has the kernel give new pages each time, is luck that outweighs all 
 import dataclasses
 import importlib.util
 import os
+import time
 import timeit
 
 from rounds import medians, parser, print_heading, run_round
@@ -59,11 +60,11 @@ CASES = {
 
 
 def measure(case, way):
-    """Nanoseconds for dumps and loads; the loop's own few are in it."""
+    """Nanoseconds of the processor for dumps and loads; the loop's own few are in it."""
     _, make, count = CASES[case]
     names = {"Record": Record, "held": [f"text {i}" for i in range(1000)]}
     setup = f"{WAYS[way]}\n{'import numpy' if 'numpy' in case else ''}\nx = {make}"
-    timer = timeit.Timer("loads(dumps(x))", setup, globals=names)
+    timer = timeit.Timer("loads(dumps(x))", setup, time.process_time, names)
     timer.timeit(count // 20)
     return timer.timeit(count) / count * 1e9
 
