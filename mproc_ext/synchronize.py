@@ -182,11 +182,17 @@ class Event(_core.Event, _std.Event):
 
     def __getstate__(self):
         _assert_may_travel(self)
-        return _arena.hand_over(self)
+        # The stdlib's has no such method: what the program has put into the object travels too.
+        return (*_arena.hand_over(self), object.__getstate__(self))
 
     def __setstate__(self, state):
+        *where, own = state
         self._is_fork_ctx = False
-        self._take(*_arena.take_over(*state))
+        self._take(*_arena.take_over(*where))
+        attributes, slots = own if isinstance(own, tuple) else (own, None)
+        self.__dict__.update(attributes or {})
+        for name, value in (slots or {}).items():
+            setattr(self, name, value)
 
     def __copy__(self):
         return self

@@ -139,6 +139,14 @@ def test_subclass(package, method, kind):
     assert thing.acquire(False) is True
 
 
+def test_what_is_in_an_event_arrives(package, ctx):
+    """Unlike a lock's: the stdlib's Event has no __getstate__."""
+    event = targets.SLOTTED[package.__name__](ctx=ctx)
+    event.tag, event.slot, event.itself = "tag", "slot", event
+    event.set()
+    assert ask(ctx, targets.describe_own, event) == ("tag", "slot", True, True)
+
+
 def test_an_unpickled_condition_is_one_with_its_lock(ctx):
     lock = ctx.Lock()
     condition = ctx.Condition(lock)
