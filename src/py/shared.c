@@ -230,6 +230,25 @@ static PyObject *arena_attach(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(arena_join_doc, "arena_join(identity, seat, /)\n--\n\n"
+                             "Take over what the parent's record for this process holds, where it\n"
+                             "has attached to the arena already.  Once for a record.");
+
+static PyObject *arena_join(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *identity;
+    unsigned int seat;
+    if (!PyArg_ParseTuple(args, "SI:arena_join", &identity, &seat))
+        return NULL;
+    mpx_arena_t *arena = arena_of(identity);
+    if (arena == NULL)
+        return NULL;
+    int status = mpx_arena_join(arena, seat);
+    if (status < 0)
+        return mpx_raise(status);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(arena_of_doc,
              "arena_of(object, /)\n--\n\n"
              "Where a shared object is: (identity of the arena, its descriptor, slot).");
@@ -326,6 +345,7 @@ static PyMethodDef shared_methods[] = {
     {"arena_settle", arena_settle, METH_VARARGS, arena_settle_doc},
     {"arena_known", arena_known, METH_O, arena_known_doc},
     {"arena_attach", arena_attach, METH_VARARGS, arena_attach_doc},
+    {"arena_join", arena_join, METH_VARARGS, arena_join_doc},
     {"arena_of", arena_of_object, METH_O, arena_of_doc},
     {NULL, NULL, 0, NULL},
 };
