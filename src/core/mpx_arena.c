@@ -471,3 +471,26 @@ int mpx_arena_attach(mpx_arena_t **arena, int fd, uint32_t seat)
     mpx_arena_exit();
     return status;
 }
+
+static int join(mpx_arena_t *arena, uint32_t seat)
+{
+    mpx_member_t *member = mpx_member_find(arena, seat);
+    if (member == NULL || arena->self == NULL || !mpx_member_adopt(member)) {
+        return -EPROTO;
+    }
+    if (member->number == arena->self->number) {
+        return 0;
+    }
+    mpx_arena_lock(arena);
+    int status = mpx_member_merge(arena, member);
+    mpx_arena_unlock(arena);
+    return status;
+}
+
+int mpx_arena_join(mpx_arena_t *arena, uint32_t seat)
+{
+    mpx_arena_enter();
+    int status = join(arena, seat);
+    mpx_arena_exit();
+    return status;
+}

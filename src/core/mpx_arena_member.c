@@ -303,6 +303,28 @@ void mpx_member_unseat(mpx_member_t *member)
     (void)hand_over(member, word_of(mpx_os_own_process()), 0);
 }
 
+/* Under the mutex. */
+int mpx_member_merge(mpx_arena_t *arena, mpx_member_t *member)
+{
+    for (uint32_t region = 0; region < MPX_REGIONS; region++) {
+        mpx_atomic_u64 *source = mpx_region_bits(arena, &member->held[region], region);
+        int status = source == NULL ? 0 : furnish(arena, arena->self, region);
+        if (status < 0) {
+            return status;
+        }
+        mpx_atomic_u64 *bits = mpx_region_bits(arena, &arena->self->held[region], region);
+        if (bits == NULL && source != NULL) {
+            return -ENOMEM;
+        }
+        for (uint32_t w = 0; source != NULL && w < mpx_region_words(region); w++) {
+            uint64_t both = mpx_u64_load_relaxed(bits + w) | mpx_u64_load_relaxed(source + w);
+            mpx_u64_store_relaxed(bits + w, both);
+        }
+    }
+    mpx_u64_store_release(&member->owner, 0);
+    return 0;
+}
+
 /* ---- Death ----------------------------------------------------------------------------------- */
 
 static bool is_dead(mpx_member_t *member, uint64_t owner)

@@ -121,6 +121,10 @@ MPX_NODISCARD int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_
 /* Makes a record that another process has made this process's; false where it is not to be had. */
 bool mpx_member_adopt(mpx_member_t *member);
 
+/* Adds what another record of this process holds to its own one, and frees that. Under the mutex.
+ */
+MPX_NODISCARD int mpx_member_merge(mpx_arena_t *arena, mpx_member_t *member);
+
 /* Says whose a record that was made here is, unless that has adopted it already. In a foreign
  * process, nothing: the record stays its own until it is adopted. */
 void mpx_member_settle(mpx_member_t *member, pid_t pid);
