@@ -22,8 +22,10 @@ static int raise_status(int status)
 {
     if (status == -EPROTO)
         mpx_raise_message(status, "the queue's shared memory is damaged", NULL);
+    else if (status == -ENOMEM)
+        PyErr_NoMemory();
     else
-        mpx_shared_raise(status);
+        mpx_raise(status);
     return -EINTR;
 }
 
@@ -415,7 +417,7 @@ static PyObject *Channel_make(PyObject *self, PyObject *argument)
             mpx_ring_drop(&ring);
     }
     if (status < 0)
-        return mpx_shared_raise(status);
+        return mpx_raise(status);
     ring.bell = bell;
     return take_ring(self, ring) < 0 ? NULL : Py_NewRef(Py_None);
 }
