@@ -608,6 +608,30 @@ static void Channel_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
+PyDoc_STRVAR(heap_stats_doc,
+             "heap_stats()\n--\n\n"
+             "Bytes of shared memory that new objects get, after a look for what is nobody's: size, "
+             "owned,\nfree_stored.");
+
+static PyObject *heap_stats(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    mpx_arena_t *arena;
+    mpx_heap_stats_t stats;
+    int status = mpx_arena_home(&arena);
+    if (status < 0)
+        return mpx_raise(status);
+    mpx_heap_sweep(arena);
+    mpx_heap_stats(arena, &stats);
+    return Py_BuildValue("{s:K,s:K,s:K}", "size", (unsigned long long)stats.size, "owned",
+                         (unsigned long long)stats.owned, "free_stored",
+                         (unsigned long long)stats.free_stored);
+}
+
+static PyMethodDef functions[] = {
+    {"heap_stats", heap_stats, METH_NOARGS, heap_stats_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 ChannelObject *mpx_channel_of(PyObject *module, PyObject *object)
 {
     if (PyObject_TypeCheck(object, module_state(module)->channel_type))
@@ -655,5 +679,7 @@ int mpx_add_channel(PyObject *module)
     module_state_t *state = module_state(module);
     state->channel_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &Channel_spec,
                                                                    (PyObject *)state->shared_type);
-    return state->channel_type == NULL ? -1 : PyModule_AddType(module, state->channel_type);
+    if (state->channel_type == NULL || PyModule_AddType(module, state->channel_type) < 0)
+        return -1;
+    return PyModule_AddFunctions(module, functions);
 }

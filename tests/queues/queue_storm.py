@@ -1,0 +1,346 @@
+"""Kill the processes that use a queue, over and over: queue_storm.py KILLS; see --help.
+
+Three producers and three consumers use one queue as fast as they can, with messages of 1 byte to
+8 MB.  Again and again one is killed, at random or, in a core that was built with
+MPROC_EXT_KILL_POINTS=1, at points in the middle of what the core does, and replaced once the others
+have got on without it.  Every message has a number and a checksum, and a ledger says which were put
+and which were got.
+
+Ends with a table of the points, a line of figures and status 0; with 1 and a line that says why,
+where one does not get on for so many seconds, where a message is torn, comes twice or out of its
+producer's order, where more are lost than consumers were killed, where shared memory is lost, and,
+after THOROUGH kills, where nobody has died at one of the points.
+"""
+
+import argparse
+import importlib
+import mmap
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import zlib
+from multiprocessing import connection
+
+import mproc_ext
+
+THOROUGH = 3_000
+PRODUCERS, CONSUMERS = 3, 3
+WORKERS = PRODUCERS + CONSUMERS
+EACH = 1_000_000  # numbers of messages of one producer, its successors' included
+SIZES = [1, 10, 100, 1_000, 10_000, 60_000, 70_000, 300_000, 2_000_000, 8_000_000]
+WEIGHTS = [50, 50, 50, 30, 10, 5, 5, 2, 1, 0.5]
+BACKLOG = 300  # messages at which producers pause
+ANY_POINT = 2**31 - 1
+LOOK_INTERVAL = 0.0003
+AT_A_POINT = 0.05  # seconds that a plan has to come true
+POINTS = ("ring_", "heap_", "mutex_", "owned_")
+# Passed once, or when the heap grows: tests/c kills there.
+RARE = ("ring_shut", "heap_entry", "heap_extent", "heap_extended")
+
+# Rows of eight words, one of each worker: what different processes write is a cache line apart.
+TURNS, NEXT, PLAN = range(3)
+ROW, WORD = 64, 8
+PUT, GOT = 1, 1
+
+
+class Failure(Exception):
+    pass
+
+
+class Ledger:
+    """Numbers and marks that all processes share, each written by one of them at a time."""
+
+    def __init__(self, path, points=0):
+        self.counts_at = ROW * WORKERS
+        self.marks_at = self.counts_at + points * 2 * WORD
+        messages = EACH * PRODUCERS
+        with open(path, "r+b") as file:
+            os.ftruncate(file.fileno(), self.marks_at + messages * (1 + CONSUMERS))
+            self.map = mmap.mmap(file.fileno(), 0)
+        view = memoryview(self.map)
+        self._words = view[: self.marks_at].cast("q")
+        self.put = view[self.marks_at : self.marks_at + messages]
+        self.got = [
+            view[self.marks_at + messages * (1 + n) : self.marks_at + messages * (2 + n)]
+            for n in range(CONSUMERS)
+        ]
+        self._points = points
+
+    def of(self, worker, field):
+        return self._words[worker * ROW // WORD + field]
+
+    def set_of(self, worker, field, value):
+        self._words[worker * ROW // WORD + field] = value
+
+    def add_to(self, worker, field):
+        self._words[worker * ROW // WORD + field] += 1
+
+    def plan_at(self, worker):
+        return worker * ROW + PLAN * WORD
+
+    def passes_and_kills(self):
+        first = self.counts_at // WORD
+        return [
+            (self._words[first + 2 * point], self._words[first + 2 * point + 1])
+            for point in range(self._points)
+        ]
+
+
+def core_of(package):
+    """The core, if it can be told where to die."""
+    core = sys.modules.get("mproc_ext._core") if package == "mproc_ext" else None
+    return core if hasattr(core, "kill_points") else None
+
+
+# ---- The workers -------------------------------------------------------------------------------
+
+
+def message(number):
+    size = random.choices(SIZES, WEIGHTS)[0]
+    body = number.to_bytes(8, "little") * (size // 8 + 1)
+    if random.random() < 0.5:
+        return number, zlib.crc32(body), body
+    return {"number": number, "crc": zlib.crc32(body), "body": body, "rest": [number, None, 1.5]}
+
+
+def check_message(got):
+    number, crc, body = got[:3] if type(got) is tuple else list(got.values())[:3]
+    if zlib.crc32(body) != crc or int.from_bytes(body[:8], "little") != number:
+        raise Failure(f"message {number} is torn")
+    return number
+
+
+def produce(queue, ledger, worker):
+    while True:
+        if queue.qsize() > BACKLOG:
+            time.sleep(0.0005)
+        else:
+            number = ledger.of(worker, NEXT)
+            ledger.set_of(worker, NEXT, number + 1)
+            queue.put(message(worker * EACH + number))
+            ledger.put[worker * EACH + number] = PUT
+        ledger.add_to(worker, TURNS)
+
+
+def consume(queue, ledger, worker):
+    got = ledger.got[worker - PRODUCERS]
+    last = {}
+    while True:
+        if random.random() < 0.01:
+            connection.wait([queue._reader])
+            mproc_ext.Queue()
+        number = check_message(queue.get())
+        producer = number // EACH
+        if last.get(producer, -1) >= number:
+            raise Failure(f"message {number} came after {last[producer]}")
+        last[producer] = number
+        if got[number] == 255:
+            raise Failure(f"message {number} came again and again")
+        got[number] += GOT
+        queue.task_done()
+        ledger.add_to(worker, TURNS)
+
+
+def run_worker(queue, worker, path, package):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    random.seed()
+    core = core_of(package)
+    ledger = Ledger(path, len(core.kill_points()) if core else 0)
+    if core:
+        core.kill_points_enrol(ledger.map, ledger.counts_at, ledger.plan_at(worker))
+    (produce if worker < PRODUCERS else consume)(queue, ledger, worker)
+
+
+# ---- The killing -------------------------------------------------------------------------------
+
+
+class Storm:
+    def __init__(self, method, package, patience, path):
+        self.ctx = importlib.import_module(package).get_context(method)
+        self.package, self.patience, self.path = package, patience, path
+        core = core_of(package)
+        self.points = core.kill_points() if core else ()
+        self.concerned = [
+            n
+            for n, name in enumerate(self.points)
+            if name.startswith(POINTS) and name not in RARE
+        ]
+        self.ledger = Ledger(path, len(self.points))
+        self.queue = self.ctx.JoinableQueue()
+        self.processes = [None] * WORKERS
+        self.kills = self.of_consumers = self.at_points = 0
+        self.longest = 0.0
+
+    def start(self, worker):
+        self.ledger.set_of(worker, PLAN, 0)
+        self.processes[worker] = self.ctx.Process(
+            target=run_worker, args=(self.queue, worker, self.path, self.package), daemon=True
+        )
+        self.processes[worker].start()
+
+    def bury(self):
+        """Count those that have died, and forget them; how many are missing."""
+        for worker, process in enumerate(self.processes):
+            if process is not None and process.exitcode is not None:
+                if process.exitcode != -signal.SIGKILL:
+                    raise Failure(f"worker {worker} ended with {process.exitcode}")
+                self.processes[worker] = None
+                self.kills += 1
+                self.of_consumers += worker >= PRODUCERS
+        return self.processes.count(None)
+
+    def kill(self, worker):
+        self.processes[worker].kill()
+        self.processes[worker].join()
+
+    def turns(self):
+        return [self.ledger.of(worker, TURNS) for worker in range(WORKERS)]
+
+    def wait_for_turns(self):
+        """Until a producer and a consumer have got on, as long as there is one of each left."""
+        before, began = self.turns(), time.monotonic()
+
+        def has_got_on(workers):
+            living = [n for n in workers if self.processes[n] is not None]
+            now = self.turns()
+            return not living or any(now[n] != before[n] for n in living)
+
+        while not (has_got_on(range(PRODUCERS)) and has_got_on(range(PRODUCERS, WORKERS))):
+            if time.monotonic() - began > self.patience:
+                living = [n for n, process in enumerate(self.processes) if process is not None]
+                raise Failure(
+                    f"no worker of {living} got on for {self.patience:g} s; turns {before}; "
+                    f"{self.queue.qsize()} messages; after {self.kills} kills"
+                )
+            time.sleep(LOOK_INTERVAL)
+            self.bury()
+        self.longest = max(self.longest, time.monotonic() - began)
+
+    def kill_at_a_point(self):
+        """Who comes by first dies; perhaps others, before that is known.  Whether somebody did."""
+        counts, before = self.ledger.passes_and_kills(), self.kills
+        if random.random() < 0.1:
+            point, passes = ANY_POINT, random.randrange(1, 200)
+        else:
+            number = min(random.sample(self.concerned, 3), key=lambda n: counts[n][1])
+            often = counts[number][0] // (self.kills + 1)
+            point, passes = number + 1, random.randrange(1, 2 + min(often, 30))
+        for worker in range(WORKERS):
+            self.ledger.set_of(worker, PLAN, point << 32 | passes)
+        deadline = time.monotonic() + AT_A_POINT
+        while not self.bury() and time.monotonic() < deadline:
+            time.sleep(LOOK_INTERVAL)
+        for worker in range(WORKERS):
+            self.ledger.set_of(worker, PLAN, 0)
+        self.bury()
+        self.at_points += self.kills - before
+        return self.kills > before
+
+    def blow(self, kills):
+        began = time.monotonic()
+        try:
+            for worker in range(WORKERS):
+                self.start(worker)
+            while self.kills < kills:
+                time.sleep(random.uniform(0, 0.004))
+                if random.random() < 0.4 or not self.concerned or not self.kill_at_a_point():
+                    self.kill(random.choice([n for n, p in enumerate(self.processes) if p]))
+                self.bury()
+                self.wait_for_turns()
+                for worker, process in enumerate(self.processes):
+                    if process is None:
+                        self.start(worker)
+            self.drain()
+        finally:
+            for process in self.processes:
+                if process is not None:
+                    process.kill()
+                    process.join()
+        self.check()
+        self.seconds = time.monotonic() - began
+
+    # ---- The end -------------------------------------------------------------------------------
+
+    def drain(self):
+        for worker in range(PRODUCERS):
+            self.kill(worker)
+        self.bury()
+        deadline = time.monotonic() + self.patience
+        while not self.queue.empty():
+            if time.monotonic() > deadline:
+                raise Failure(f"{self.queue.qsize()} messages are left")
+            time.sleep(LOOK_INTERVAL)
+
+    def check(self):
+        put = got = lost = 0
+        for number in range(EACH * PRODUCERS):
+            was_put = self.ledger.put[number]
+            times = sum(of_one[number] for of_one in self.ledger.got)
+            if times > 1:
+                raise Failure(f"message {number} came {times} times")
+            put += was_put
+            got += times
+            lost += was_put and not times
+        self.put, self.lost = put, lost
+        # The last ones have taken their messages, but perhaps not said so.
+        if lost > self.of_consumers + CONSUMERS:
+            raise Failure(f"{lost} messages are lost with {self.of_consumers} killed consumers")
+        if got == 0:
+            raise Failure("nothing came")
+        if self.package == "mproc_ext":
+            self.check_memory()
+
+    def check_memory(self):
+        """As much as of an empty queue that has never been used."""
+        core = sys.modules["mproc_ext._core"]
+        used = core.heap_stats()["owned"]
+        another = self.ctx.Queue()  # of the same size
+        of_one = core.heap_stats()["owned"] - used
+        del another
+        if used != of_one:
+            raise Failure(f"{used} bytes of shared memory are in use, {of_one} of them by the queue")
+
+
+def print_table(storm):
+    missed = []
+    for number, (passes, kills) in enumerate(storm.ledger.passes_and_kills()):
+        if number in storm.concerned and not kills:
+            missed.append(storm.points[number])
+        if number in storm.concerned or passes:
+            print(f"  {storm.points[number]:24} {passes:12} passes {kills:6} kills")
+    return missed
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kills", type=int)
+    parser.add_argument("--method", default="fork")
+    parser.add_argument("--package", default="mproc_ext")
+    parser.add_argument("--patience", type=float, default=20, help="seconds until it is a hang")
+    options = parser.parse_args()
+    seed = int(os.environ.get("MPROC_EXT_STORM_SEED", os.getpid()))
+    random.seed(seed)
+    with tempfile.NamedTemporaryFile() as file:
+        storm = Storm(options.method, options.package, options.patience, file.name)
+        try:
+            storm.blow(options.kills)
+        except Failure as failure:
+            print(f"Queue: {failure} (MPROC_EXT_STORM_SEED={seed})")
+            return 1
+        missed = print_table(storm)
+    if missed and options.kills >= THOROUGH:
+        print(f"Queue: nobody died at {', '.join(missed)}")
+        return 1
+    print(
+        f"Queue, {options.method}: {storm.kills} kills, {storm.of_consumers} of consumers, "
+        f"{storm.at_points} at points in the core, in {storm.seconds:.1f} s; {storm.put} messages, "
+        f"{storm.lost} lost; longest wait {storm.longest * 1000:.1f} ms"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
