@@ -18,6 +18,12 @@ static bool is_own(const mpx_bell_t *bell, int fd)
            info.id.inode == bell->file.inode;
 }
 
+bool mpx_bell_is_whole(const mpx_bell_t *bell)
+{
+    return (bell->reader < 0 || is_own(bell, bell->reader)) &&
+           (bell->writer < 0 || is_own(bell, bell->writer));
+}
+
 static int recognise(mpx_bell_t *bell)
 {
     mpx_file_info_t info;

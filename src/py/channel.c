@@ -25,18 +25,26 @@ static int raise_status(int status)
     return -EINTR;
 }
 
+/* Whether it is a result of the functions in channel.h. */
+static bool is_told(int status)
+{
+    return status == 0 || status == MPX_CHANNEL_TIMEOUT || status == MPX_CHANNEL_SHUT ||
+           status == MPX_CHANNEL_NO_END || status == -EINTR;
+}
+
 /* What a program gets that has no such end any more; the standard library's messages. */
 static int check_end(int fd)
 {
     if (fd >= 0)
         return 0;
     PyErr_SetString(PyExc_OSError, "handle is closed");
-    return -EINTR;
+    return MPX_CHANNEL_NO_END;
 }
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
 
-/* Whether to go on after a piece of a wait; the deadline of a piece is -EAGAIN or -EBUSY in rings. */
+/* Whether to go on after a piece of a wait; the deadline of a piece is -EAGAIN or -EBUSY in rings.
+ */
 static bool waits_on(int *status, int64_t deadline)
 {
     int result = *status;
@@ -62,7 +70,7 @@ static int check_for_readers(ChannelObject *self)
     if (MPX_LIKELY(self->ring.bell.reader >= 0) || !mpx_bell_has_no_reader(&self->ring.bell))
         return 0;
     mpx_raise(-EPIPE);
-    return -EINTR;
+    return MPX_CHANNEL_NO_END;
 }
 
 static int send_now(ChannelObject *self, const mpx_message_t *message)
@@ -96,9 +104,7 @@ static int send_message(ChannelObject *self, const mpx_message_t *message, int64
         status = send_now(self, message);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
         status = send_slowly(self, message, deadline);
-    if (status == 0 || status == -EAGAIN || status == -EPIPE || status == -EINTR)
-        return status;
-    return raise_status(status);
+    return is_told(status) ? status : raise_status(status);
 }
 
 static void copy(void *to, const void *from, size_t size)
@@ -136,7 +142,7 @@ static int send_block(ChannelObject *self, const char *data, size_t size, int64_
 int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t deadline)
 {
     if (check_end(self->ring.bell.writer) < 0 || check_for_readers(self) < 0)
-        return -EINTR;
+        return MPX_CHANNEL_NO_END;
     if (size > MPX_RING_INLINE)
         return send_block(self, data, size, deadline);
     mpx_message_t message = {.data = data, .size = size};
@@ -176,7 +182,7 @@ static int check_for_writers(ChannelObject *self)
     if (MPX_LIKELY(!is_at_end(self)))
         return 0;
     PyErr_SetNone(PyExc_EOFError);
-    return -EINTR;
+    return MPX_CHANNEL_NO_END;
 }
 
 static int receive_now(ChannelObject *self, arrival_t *arrival)
@@ -194,12 +200,14 @@ static int receive_now(ChannelObject *self, arrival_t *arrival)
 static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadline)
 {
     int status = check_for_writers(self);
-    if (status < 0 || !mpx_may_wait(deadline))
+    if (status < 0)
+        return status;
+    if (!mpx_may_wait(deadline))
         return -EINTR;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        Py_BEGIN_ALLOW_THREADS status = mpx_ring_get(&self->ring, arrival->buffer,
-                                                     arrival->capacity, &arrival->message, piece);
+        Py_BEGIN_ALLOW_THREADS status =
+            mpx_ring_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message, piece);
         Py_END_ALLOW_THREADS
     } while (waits_on(&status, deadline) && (status = check_for_writers(self)) == 0);
     return status;
@@ -207,8 +215,8 @@ static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadl
 
 static int receive_message(ChannelObject *self, arrival_t *arrival, int64_t deadline)
 {
-    int status = mpx_ring_try_get(&self->ring, arrival->buffer, arrival->capacity,
-                                  &arrival->message);
+    int status =
+        mpx_ring_try_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message);
     if (status == -EBUSY && deadline == MPX_CHANNEL_NOW)
         status = receive_now(self, arrival);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
@@ -254,10 +262,9 @@ PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel
             *status = receive_message(self, &arrival, deadline);
     }
     if (*status == 0)
-        result = arrival.message.block
-                     ? read_block(self, &arrival, reader, context)
-                     : reader(context, arrival.buffer, arrival.message.size);
-    else if (*status != -EAGAIN && *status != -EPIPE && *status != -EINTR)
+        result = arrival.message.block ? read_block(self, &arrival, reader, context)
+                                       : reader(context, arrival.buffer, arrival.message.size);
+    else if (!is_told(*status))
         *status = raise_status(*status);
     if (arrival.buffer != arrival.small)
         PyMem_RawFree(arrival.buffer);
@@ -377,6 +384,20 @@ static PyObject *Channel_ends(PyObject *self, PyObject *Py_UNUSED(ignored))
     return Py_BuildValue("ii", channel(self)->ring.bell.reader, channel(self)->ring.bell.writer);
 }
 
+PyDoc_STRVAR(Channel_check_ends_doc,
+             "_check_ends($self, /)\n--\n\n"
+             "Raise OSError where the program has closed a descriptor behind the channel's back: "
+             "its number may be\nanother file's by now.");
+
+static PyObject *Channel_check_ends(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    if (!mpx_bell_is_whole(&channel(self)->ring.bell))
+        return mpx_raise(-EBADF);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(Channel_watch_doc,
              "_watch($self, /)\n--\n\n"
              "Have the reading end's descriptor be readable where there is a message.");
@@ -445,8 +466,30 @@ static PyObject *Channel_receive_bytes(PyObject *self, PyObject *Py_UNUSED(ignor
     return bytes;
 }
 
-PyDoc_STRVAR(Channel_poll_doc, "_poll($self, timeout, /)\n--\n\n"
-                               "Whether there is a message within timeout seconds (None: for ever).");
+static PyObject *read_nothing(void *Py_UNUSED(context), const char *Py_UNUSED(data),
+                              size_t Py_UNUSED(size))
+{
+    return Py_NewRef(Py_True);
+}
+
+PyDoc_STRVAR(Channel_drop_doc, "_drop($self, /)\n--\n\n"
+                               "Drop the next message; False where there is none.");
+
+static PyObject *Channel_drop(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    int status;
+    if (!is_made(self))
+        return NULL;
+    PyObject *dropped =
+        mpx_channel_receive(channel(self), MPX_CHANNEL_NOW, read_nothing, NULL, &status);
+    if (status == MPX_CHANNEL_TIMEOUT || status == MPX_CHANNEL_SHUT)
+        Py_RETURN_FALSE;
+    return dropped;
+}
+
+PyDoc_STRVAR(Channel_poll_doc,
+             "_poll($self, timeout, /)\n--\n\n"
+             "Whether there is a message within timeout seconds (None: for ever).");
 
 static PyObject *Channel_poll(PyObject *self, PyObject *timeout)
 {
@@ -465,6 +508,24 @@ static PyObject *Channel_count(PyObject *self, PyObject *Py_UNUSED(ignored))
     return is_made(self) ? PyLong_FromUnsignedLong(mpx_ring_count(&channel(self)->ring)) : NULL;
 }
 
+PyDoc_STRVAR(Channel_stats_doc,
+             "_stats($self, /)\n--\n\n"
+             "(how many messages have been put ever, modulo 2**31; how many there are).");
+
+static PyObject *Channel_stats(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    mpx_ring_t *ring = &channel(self)->ring;
+    if (!is_made(self))
+        return NULL;
+    uint32_t count, before, put = mpx_ring_count_put(ring);
+    do { /* so that the two were so at one time */
+        before = put;
+        count = mpx_ring_count(ring);
+        put = mpx_ring_count_put(ring);
+    } while (put != before);
+    return Py_BuildValue("II", (unsigned)put, (unsigned)count);
+}
+
 PyDoc_STRVAR(Channel_finish_doc,
              "_finish($self, /)\n--\n\n"
              "Count a message as done with; False where all that were put are already.");
@@ -479,7 +540,8 @@ PyDoc_STRVAR(Channel_unfinished_doc, "_unfinished($self, /)\n--\n\n"
 
 static PyObject *Channel_unfinished(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return is_made(self) ? PyLong_FromUnsignedLong(mpx_ring_unfinished(&channel(self)->ring)) : NULL;
+    return is_made(self) ? PyLong_FromUnsignedLong(mpx_ring_unfinished(&channel(self)->ring))
+                         : NULL;
 }
 
 PyDoc_STRVAR(Channel_join_doc, "_join($self, /)\n--\n\n"
@@ -534,13 +596,16 @@ static PyMethodDef Channel_methods[] = {
     {"_make", Channel_make, METH_O, Channel_make_doc},
     {"_take", Channel_take, METH_VARARGS, Channel_take_doc},
     {"_ends", Channel_ends, METH_NOARGS, Channel_ends_doc},
+    {"_check_ends", Channel_check_ends, METH_NOARGS, Channel_check_ends_doc},
     {"_watch", Channel_watch, METH_NOARGS, Channel_watch_doc},
     {"_close_reader", Channel_close_reader, METH_NOARGS, Channel_close_reader_doc},
     {"_close_writer", Channel_close_writer, METH_NOARGS, Channel_close_writer_doc},
     {"_send_bytes", Channel_send_bytes, METH_O, Channel_send_bytes_doc},
     {"_receive_bytes", Channel_receive_bytes, METH_NOARGS, Channel_receive_bytes_doc},
+    {"_drop", Channel_drop, METH_NOARGS, Channel_drop_doc},
     {"_poll", Channel_poll, METH_O, Channel_poll_doc},
     {"_count", Channel_count, METH_NOARGS, Channel_count_doc},
+    {"_stats", Channel_stats, METH_NOARGS, Channel_stats_doc},
     {"_finish", Channel_finish, METH_NOARGS, Channel_finish_doc},
     {"_unfinished", Channel_unfinished, METH_NOARGS, Channel_unfinished_doc},
     {"_join", Channel_join, METH_NOARGS, Channel_join_doc},
@@ -565,7 +630,7 @@ static PyType_Spec Channel_spec = {
 int mpx_add_channel(PyObject *module)
 {
     module_state_t *state = module_state(module);
-    state->channel_type = (PyTypeObject *)PyType_FromModuleAndSpec(
-        module, &Channel_spec, (PyObject *)state->shared_type);
+    state->channel_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &Channel_spec,
+                                                                   (PyObject *)state->shared_type);
     return state->channel_type == NULL ? -1 : PyModule_AddType(module, state->channel_type);
 }

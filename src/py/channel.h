@@ -23,8 +23,11 @@ typedef struct {
 #define MPX_CHANNEL_TIMEOUT (-EAGAIN) /* no room, or no message, by the deadline */
 #define MPX_CHANNEL_SHUT    (-EPIPE)
 
-/* Sends the bytes as one message. 0, MPX_CHANNEL_TIMEOUT, MPX_CHANNEL_SHUT, or -EINTR with an
- * exception. */
+/* Like -EINTR: this process has closed its end, or every process the other one. */
+#define MPX_CHANNEL_NO_END (-ENOTCONN)
+
+/* Sends the bytes as one message. 0, MPX_CHANNEL_TIMEOUT, MPX_CHANNEL_SHUT; or MPX_CHANNEL_NO_END or
+ * -EINTR with an exception. */
 int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t deadline);
 
 /* What becomes of the bytes of a message, which do not outlive the call. */

@@ -28,20 +28,23 @@ static PyObject *raise_named(PyObject *cls)
     return NULL;
 }
 
-PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline, bool *is_unpicklable)
+PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
+                         mpx_queue_fault_t *fault)
 {
     module_state_t *state = mpx_queue_state(self);
+    QueueObject *queue = mpx_queue(self);
     char small[SMALL];
     mpx_buffer_t buffer;
     mpx_buffer_init(&buffer, small, sizeof(small));
-    *is_unpicklable =
-        mpx_dumps(mpx_queue(self)->module, state->queues_namespace, object, &buffer) < 0;
-    int status = *is_unpicklable ? -1
-                                 : mpx_channel_send(mpx_queue_channel(self), buffer.data,
-                                                    buffer.size, deadline);
+    int status = mpx_dumps(queue->module, queue->namespace, object, &buffer);
+    *fault = status < 0 ? MPX_UNPICKLABLE : MPX_NOT_AT_FAULT;
+    if (status == 0)
+        status = mpx_channel_send(mpx_queue_channel(self), buffer.data, buffer.size, deadline);
     mpx_buffer_free(&buffer);
-    if (*is_unpicklable)
+    if (*fault == MPX_UNPICKLABLE)
         return NULL;
+    if (status == MPX_CHANNEL_NO_END)
+        *fault = MPX_UNREADABLE;
     if (status == MPX_CHANNEL_TIMEOUT)
         return raise_named(state->full_error);
     if (status == MPX_CHANNEL_SHUT)
@@ -52,7 +55,7 @@ PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline, boo
 static PyObject *read_object(void *context, const char *data, size_t size)
 {
     PyObject *self = context;
-    return mpx_loads(mpx_queue(self)->module, mpx_queue_state(self)->queues_namespace, data, size);
+    return mpx_loads(mpx_queue(self)->module, mpx_queue(self)->namespace, data, size);
 }
 
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline)
@@ -77,26 +80,38 @@ bool mpx_queue_check_reader(PyObject *self)
 
 /* ---- The type -------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(QueueBase_hold_doc, "_hold($self, channel, is_limited, /)\n--\n\n"
-                             "Put and get through that channel.");
+/* Keeps the channel of an object that is initialised again: a thread may be waiting in it. */
+static int keep_former(QueueObject *queue)
+{
+    if (queue->channel == NULL)
+        return 0;
+    if (queue->former == NULL)
+        queue->former = PyList_New(0);
+    return queue->former == NULL ? -1 : PyList_Append(queue->former, queue->channel);
+}
+
+PyDoc_STRVAR(QueueBase_hold_doc,
+             "_hold($self, channel, is_limited, namespace, /)\n--\n\n"
+             "Put and get through that channel, with the _ForkingPickler of a module's dict.");
 
 static PyObject *QueueBase_hold(PyObject *self, PyObject *args)
 {
-    PyObject *object;
+    QueueObject *queue = mpx_queue(self);
+    PyObject *object, *namespace;
     int is_limited;
-    if (!PyArg_ParseTuple(args, "Op:_hold", &object, &is_limited) ||
-        mpx_channel_of(mpx_queue(self)->module, object) == NULL)
+    if (!PyArg_ParseTuple(args, "OpO!:_hold", &object, &is_limited, &PyDict_Type, &namespace) ||
+        mpx_channel_of(queue->module, object) == NULL || keep_former(queue) < 0)
         return NULL;
-    if (mpx_queue(self)->channel != NULL) {
-        PyErr_SetString(PyExc_ValueError, "the queue has a channel");
-        return NULL;
-    }
-    mpx_queue(self)->is_limited = (char)is_limited;
-    mpx_queue(self)->channel = Py_NewRef(object);
+    queue->is_limited = (char)is_limited;
+    PyObject *before = mpx_put(&queue->namespace, Py_NewRef(namespace));
+    Py_XDECREF(before);
+    before = mpx_put(&queue->channel, Py_NewRef(object));
+    Py_XDECREF(before);
     Py_RETURN_NONE;
 }
 
-static PyObject *QueueBase_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(names))
+static PyObject *QueueBase_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
+                               PyObject *Py_UNUSED(names))
 {
     PyObject *self = type->tp_alloc(type, 0);
     PyObject *module = PyType_GetModuleByDef(type, &mpx_core_module);
@@ -111,7 +126,17 @@ static int QueueBase_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(mpx_queue(self)->channel);
+    Py_VISIT(mpx_queue(self)->namespace);
+    Py_VISIT(mpx_queue(self)->former);
+    Py_VISIT(mpx_queue(self)->late);
     Py_VISIT(mpx_queue(self)->module);
+    return 0;
+}
+
+/* What an exception's traceback may hold is this object. The rest leads nowhere, and is in use. */
+static int QueueBase_clear(PyObject *self)
+{
+    Py_CLEAR(mpx_queue(self)->late);
     return 0;
 }
 
@@ -120,6 +145,9 @@ static void QueueBase_dealloc(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Py_CLEAR(mpx_queue(self)->channel);
+    Py_CLEAR(mpx_queue(self)->namespace);
+    Py_CLEAR(mpx_queue(self)->former);
+    Py_CLEAR(mpx_queue(self)->late);
     Py_CLEAR(mpx_queue(self)->module);
     type->tp_free(self);
     Py_DECREF(type);
@@ -141,8 +169,8 @@ static PyMemberDef QueueBase_members[] = {
 static PyType_Slot QueueBase_slots[] = {
     {Py_tp_doc, (void *)QueueBase_doc},   {Py_tp_new, QueueBase_new},
     {Py_tp_traverse, QueueBase_traverse}, {Py_tp_dealloc, QueueBase_dealloc},
-    {Py_tp_methods, QueueBase_methods},   {Py_tp_members, QueueBase_members},
-    {0, NULL},
+    {Py_tp_clear, QueueBase_clear},       {Py_tp_methods, QueueBase_methods},
+    {Py_tp_members, QueueBase_members},   {0, NULL},
 };
 
 static PyType_Spec QueueBase_spec = {
@@ -159,18 +187,15 @@ int mpx_add_queue_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type)
     return *type == NULL ? -1 : PyModule_AddType(module, *type);
 }
 
-PyDoc_STRVAR(serve_queues_doc, "serve_queues(namespace, empty, full, shut_down, /)\n--\n\n"
-                               "Tell the types of queues the dict of their module, in which "
-                               "_ForkingPickler is looked up, and the\nexceptions to raise.");
+PyDoc_STRVAR(serve_queues_doc, "serve_queues(empty, full, shut_down, /)\n--\n\n"
+                               "Tell the types of queues the exceptions to raise.");
 
 static PyObject *serve_queues(PyObject *module, PyObject *args)
 {
     module_state_t *state = module_state(module);
-    PyObject *namespace, *empty, *full, *shut_down;
-    if (!PyArg_ParseTuple(args, "O!OOO:serve_queues", &PyDict_Type, &namespace, &empty, &full,
-                          &shut_down))
+    PyObject *empty, *full, *shut_down;
+    if (!PyArg_ParseTuple(args, "OOO:serve_queues", &empty, &full, &shut_down))
         return NULL;
-    mpx_state_set(module, &state->queues_namespace, namespace);
     mpx_state_set(module, &state->empty_error, empty);
     mpx_state_set(module, &state->full_error, full);
     mpx_state_set(module, &state->shut_down_error, shut_down);
