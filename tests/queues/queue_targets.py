@@ -51,3 +51,50 @@ def hand_on(connection, q, package, method):
     child = ctx.Process(target=get_and_send, args=(connection, q, 1))
     child.start()
     child.join()
+
+
+def close_and_say(connection, q):
+    q.close()
+    connection.send("closed")
+
+
+def use_when_told(connection, q, results):
+    connection.send("ready")
+    connection.recv()
+    results.put(q.get())
+    q.put("own")
+    results.put(q.get())
+
+
+def consume(q):
+    """Take and be done with what comes, until it is None."""
+    while q.get() is not None:
+        q.task_done()
+    q.task_done()
+
+
+def put_when_told(connection, q):
+    while (thing := connection.recv()) is not None:
+        q.put(thing)
+
+
+def get_and_send_one(connection, q):
+    connection.send(q.get())
+    connection.recv()
+
+
+def relay(source, sink):
+    """From one end to another until there is an end, and say so; from queues, by their ends."""
+    if not hasattr(source, "recv"):
+        source._writer.close()
+        source, sink = source._reader, sink._writer
+    try:
+        while True:
+            sink.send(source.recv())
+    except EOFError:
+        sink.send("EOF")
+
+
+def loop_back(reader, writer, results):
+    writer.send("through the child")
+    results.put(reader.recv())
