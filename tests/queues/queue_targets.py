@@ -1,8 +1,11 @@
 """What the children of the tests here run: importable by name under every start method."""
 
+import multiprocessing.queues as _stdlib_queues
 import os
 import signal
 import time
+
+import mproc_ext.queues as _queues
 
 
 def raise_back(kind, *args):
@@ -98,3 +101,90 @@ def relay(source, sink):
 def loop_back(reader, writer, results):
     writer.send("through the child")
     results.put(reader.recv())
+
+
+def get_some(q, results, count):
+    """Send on what comes, and then the queue's tag, if it has one."""
+    for _ in range(count):
+        results.put(q.get())
+    results.put(getattr(q, "tag", None))
+
+
+class _Called:
+    def __init__(self, *args, **kwargs):
+        self.calls = []
+        super().__init__(*args, **kwargs)
+
+
+class OwnThread(_Called, _queues.Queue):
+    def _start_thread(self):
+        self.calls.append(1)
+        super()._start_thread()
+
+
+class OwnFeed(_Called, _queues.Queue):
+    """As loky does it: the thread is this class's own."""
+
+    def _start_thread(self):
+        self.calls.append(1)
+        super()._start_thread()
+
+    @staticmethod
+    def _feed(*args):
+        raise AssertionError("the stdlib starts Queue._feed")
+
+
+class OwnReset(_Called, _queues.Queue):
+    def _reset(self, after_fork=False):
+        if hasattr(self, "calls"):
+            self.calls.append(after_fork)
+        super()._reset(after_fork)
+
+
+class _TagMixin:
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tag = "tag"
+
+    def __getstate__(self):
+        return super().__getstate__(), self.tag
+
+    def __setstate__(self, state):
+        super().__setstate__(state[0])
+        self.tag = state[1] + "!"
+
+
+class Tagged(_TagMixin, _queues.Queue):
+    pass
+
+
+class TaggedStdlib(_TagMixin, _stdlib_queues.Queue):
+    pass
+
+
+class TaggedSimple(_TagMixin, _queues.SimpleQueue):
+    pass
+
+
+class OwnJoinable(_TagMixin, _queues.JoinableQueue):
+    pass
+
+
+def make_tagged(package):
+    return Tagged if package == "mproc_ext" else TaggedStdlib
+
+
+def echo_many(q, results):
+    """In batches, until the queue is shut down."""
+    while True:
+        try:
+            found = q.get_many(50)
+        except _queues.ShutDown:
+            return
+        results.put_many(found)
+        for _ in found:
+            q.task_done()
+
+
+def iterate(connection, q):
+    connection.send(list(q))
