@@ -29,8 +29,8 @@ MPX_NODISCARD int mpx_bell_adopt(mpx_bell_t *bell, int reader, int writer);
 void mpx_bell_close_reader(mpx_bell_t *bell);
 void mpx_bell_close_writer(mpx_bell_t *bell);
 
-/* To ring once more is no error, nor is it where the end is closed. */
-void mpx_bell_ring(const mpx_bell_t *bell);
+/* To ring once more is no error, nor is it where the end is closed: then it is false. */
+bool mpx_bell_ring(const mpx_bell_t *bell);
 void mpx_bell_quiet(const mpx_bell_t *bell);
 
 /* Whether the ends that this process has not closed still are the bell's. */

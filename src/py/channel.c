@@ -410,6 +410,12 @@ static PyObject *Channel_watch(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+static void close_ends(ChannelObject *self, bool reader, bool writer)
+{
+    Py_BEGIN_ALLOW_THREADS mpx_ring_close_ends(&self->ring, reader, writer);
+    Py_END_ALLOW_THREADS
+}
+
 PyDoc_STRVAR(Channel_close_reader_doc, "_close_reader($self, /)\n--\n\n"
                                        "Close the reading end in this process.");
 
@@ -417,7 +423,7 @@ static PyObject *Channel_close_reader(PyObject *self, PyObject *Py_UNUSED(ignore
 {
     if (!is_made(self))
         return NULL;
-    mpx_bell_close_reader(&channel(self)->ring.bell);
+    close_ends(channel(self), true, false);
     Py_RETURN_NONE;
 }
 
@@ -428,7 +434,7 @@ static PyObject *Channel_close_writer(PyObject *self, PyObject *Py_UNUSED(ignore
 {
     if (!is_made(self))
         return NULL;
-    mpx_bell_close_writer(&channel(self)->ring.bell);
+    close_ends(channel(self), false, true);
     Py_RETURN_NONE;
 }
 
@@ -566,8 +572,8 @@ static PyObject *Channel_shut(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (!is_made(self))
         return NULL;
-    mpx_ring_shut(&channel(self)->ring);
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS mpx_ring_shut(&channel(self)->ring);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 static void Channel_dealloc(PyObject *self)
