@@ -5,9 +5,14 @@ child in the object's arena, once, and lets it hold the object's slot; unpicklin
 child's process to the arena.  See src/core/mpx_arena.h.
 """
 
+import os
+
 from mproc_ext import _core, context, reduction
 
 __all__ = ()
+
+# The records for this process that it has made its own: (identity, seat).
+_seats_taken = set()
 
 
 def hand_over(shared):
@@ -24,8 +29,15 @@ def hand_over(shared):
 
 def take_over(identity, seat, fd, slot):
     """In the child: attach to the arena.  Returns what the type's _take method takes."""
-    if not _core.arena_known(identity):
-        _core.arena_attach(fd.detach(), seat)
+    if (identity, seat) not in _seats_taken:
+        fd = fd.detach()
+        if _core.arena_known(identity):
+            # The child of a fork server that is in it, by what the main module makes.
+            os.close(fd)
+            _core.arena_join(identity, seat)
+        else:
+            _core.arena_attach(fd, seat)
+        _seats_taken.add((identity, seat))
     return identity, slot
 
 

@@ -4,7 +4,8 @@ What counts is in C (src/py/semlock.c, event.c, condition.c).  None of these obj
 process that dies:
 
 * A Lock or RLock that a dead process held is taken over by the next who acquires it, with one
-  RuntimeWarning.  A process that ends normally leaves it locked, and anyone may release it.
+  RuntimeWarning.  A process that ends normally leaves it locked: a Lock for anyone to release, an
+  RLock, which only its holder could, for good.
 * A permit of a Semaphore that a dead process had taken stays taken.
 * Nobody waits for a waiter that has died: not a notify, not a barrier.
 """
@@ -182,11 +183,17 @@ class Event(_core.Event, _std.Event):
 
     def __getstate__(self):
         _assert_may_travel(self)
-        return _arena.hand_over(self)
+        # The stdlib's has no such method: what the program has put into the object travels too.
+        return (*_arena.hand_over(self), object.__getstate__(self))
 
     def __setstate__(self, state):
+        *where, own = state
         self._is_fork_ctx = False
-        self._take(*_arena.take_over(*state))
+        self._take(*_arena.take_over(*where))
+        attributes, slots = own if isinstance(own, tuple) else (own, None)
+        self.__dict__.update(attributes or {})
+        for name, value in (slots or {}).items():
+            setattr(self, name, value)
 
     def __copy__(self):
         return self
@@ -212,6 +219,7 @@ class Barrier(_std.Barrier):
     def __setstate__(self, state):
         (self._parties, self._action, self._timeout, self._cond, self._door, self._block) = state
         self._array = memoryview(self._block).cast("i")
+        self._releasing = 0
 
     def __getstate__(self):
         return (self._parties, self._action, self._timeout, self._cond, self._door, self._block)
@@ -224,7 +232,7 @@ class Barrier(_std.Barrier):
                 self._exit()
         if self._state < 0:
             raise threading.BrokenBarrierError
-        inside = sum(self._cond._counts(False))
+        inside = sum(self._cond._counts(False)) + self._releasing
         if inside != self._count or inside + 1 == self._parties:
             self._count = self._living_inside()
 
@@ -240,7 +248,16 @@ class Barrier(_std.Barrier):
         super()._wait(0)
 
     def _living_inside(self):
-        return sum(self._cond._counts(True))
+        return sum(self._cond._counts(True)) + self._releasing
+
+    def _release(self):
+        # Who holds the lock now and gets to _enter() is the action, which waits at its own barrier:
+        # the party that runs it is inside, and has no node.
+        self._releasing += 1
+        try:
+            super()._release()
+        finally:
+            self._releasing -= 1
 
     def _exit(self):
         super()._exit()

@@ -186,6 +186,7 @@ static void after_fork_in_child(void)
     for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
         arena->self = arena->unborn;
         arena->unborn = NULL;
+        mpx_slots_leave_private(arena);
         sign(arena);
         if (arena->self != NULL && !mpx_member_adopt(arena->self)) {
             /* The parent was killed long ago, and the record was taken for its leftover. */
@@ -193,7 +194,6 @@ static void after_fork_in_child(void)
             pin(arena);
             mpx_slots_mark_own(arena);
         }
-        mpx_slots_leave_private(arena);
     }
     mpx_arena_exit();
 }
@@ -468,6 +468,29 @@ int mpx_arena_attach(mpx_arena_t **arena, int fd, uint32_t seat)
 {
     mpx_arena_enter();
     int status = attach(arena, fd, seat);
+    mpx_arena_exit();
+    return status;
+}
+
+static int join(mpx_arena_t *arena, uint32_t seat)
+{
+    mpx_member_t *member = mpx_member_find(arena, seat);
+    if (member == NULL || arena->self == NULL || !mpx_member_adopt(member)) {
+        return -EPROTO;
+    }
+    if (member->number == arena->self->number) {
+        return 0;
+    }
+    mpx_arena_lock(arena);
+    int status = mpx_member_merge(arena, member);
+    mpx_arena_unlock(arena);
+    return status;
+}
+
+int mpx_arena_join(mpx_arena_t *arena, uint32_t seat)
+{
+    mpx_arena_enter();
+    int status = join(arena, seat);
     mpx_arena_exit();
     return status;
 }

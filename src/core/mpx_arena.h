@@ -129,6 +129,10 @@ void mpx_arena_settle(mpx_arena_t *arena, uint32_t seat, pid_t pid);
  * -EPROTO: that is no arena, or the seat is another's. */
 MPX_NODISCARD int mpx_arena_attach(mpx_arena_t **arena, int fd, uint32_t seat);
 
+/* The same in a child that is a member already, as the child of a fork server can be: it holds what
+ * it was given besides what it holds. Once for a seat. */
+MPX_NODISCARD int mpx_arena_join(mpx_arena_t *arena, uint32_t seat);
+
 /* Takes a slot over that the parent has given: it is held once more. -EPROTO: it was not given. */
 MPX_NODISCARD int mpx_slot_take(mpx_arena_t *arena, mpx_slot_t slot);
 

@@ -154,7 +154,18 @@ uint64_t mpx_member_all_hold(mpx_arena_t *arena, uint32_t region, uint32_t word)
 
 /* ---- Making a record ------------------------------------------------------------------------- */
 
-/* Writes the bits of a record that is nobody's: `from`'s, or none. */
+/* The bit of this process's private slot, if it is in that word. */
+static uint64_t private_bit(const mpx_arena_t *arena, uint32_t region, uint32_t word)
+{
+    uint32_t index = arena->private_slot - 1;
+    if (arena->private_slot == 0 || mpx_region_of(index) != region) {
+        return 0;
+    }
+    uint32_t in_region = index - mpx_region_start(region);
+    return in_region / 64 == word ? UINT64_C(1) << in_region % 64 : 0;
+}
+
+/* Writes the bits of a record that is nobody's: `from`'s, which is this process's, or none. */
 static int write_bits(mpx_arena_t *arena, mpx_member_t *member, mpx_member_t *from)
 {
     for (uint32_t region = 0; region < MPX_REGIONS; region++) {
@@ -169,7 +180,8 @@ static int write_bits(mpx_arena_t *arena, mpx_member_t *member, mpx_member_t *fr
             return -ENOMEM;
         }
         for (uint32_t w = 0; bits != NULL && w < mpx_region_words(region); w++) {
-            mpx_u64_store_relaxed(bits + w, source == NULL ? 0 : mpx_u64_load_relaxed(source + w));
+            uint64_t word = source == NULL ? 0 : mpx_u64_load_relaxed(source + w);
+            mpx_u64_store_relaxed(bits + w, word & ~private_bit(arena, region, w));
         }
         MPX_STEP(member_bits);
     }
@@ -289,6 +301,28 @@ void mpx_member_settle(mpx_member_t *member, pid_t pid)
 void mpx_member_unseat(mpx_member_t *member)
 {
     (void)hand_over(member, word_of(mpx_os_own_process()), 0);
+}
+
+/* Under the mutex. */
+int mpx_member_merge(mpx_arena_t *arena, mpx_member_t *member)
+{
+    for (uint32_t region = 0; region < MPX_REGIONS; region++) {
+        mpx_atomic_u64 *source = mpx_region_bits(arena, &member->held[region], region);
+        int status = source == NULL ? 0 : furnish(arena, arena->self, region);
+        if (status < 0) {
+            return status;
+        }
+        mpx_atomic_u64 *bits = mpx_region_bits(arena, &arena->self->held[region], region);
+        if (bits == NULL && source != NULL) {
+            return -ENOMEM;
+        }
+        for (uint32_t w = 0; source != NULL && w < mpx_region_words(region); w++) {
+            uint64_t both = mpx_u64_load_relaxed(bits + w) | mpx_u64_load_relaxed(source + w);
+            mpx_u64_store_relaxed(bits + w, both);
+        }
+    }
+    mpx_u64_store_release(&member->owner, 0);
+    return 0;
 }
 
 /* ---- Death ----------------------------------------------------------------------------------- */

@@ -4,7 +4,7 @@
  *
  * Offsets within the segment are kept in units of 64 bytes, which are handed out from `used` upward
  * and never taken back: member records and bitmaps are used again by later members, slots by later
- * objects.
+ * objects. All have storage but the extents of the heap (mpx_heap.h), whose blocks are given some.
  *
  *   shared      mutex, identity, number of births, the newest member, the regions
  *   signs       no bytes, but locks on bytes far behind the end: see mpx_os_life_t
@@ -114,12 +114,16 @@ MPX_NODISCARD int mpx_arena_take_sparse(mpx_arena_t *arena, uint64_t size, uint6
 
 /* ---- mpx_arena_member.c: who is in the arena ------------------------------------------------- */
 
-/* Makes a record: with a copy of this process's bits, for a child that will be forked, or with
- * none. Its owner is this process until it is adopted or settled. */
+/* Makes a record: with a copy of this process's bits but for the private slot's, for a child that
+ * will be forked, or with none. Its owner is this process until it is adopted or settled. */
 MPX_NODISCARD int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_t **member);
 
 /* Makes a record that another process has made this process's; false where it is not to be had. */
 bool mpx_member_adopt(mpx_member_t *member);
+
+/* Adds what another record of this process holds to its own one, and frees that. Under the mutex.
+ */
+MPX_NODISCARD int mpx_member_merge(mpx_arena_t *arena, mpx_member_t *member);
 
 /* Says whose a record that was made here is, unless that has adopted it already. In a foreign
  * process, nothing: the record stays its own until it is adopted. */
@@ -172,7 +176,7 @@ bool mpx_slots_is_taken(mpx_arena_t *arena, mpx_slot_t slot);
 /* Makes this process's private slot, which a forked child does not inherit, unless there is one. */
 MPX_NODISCARD int mpx_slots_make_private(mpx_arena_t *arena);
 
-/* In a forked child: lets go of the parent's private slot. */
+/* In a forked child: forgets the parent's private slot. */
 void mpx_slots_leave_private(mpx_arena_t *arena);
 
 /* Makes every lock nobody's that this process holds. */

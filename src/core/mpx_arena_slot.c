@@ -164,6 +164,15 @@ static int find_free(mpx_arena_t *arena, uint32_t limit, uint32_t *index)
     return -EAGAIN;
 }
 
+/* In atomic steps: others may look whether there still is a former owner of blocks in it. */
+static void clear_room(mpx_slot_cell_t *slot)
+{
+    mpx_atomic_u64 *words = (mpx_atomic_u64 *)(void *)slot->room;
+    for (size_t w = 0; w < sizeof(slot->room) / sizeof(*words); w++) {
+        mpx_u64_store_relaxed(words + w, 0);
+    }
+}
+
 /* Under the mutex. */
 static int claim(mpx_arena_t *arena, uint32_t *index)
 {
@@ -181,7 +190,7 @@ static int claim(mpx_arena_t *arena, uint32_t *index)
     }
     MPX_STEP(slot_held);
     mpx_u64_store_relaxed(&slot->born, mpx_u64_load_relaxed(&arena->shared->births));
-    memset(slot->room, 0, sizeof(slot->room));
+    clear_room(slot);
     return 0;
 }
 
@@ -457,20 +466,14 @@ void mpx_arena_set_undertaker(mpx_undertaker_t *function)
     mpx_arena_exit();
 }
 
-/* The parent holds it, or has died: then somebody will look. */
+/* The child's record is without it (see mpx_member_seat). */
 void mpx_slots_leave_private(mpx_arena_t *arena)
 {
-    if (arena->private_slot == 0) {
-        return;
+    if (arena->private_slot != 0) {
+        arena->references[arena->private_slot - 1] = 0;
+        arena->private_slot = 0;
+        mpx_u64_store_relaxed(&arena->own, 0);
     }
-    arena->references[arena->private_slot - 1] = 0;
-    if (arena->self != NULL) {
-        mpx_arena_lock(arena);
-        mpx_member_drop(arena, arena->self, arena->private_slot - 1);
-        mpx_arena_unlock(arena);
-    }
-    arena->private_slot = 0;
-    mpx_u64_store_relaxed(&arena->own, 0);
 }
 
 bool mpx_slots_is_taken(mpx_arena_t *arena, mpx_slot_t slot)

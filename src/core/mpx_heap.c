@@ -28,6 +28,9 @@
  *   trim     not "stored"                some storage, which the next maker allocates anew
  *            punched, not "touched"      none
  *
+ * What the dead have written is seen without a release of theirs: they are dead when the kernel
+ * says so, which it does after all that they stored.
+ *
  * Hints (`rover`, `recent`) are written by anyone at any time, and may lead anywhere: what has no
  * MPX_RUN_HEAD, or an owner, is not what they promise. That bit is set only after a walk leads to
  * the entry, and cleared before none does.
@@ -342,6 +345,9 @@ int mpx_heap_new(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size, mpx_bl
                  void **address)
 {
     uint64_t units = size == 0 ? 1 : (size - 1) / MPX_BLOCK_UNIT + 1;
+    if (owner == 0) {
+        return -EINVAL; /* that would be a free block */
+    }
     if (units > MPX_RUN_LENGTH) {
         return -EFBIG;
     }

@@ -43,7 +43,8 @@ MPX_NODISCARD int mpx_heap_owner_new(mpx_arena_t *arena, mpx_slot_t slot, mpx_he
 MPX_NODISCARD int mpx_heap_own(mpx_arena_t *arena, mpx_heap_owner_t *owner);
 
 /* Makes a block of at least `size` bytes for an owner whose slot this process holds. What is in it
- * is undefined. -ENOMEM, -ENOSPC, -EFBIG, -EBADF and -ESTALE where there is none to be had. */
+ * is undefined. -ENOMEM, -ENOSPC, -EFBIG, -EBADF and -ESTALE where there is none to be had. -ENOMEM
+ * also where so much would leave the machine, or a control group, without memory. */
 MPX_NODISCARD int mpx_heap_new(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size,
                                mpx_block_t *block, void **address);
 

@@ -160,8 +160,7 @@ void mpx_heap_remember(mpx_heap_shared_t *heap, uint32_t unit);
 /* How many units of a block have no storage. */
 uint32_t mpx_place_missing(const mpx_place_t *place);
 
-/* Gives them some; on failure a part of them may have it. By who has made the block, and has not
- * handed it out yet. */
+/* Gives them some, or none of them. By who has made the block, and has not handed it out yet. */
 MPX_NODISCARD int mpx_place_store(mpx_arena_t *arena, const mpx_place_t *place);
 
 #endif

@@ -7,6 +7,9 @@
 #include "mpx_arena_pvt.h"
 #include "mpx_fault.h"
 
+/* So many units get storage at a time. */
+#define PIECE 64
+
 /* ---- Storage --------------------------------------------------------------------------------- */
 
 static void set_flags(const mpx_extent_t *extent, uint32_t begin, uint32_t end, uint64_t clear,
@@ -64,20 +67,24 @@ uint32_t mpx_place_missing(const mpx_place_t *place)
     return missing;
 }
 
+/* Piece by piece, each after a look whether the file still is ours. What was given to a block that
+ * cannot have all is taken back. */
 int mpx_place_store(mpx_arena_t *arena, const mpx_place_t *place)
 {
     const mpx_extent_t *extent = &place->extent;
-    uint32_t begin = place->index, end = place->index + place->length;
+    uint32_t begin = place->index, end = place->index + place->length, first = end;
     int status = 0;
     while (status == 0 && begin < end) {
         uint32_t next = end_of_same(extent, begin, end, MPX_RUN_STORED);
         if (!mpx_unit_has(extent, begin, MPX_RUN_STORED)) {
+            first = first == end ? begin : first;
+            next = next - begin > PIECE ? begin + PIECE : next;
             status = allocate(arena, extent, begin, next);
-            if (status < 0) {
-                deallocate(arena, extent, begin, next);
-            }
         }
         begin = next;
+    }
+    if (status < 0) {
+        deallocate(arena, extent, first, begin);
     }
     return status;
 }
@@ -194,8 +201,8 @@ static uint64_t punch(mpx_arena_t *arena, const mpx_place_t *place, uint64_t mos
 static void trim_units(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint64_t excess)
 {
     trim_t trim;
-    if (mpx_heap_own(arena, &trim.own) < 0) {
-        return;
+    if (mpx_segment_fd(&arena->segment) < 0 || mpx_heap_own(arena, &trim.own) < 0) {
+        return; /* a block whose storage cannot be taken would have to be given it again */
     }
     for (int pass = 0; pass < 2; pass++) {
         trim.recent_too = pass == 1;

@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <sched.h>
 #include <string.h>
 
 /* What a ring's slot holds. */
@@ -58,9 +57,8 @@ int mpx_ring_new_segment(mpx_ring_t *ring, mpx_heap_owner_t owner, uint32_t unit
     while (capacity < units) {
         capacity *= 2;
     }
-    int status =
-        mpx_heap_new(ring->arena, owner, MPX_SEGMENT_HEADER + (size_t)capacity * MPX_RING_UNIT,
-                     block, &address);
+    int status = mpx_heap_new(
+        ring->arena, owner, MPX_SEGMENT_HEADER + (size_t)capacity * MPX_RING_UNIT, block, &address);
     if (status == 0) {
         mpx_ring_segment_t *segment = address;
         memset(segment, 0, sizeof(*segment));
@@ -204,25 +202,23 @@ static int sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline)
 int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready,
                       int64_t deadline, bool *slept)
 {
+    int status = 0;
     for (unsigned tries = 0;; tries++) {
         uint64_t seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
         if (ready(ring, seen) || mpx_ring_is_shut(ring)) {
             return 0;
         }
-        int status = 0;
-        if (tries >= MPX_WAIT_YIELDS) {
-            *slept = true;
-            /* To shut the ring changes the word; what was done before that is seen. */
-            if (announce(word, seen) && !mpx_ring_is_shut(ring)) {
-                status = sleep_on(word, seen, deadline);
-            }
-        } else if (mpx_os_now() < deadline) {
-            sched_yield();
-        } else {
-            status = -ETIMEDOUT;
-        }
         if (status < 0) {
             return status == -ETIMEDOUT ? -EAGAIN : status;
+        }
+        if (mpx_wait_yields(&ring->mood, tries, deadline)) {
+            continue;
+        }
+        *slept = true;
+        tries = MPX_WAIT_YIELDS;
+        /* To shut the ring changes the word; what was done before that is seen. */
+        if (announce(word, seen) && !mpx_ring_is_shut(ring)) {
+            status = sleep_on(word, seen, deadline);
         }
     }
 }
@@ -256,12 +252,13 @@ void mpx_ring_shut(mpx_ring_t *ring)
 /* `done` goes by the same words as `head` and `tail`, without a position. */
 static bool is_finished(mpx_ring_t *ring, uint64_t done)
 {
-    return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)) == 0; /* R5: with R4 */
+    return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)) ==
+           0; /* R5: with R4 */
 }
 
 uint32_t mpx_ring_unfinished(mpx_ring_t *ring)
 {
-    uint64_t done = mpx_u64_load_acquire(&ring->control->done);              /* R15: with R14 */
+    uint64_t done = mpx_u64_load_acquire(&ring->control->done);                /* R15: with R14 */
     return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)); /* R5: with R4 */
 }
 
@@ -295,9 +292,11 @@ int mpx_ring_join(mpx_ring_t *ring, int64_t deadline)
         if (status < 0) {
             return status == -ETIMEDOUT ? -EAGAIN : status;
         }
-        if (tries < MPX_WAIT_YIELDS && mpx_os_now() < deadline) {
-            sched_yield();
-        } else if (announce(word, seen)) {
+        if (mpx_wait_yields(&ring->mood, tries, deadline)) {
+            continue;
+        }
+        tries = MPX_WAIT_YIELDS;
+        if (announce(word, seen)) {
             status = sleep_on(word, seen, deadline);
         }
     }

@@ -42,6 +42,7 @@
 
 #include "mpx_bell.h"
 #include "mpx_heap.h"
+#include "mpx_wait.h"
 
 /* The longest message without a block, bytes. */
 #define MPX_RING_INLINE (UINT32_C(64) * 1024)
@@ -68,6 +69,7 @@ typedef struct {
     mpx_heap_owner_t owner;
     struct mpx_ring_control *control;
     mpx_bell_t bell; /* both ends -1: none */
+    mpx_wait_mood_t mood;
     mpx_ring_side_t producer;
     mpx_ring_side_t consumer;
 } mpx_ring_t;
@@ -101,33 +103,43 @@ void mpx_ring_drop(mpx_ring_t *ring);
  *   -EPIPE      the ring was shut
  *   -EMSGSIZE   longer than MPX_RING_INLINE
  *   -EPROTO     the ring is damaged
- *   -ENOMEM, -ENOSPC, -EFBIG, -EBADF, -ESTALE   there is no memory to grow; the ring is as before */
+ *   -ENOMEM, -ENOSPC, -EFBIG, -EBADF, -ESTALE   there is no memory to grow; the ring is as before
+ */
 MPX_NODISCARD int mpx_ring_put(mpx_ring_t *ring, const mpx_message_t *message, int64_t deadline);
 
 /* The same without a wait for room: the deadline is for -EBUSY. */
 MPX_NODISCARD int mpx_ring_put_now(mpx_ring_t *ring, const mpx_message_t *message,
                                    int64_t deadline);
 
-/* The same without any wait or system call, but to wake a sleeper; -EBUSY: mpx_ring_put_now might do
- * it. */
+/* The same without any wait or system call, but to wake a sleeper; -EBUSY: mpx_ring_put_now might
+ * do it. */
 MPX_NODISCARD int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *message);
 
-/* Takes the oldest message, and copies it to `buffer`, which has `capacity` bytes. Its block belongs
- * to this process then.
- *   0           done: message->data is the buffer
- *   -ENOBUFS    it is longer than that (no message is than MPX_RING_INLINE): it stays in the ring
- *   -EAGAIN     there is none, and the deadline has passed
- *   -EBUSY      as with put
- *   -EINTR      a signal handler ran: call again
- *   -EPIPE      there is none, and the ring was shut
- *   -EPROTO     the ring is damaged
- *   -ENOMEM, -EBADF, ...   its segment cannot be mapped: it stays in the ring */
+/* Puts the first ones of several messages, one or more, as many as there is room for at once, in
+ * one step: whoever gets one of them may get them all. *done says how many; a message with a block
+ * is put alone. Else as mpx_ring_put. */
+MPX_NODISCARD int mpx_ring_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_t count,
+                                    size_t *done, int64_t deadline);
+
+/* Takes the oldest message, and copies it to `buffer`, which has `capacity` bytes. Its block
+ * belongs to this process then. 0           done: message->data is the buffer -ENOBUFS    it is
+ * longer than that (no message is than MPX_RING_INLINE): it stays in the ring -EAGAIN     there is
+ * none, and the deadline has passed -EBUSY      as with put -EINTR      a signal handler ran: call
+ * again -EPIPE      there is none, and the ring was shut -EPROTO     the ring is damaged -ENOMEM,
+ * -EBADF, ...   its segment cannot be mapped: it stays in the ring */
 MPX_NODISCARD int mpx_ring_get(mpx_ring_t *ring, void *buffer, size_t capacity,
                                mpx_message_t *message, int64_t deadline);
 MPX_NODISCARD int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capacity,
                                    mpx_message_t *message, int64_t deadline);
 MPX_NODISCARD int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity,
                                    mpx_message_t *message);
+
+/* Takes the oldest messages, up to `count`, as many as there are and the buffer has room for, in
+ * one step. *done says how many: one or more; a message with a block is taken alone. Else as
+ * mpx_ring_get. */
+MPX_NODISCARD int mpx_ring_get_many(mpx_ring_t *ring, void *buffer, size_t capacity,
+                                    mpx_message_t *messages, size_t count, size_t *done,
+                                    int64_t deadline);
 
 /* How many messages there are, and how many there were ever (modulo 2^31). */
 uint32_t mpx_ring_count(mpx_ring_t *ring);

@@ -119,19 +119,16 @@ static int read_record(const mpx_ring_side_t *side, uint32_t position, uint32_t 
     return kind == MPX_RECORD_MESSAGE && record.size <= MPX_RING_INLINE ? 0 : -EPROTO;
 }
 
-/* The record of the next message, and the position behind it. */
-static int find_message(mpx_ring_t *ring, uint64_t head, uint64_t tail, found_t *found,
+/* The record of the message at the position, and the position behind it. */
+static int find_message(mpx_ring_t *ring, uint32_t position, uint64_t tail, found_t *found,
                         uint32_t *end)
 {
-    uint32_t position = mpx_ring_position(head), last = mpx_ring_position(tail);
+    uint32_t last = mpx_ring_position(tail);
     int status = 0;
     *found = (found_t){.is_pad = true};
     while (status == 0 && found->is_pad) {
-        status = find_segment(ring, position);
-        if (status == 0) {
-            status = read_record(&ring->consumer, position, last - position, found);
-            position += found->units;
-        }
+        status = read_record(&ring->consumer, position, last - position, found);
+        position += found->units;
     }
     *end = position;
     return status;
@@ -139,41 +136,92 @@ static int find_message(mpx_ring_t *ring, uint64_t head, uint64_t tail, found_t 
 
 /* ---- Get ------------------------------------------------------------------------------------- */
 
-/* Makes it visible that the message is taken; returns `head` as it was. */
-static uint64_t claim(mpx_ring_t *ring, uint64_t head, uint32_t end)
+/* What a consumer brings to the mutex: room for messages, which are copied one behind the other. */
+typedef struct {
+    mpx_message_t *messages;
+    size_t count;
+    size_t done;
+    char *room;
+    size_t capacity;
+    mpx_heap_owner_t own; /* where it has been asked for */
+    uint64_t before;      /* `head`, as it was */
+} getting_t;
+
+/* Makes it visible that messages are taken. */
+static void claim(mpx_ring_t *ring, getting_t *getting, uint64_t head, uint32_t end)
 {
-    return mpx_u64_exchange_acq_rel(&ring->control->head, /* R2: with R3, R7: with R6 */
-                                    mpx_ring_word(end, mpx_ring_messages(head) + 1));
+    uint32_t messages = mpx_ring_messages(head) + (uint32_t)getting->done;
+    MPX_STEP(ring_copied);
+    getting->before = mpx_u64_exchange_acq_rel(
+        &ring->control->head, mpx_ring_word(end, messages)); /* R2: with R3, R7: with R6 */
+    MPX_STEP(ring_taken);
 }
 
-/* The same where it has a block, which must be to be had here: else it stays for another one. */
-static int claim_with_block(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_block_t block,
-                            uint64_t *head, uint32_t end)
+static void copy_message(getting_t *getting, const found_t *found)
+{
+    mpx_message_t *message = getting->messages + getting->done++;
+    *message = (mpx_message_t){.room = getting->room, .size = found->size, .block = found->block};
+    if (found->size > 0) {
+        memcpy(getting->room, found->data, found->size);
+    }
+    getting->room += found->size;
+    getting->capacity -= found->size;
+}
+
+/* A message with a block, which must be to be had here: else it stays for another one. */
+static int get_with_block(mpx_ring_t *ring, getting_t *getting, const found_t *found, uint64_t head,
+                          uint32_t end)
 {
     mpx_ring_control_t *control = ring->control;
     size_t size;
-    if (mpx_heap_at(ring->arena, block, &size) == NULL) {
+    if (getting->own == 0) {
+        return NEEDS_OWNER;
+    }
+    if (mpx_heap_at(ring->arena, found->block, &size) == NULL) {
         return -ENOMEM;
     }
-    control->taking_at = mpx_ring_position(*head);
+    copy_message(getting, found);
+    control->taking_at = mpx_ring_position(head);
     mpx_compiler_barrier(); /* whoever dies here leaves no note, or a whole one */
-    control->taking = block;
+    control->taking = found->block;
     MPX_STEP(ring_take_noted);
-    *head = claim(ring, *head, end);
-    MPX_STEP(ring_taken);
-    bool given = mpx_heap_give(ring->arena, block, ring->owner, own);
+    claim(ring, getting, head, end);
+    bool given = mpx_heap_give(ring->arena, found->block, ring->owner, getting->own);
     MPX_STEP(ring_take_given);
     control->taking = 0;
     return given ? 0 : -EPROTO;
 }
 
+/* Whether the segment has something at the position. */
+static bool goes_on(const mpx_ring_side_t *side, uint32_t position)
+{
+    uint64_t next = mpx_u64_load_acquire(&side->segment->next); /* R13: with R12 */
+    return next == 0 || side->segment->end != position;
+}
+
+/* The first message, which has no block, and those behind it as far as there is room for them. No
+ * segment is left before `head` is behind it. */
+static void get_some(mpx_ring_t *ring, getting_t *getting, const found_t *first, uint64_t head,
+                     uint64_t tail, uint32_t end)
+{
+    uint32_t there = mpx_ring_between(head, tail), next;
+    found_t found = {0};
+    copy_message(getting, first);
+    while (getting->done < getting->count && getting->done < there &&
+           goes_on(&ring->consumer, end) && find_message(ring, end, tail, &found, &next) == 0 &&
+           found.block == 0 && found.size <= getting->capacity) {
+        copy_message(getting, &found);
+        end = next;
+    }
+    claim(ring, getting, head, end);
+}
+
 /* Under the mutex. */
-static int get_locked(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_message_t *message,
-                      size_t capacity, uint64_t *before)
+static int get_locked(mpx_ring_t *ring, getting_t *getting)
 {
     mpx_ring_control_t *control = ring->control;
-    found_t found;
-    uint32_t end;
+    found_t found = {0};
+    uint32_t end = 0;
     if (MPX_UNLIKELY(control->leaving != 0 || control->taking != 0)) {
         settle(ring);
     }
@@ -182,33 +230,27 @@ static int get_locked(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_message_t *mes
     if (mpx_ring_between(head, tail) == 0) {
         return -EAGAIN;
     }
-    int status = find_message(ring, head, tail, &found, &end);
+    int status = find_segment(ring, mpx_ring_position(head));
+    if (status == 0) {
+        status = find_message(ring, mpx_ring_position(head), tail, &found, &end);
+    }
     if (status < 0) {
         return status;
     }
-    if (found.block != 0 && own == 0) {
-        return NEEDS_OWNER;
-    }
-    if (found.size > capacity) {
+    if (found.size > getting->capacity) {
         return -ENOBUFS;
     }
-    if (found.size > 0) {
-        memcpy(message->room, found.data, found.size);
-    }
-    message->size = found.size;
-    message->block = found.block;
-    MPX_STEP(ring_copied);
-    *before = head;
     if (found.block != 0) {
-        return claim_with_block(ring, own, found.block, before, end);
+        return get_with_block(ring, getting, &found, head, end);
     }
-    *before = claim(ring, head, end);
+    get_some(ring, getting, &found, head, tail, end);
     return 0;
 }
 
 static bool has_message(mpx_ring_t *ring, uint64_t tail)
 {
-    return mpx_ring_between(mpx_u64_load_acquire(&ring->control->head), tail) != 0; /* R3: with R2 */
+    return mpx_ring_between(mpx_u64_load_acquire(&ring->control->head), tail) !=
+           0; /* R3: with R2 */
 }
 
 /* ---- Going back to a short segment ----------------------------------------------------------- */
@@ -230,8 +272,7 @@ static void trim(mpx_ring_t *ring)
 {
     mpx_heap_owner_t own;
     mpx_block_t block;
-    if (mpx_heap_own(ring->arena, &own) < 0 ||
-        mpx_ring_new_segment(ring, own, 0, &block) < 0) {
+    if (mpx_heap_own(ring->arena, &own) < 0 || mpx_ring_new_segment(ring, own, 0, &block) < 0) {
         return;
     }
     if (!mpx_ring_link_if_empty(ring, own, block)) {
@@ -257,8 +298,8 @@ static void finish(mpx_ring_t *ring, uint64_t before, bool was_long)
     }
 }
 
-/* The bell must not be heard where there is nothing. That `rung` is 0 does not say that it is silent:
- * so who found the ring empty does not rely on it. */
+/* The bell must not be heard where there is nothing. That `rung` is 0 does not say that it is
+ * silent: so who found the ring empty does not rely on it. */
 static void look_at_bell(mpx_ring_t *ring, int status)
 {
     bool may_ring = status == -EAGAIN || mpx_u32_load_relaxed(&ring->control->rung) != 0;
@@ -268,15 +309,13 @@ static void look_at_bell(mpx_ring_t *ring, int status)
 }
 
 /* With the mutex taken. */
-static int get_and_unlock(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_message_t *message,
-                          size_t capacity)
+static int get_and_unlock(mpx_ring_t *ring, getting_t *getting)
 {
-    uint64_t before;
-    int status = get_locked(ring, own, message, capacity, &before);
+    int status = get_locked(ring, getting);
     bool was_long = is_long(&ring->consumer);
     mpx_mutex_unlock(&ring->control->consumers);
     if (status == 0) {
-        finish(ring, before, was_long);
+        finish(ring, getting->before, was_long);
     }
     if (MPX_UNLIKELY(mpx_ring_is_watched(ring->control))) {
         look_at_bell(ring, status);
@@ -286,17 +325,16 @@ static int get_and_unlock(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_message_t 
 
 int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message)
 {
-    mpx_heap_owner_t own = 0;
+    getting_t getting = {.messages = message, .count = 1, .room = buffer, .capacity = capacity};
     int status;
-    message->room = buffer;
     do {
         status = mpx_mutex_try_lock(&ring->control->consumers);
         if (status < 0) {
             return status == -EAGAIN ? -EBUSY : status;
         }
-        status = get_and_unlock(ring, own, message, capacity);
+        status = get_and_unlock(ring, &getting);
         if (status == NEEDS_OWNER) {
-            status = mpx_heap_own(ring->arena, &own);
+            status = mpx_heap_own(ring->arena, &getting.own);
         } else {
             break;
         }
@@ -304,29 +342,24 @@ int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_messag
     return status == -EAGAIN && mpx_ring_is_shut(ring) && is_empty(ring) ? -EPIPE : status;
 }
 
-static int get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message,
-               bool may_wait, int64_t deadline)
+static int get(mpx_ring_t *ring, getting_t *getting, bool may_wait, int64_t deadline)
 {
     mpx_ring_control_t *control = ring->control;
-    mpx_heap_owner_t own = 0;
     bool slept = false;
     int status = 0;
-    message->room = buffer;
     while (status == 0) {
         status = mpx_mutex_lock(&control->consumers, deadline);
         if (status < 0) {
             break;
         }
-        status = get_and_unlock(ring, own, message, capacity);
+        status = get_and_unlock(ring, getting);
         if (status == NEEDS_OWNER) {
-            status = mpx_heap_own(ring->arena, &own);
+            status = mpx_heap_own(ring->arena, &getting->own);
         } else if (status != -EAGAIN) {
             break;
         } else if (mpx_ring_is_shut(ring) && is_empty(ring)) {
             status = -EPIPE;
-        } else if (!may_wait) {
-            break;
-        } else {
+        } else if (may_wait) {
             status = mpx_ring_wait_for(ring, &control->tail, has_message, deadline, &slept);
         }
     }
@@ -339,20 +372,31 @@ static int get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *m
 int mpx_ring_get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message,
                  int64_t deadline)
 {
-    return get(ring, buffer, capacity, message, true, deadline);
+    getting_t getting = {.messages = message, .count = 1, .room = buffer, .capacity = capacity};
+    return get(ring, &getting, true, deadline);
 }
 
 int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message,
                      int64_t deadline)
 {
-    return get(ring, buffer, capacity, message, false, deadline);
+    getting_t getting = {.messages = message, .count = 1, .room = buffer, .capacity = capacity};
+    return get(ring, &getting, false, deadline);
+}
+
+int mpx_ring_get_many(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *messages,
+                      size_t count, size_t *done, int64_t deadline)
+{
+    getting_t getting = {
+        .messages = messages, .count = count, .room = buffer, .capacity = capacity};
+    int status = get(ring, &getting, true, deadline);
+    *done = status == 0 ? getting.done : 0;
+    return status;
 }
 
 int mpx_ring_wait(mpx_ring_t *ring, int64_t deadline)
 {
     bool slept = false;
-    int status =
-        mpx_ring_wait_for(ring, &ring->control->tail, has_message, deadline, &slept);
+    int status = mpx_ring_wait_for(ring, &ring->control->tail, has_message, deadline, &slept);
     if (slept) { /* the wake was for one who takes a message: this one does not */
         mpx_ring_pass_on(ring, &ring->control->tail, has_message);
     }

@@ -242,10 +242,8 @@ void mpx_ring_close_ends(mpx_ring_t *ring, bool reader, bool writer)
 static void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind, const void *data,
                          size_t size, mpx_block_t block)
 {
-    unsigned char *at =
-        side->data + (size_t)(position & (side->capacity - 1)) * MPX_RING_UNIT;
-    mpx_record_t record = {.size = (uint32_t)size,
-                           .kind = mpx_record_kind_at(kind, position)};
+    unsigned char *at = side->data + (size_t)(position & (side->capacity - 1)) * MPX_RING_UNIT;
+    mpx_record_t record = {.size = (uint32_t)size, .kind = mpx_record_kind_at(kind, position)};
     if (kind == MPX_RECORD_WITH_BLOCK) {
         record.size += (uint32_t)sizeof(block);
         memcpy(at + sizeof(record), &block, sizeof(block));
@@ -256,42 +254,116 @@ static void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind
     memcpy(at, &record, sizeof(record));
 }
 
-/* One message, for which there is room. Returns `tail` as it was. */
-static uint64_t publish(mpx_ring_t *ring, const mpx_message_t *message, uint64_t tail,
-                        uint32_t fill, uint32_t units)
+/* What a producer brings to the mutex. */
+typedef struct {
+    const mpx_message_t *messages;
+    size_t count;
+    size_t done;          /* of those, the first ones */
+    mpx_heap_owner_t own; /* where it has been asked for: of a block, and of a segment */
+    mpx_block_t segment;  /* a new one, or 0 */
+    uint32_t wanted;      /* how many units a new one is to have */
+    uint64_t before;      /* `tail`, as it was */
+} putting_t;
+
+static uint32_t units_of(const mpx_message_t *message)
+{
+    return mpx_record_units(message->size + (message->block ? sizeof(message->block) : 0));
+}
+
+/* Writes a message behind `position`; the position behind it. */
+static uint32_t write_message(mpx_ring_t *ring, const mpx_message_t *message, uint32_t position,
+                              uint32_t fill)
 {
     mpx_ring_side_t *side = &ring->producer;
-    uint32_t position = mpx_ring_position(tail);
     if (fill > 0) {
         write_record(side, position, MPX_RECORD_PAD, NULL, 0, 0);
     }
-    write_record(side, position + fill,
-                 message->block ? MPX_RECORD_WITH_BLOCK : MPX_RECORD_MESSAGE, message->data,
-                 message->size, message->block);
-    MPX_STEP(ring_written);
-    return mpx_u64_exchange_acq_rel(
-        &ring->control->tail, /* R4: with R5, R7: with R6 */
-        mpx_ring_word(position + fill + units, mpx_ring_messages(tail) + 1));
+    write_record(side, position + fill, message->block ? MPX_RECORD_WITH_BLOCK : MPX_RECORD_MESSAGE,
+                 message->data, message->size, message->block);
+    return position + fill + units_of(message);
 }
 
-/* The same with a block, which belongs to `own`. */
-static int publish_with_block(mpx_ring_t *ring, mpx_heap_owner_t own, const mpx_message_t *message,
-                              uint64_t *tail, uint32_t fill, uint32_t units)
+/* Makes all visible that was written up to the position. */
+static void publish(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32_t position)
+{
+    uint32_t messages = mpx_ring_messages(tail) + (uint32_t)putting->done;
+    MPX_STEP(ring_written);
+    putting->before = mpx_u64_exchange_acq_rel(
+        &ring->control->tail, mpx_ring_word(position, messages)); /* R4: with R5, R7: with R6 */
+    MPX_STEP(ring_published);
+}
+
+/* The first message, for which there is room, and which has a block of this process. */
+static int put_with_block(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32_t fill)
 {
     mpx_ring_control_t *control = ring->control;
-    control->giving_at = mpx_ring_position(*tail);
+    const mpx_message_t *message = putting->messages;
+    control->giving_at = mpx_ring_position(tail);
     mpx_compiler_barrier(); /* whoever dies here leaves no note, or a whole one */
     control->giving = message->block;
     MPX_STEP(ring_gift_noted);
-    if (!mpx_heap_give(ring->arena, message->block, own, ring->owner)) {
+    if (!mpx_heap_give(ring->arena, message->block, putting->own, ring->owner)) {
         control->giving = 0;
         return -EPROTO;
     }
     MPX_STEP(ring_given);
-    *tail = publish(ring, message, *tail, fill, units);
-    MPX_STEP(ring_published);
+    putting->done = 1;
+    publish(ring, putting, tail, write_message(ring, message, mpx_ring_position(tail), fill));
     control->giving = 0;
     return 0;
+}
+
+/* How many units to fill up before the message at that position; -1 where there is no room. */
+static int64_t place(mpx_ring_t *ring, const mpx_message_t *message, uint32_t position)
+{
+    uint32_t units = units_of(message);
+    uint32_t fill = filling(&ring->producer, position, units);
+    if (has_room(ring, position, fill + units)) {
+        return fill;
+    }
+    ask_for_room(ring);
+    return has_room(ring, position, fill + units) ? (int64_t)fill : -1;
+}
+
+/* The same for the first one, for which a new segment is linked if need be. */
+static int make_place(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint64_t head,
+                      uint32_t *fill)
+{
+    uint32_t position = mpx_ring_position(tail), units = units_of(putting->messages);
+    int64_t found = place(ring, putting->messages, position);
+    if (found >= 0) {
+        *fill = (uint32_t)found;
+        return 0;
+    }
+    if (putting->segment == 0) {
+        putting->wanted = next_capacity(&ring->producer, units);
+        uint32_t used = position - mpx_ring_position(head);
+        return used > MPX_RING_UNITS - putting->wanted ? -ENOSPC : NEEDS_SEGMENT;
+    }
+    int status = link_segment(ring, putting->own, putting->segment, position);
+    if (status == 0) {
+        putting->segment = 0;
+        *fill = filling(&ring->producer, position, units);
+    }
+    return status;
+}
+
+/* Messages without blocks, the first one of which has its place; as many as have room at once. */
+static void put_some(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint64_t head,
+                     uint32_t fill)
+{
+    uint32_t room = ring->control->limit - mpx_ring_between(head, tail);
+    uint32_t position = write_message(ring, putting->messages, mpx_ring_position(tail), fill);
+    for (putting->done = 1; putting->done < putting->count && putting->done < room;
+         putting->done++) {
+        const mpx_message_t *next = putting->messages + putting->done;
+        int64_t found = next->block ? -1 : place(ring, next, position);
+        if (found < 0) {
+            break;
+        }
+        position = write_message(ring, next, position, (uint32_t)found);
+    }
+    publish(ring, putting, tail, position);
 }
 
 static bool is_full(mpx_ring_t *ring, uint64_t tail, uint64_t head)
@@ -299,59 +371,39 @@ static bool is_full(mpx_ring_t *ring, uint64_t tail, uint64_t head)
     return mpx_ring_between(head, tail) >= ring->control->limit;
 }
 
-/* Under the mutex: 0 and `tail` as it was before, NEEDS_SEGMENT and the units to have in it, or an
- * error. Uses up the block of a new segment by setting it to 0. */
-static int put_locked(mpx_ring_t *ring, mpx_heap_owner_t own, const mpx_message_t *message,
-                      mpx_block_t *segment, uint32_t *wanted, uint64_t *before)
+/* Under the mutex: 0 where one message or more are put, NEEDS_SEGMENT, or an error. */
+static int put_locked(mpx_ring_t *ring, putting_t *putting)
 {
     mpx_ring_control_t *control = ring->control;
+    uint32_t fill = 0;
+    int status = 0;
     if (MPX_UNLIKELY(control->linking != 0 || control->giving != 0)) {
-        int status = settle(ring);
-        if (status < 0) {
-            return status;
-        }
+        status = settle(ring);
     }
-    if (mpx_ring_is_shut(ring)) {
-        return -EPIPE;
+    if (status == 0 && mpx_ring_is_shut(ring)) {
+        status = -EPIPE;
     }
     uint64_t tail = mpx_u64_load_relaxed(&control->tail);
     uint64_t head = mpx_u64_load_acquire(&control->head); /* R3: with R2 */
-    if (is_full(ring, tail, head)) {
-        return -EAGAIN;
+    if (status == 0 && is_full(ring, tail, head)) {
+        status = -EAGAIN;
     }
-    int status = mpx_ring_map(ring, &ring->producer, mpx_u64_load_relaxed(&control->tail_block));
-    if (status < 0) {
+    if (status == 0) {
+        status = mpx_ring_map(ring, &ring->producer, mpx_u64_load_relaxed(&control->tail_block));
+    }
+    if (status == 0) {
+        status = make_place(ring, putting, tail, head, &fill);
+    }
+    if (status != 0) {
         return status;
-    }
-    uint32_t position = mpx_ring_position(tail);
-    uint32_t units =
-        mpx_record_units(message->size + (message->block ? sizeof(message->block) : 0));
-    uint32_t fill = filling(&ring->producer, position, units);
-    if (!has_room(ring, position, fill + units)) {
-        ask_for_room(ring);
-        if (!has_room(ring, position, fill + units)) {
-            if (*segment == 0) {
-                *wanted = next_capacity(&ring->producer, units);
-                return position - mpx_ring_position(head) > MPX_RING_UNITS - *wanted
-                           ? -ENOSPC
-                           : NEEDS_SEGMENT;
-            }
-            status = link_segment(ring, own, *segment, position);
-            if (status < 0) {
-                return status;
-            }
-            *segment = 0;
-            fill = filling(&ring->producer, position, units);
-        }
     }
     if (MPX_UNLIKELY(mpx_ring_is_watched(control))) {
         ring_bell(ring);
     }
-    if (message->block) {
-        *before = tail;
-        return publish_with_block(ring, own, message, before, fill, units);
+    if (putting->messages->block) {
+        return put_with_block(ring, putting, tail, fill);
     }
-    *before = publish(ring, message, tail, fill, units);
+    put_some(ring, putting, tail, head, fill);
     return 0;
 }
 
@@ -360,69 +412,62 @@ static bool has_place(mpx_ring_t *ring, uint64_t head)
     return !is_full(ring, mpx_u64_load_acquire(&ring->control->tail), head); /* R5: with R4 */
 }
 
-static int check_message(mpx_ring_t *ring, const mpx_message_t *message, mpx_heap_owner_t *own)
+/* The messages up to the first one that is too long. */
+static int check_messages(mpx_ring_t *ring, putting_t *putting)
 {
-    *own = 0;
-    if (message->size > MPX_RING_INLINE) {
+    size_t fitting = 0;
+    while (fitting < putting->count && putting->messages[fitting].size <= MPX_RING_INLINE) {
+        fitting++;
+    }
+    putting->count = fitting;
+    if (fitting == 0) {
         return -EMSGSIZE;
     }
-    return message->block == 0 ? 0 : mpx_heap_own(ring->arena, own);
+    return putting->messages->block == 0 ? 0 : mpx_heap_own(ring->arena, &putting->own);
 }
 
-int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *message)
+/* With the mutex taken. */
+static int put_and_unlock(mpx_ring_t *ring, putting_t *putting)
 {
-    mpx_ring_control_t *control = ring->control;
-    mpx_heap_owner_t own;
-    mpx_block_t none = 0;
-    uint64_t before;
-    uint32_t wanted;
-    int status = check_message(ring, message, &own);
-    if (status < 0) {
-        return status;
-    }
-    status = mpx_mutex_try_lock(&control->producers);
-    if (status < 0) {
-        return status == -EAGAIN ? -EBUSY : status;
-    }
-    status = put_locked(ring, own, message, &none, &wanted, &before);
-    mpx_mutex_unlock(&control->producers);
-    if (status == 0) {
-        mpx_ring_wake(&control->tail, before);
-    }
-    return status == NEEDS_SEGMENT ? -EBUSY : status;
-}
-
-/* Under the mutex, with all that may be needed at hand. */
-static int put_once(mpx_ring_t *ring, mpx_heap_owner_t own, const mpx_message_t *message,
-                    mpx_block_t *segment, uint32_t *wanted, int64_t deadline)
-{
-    uint64_t before;
-    int status = mpx_mutex_lock(&ring->control->producers, deadline);
-    if (status < 0) {
-        return status;
-    }
-    status = put_locked(ring, own, message, segment, wanted, &before);
+    int status = put_locked(ring, putting);
     mpx_mutex_unlock(&ring->control->producers);
     if (status == 0) {
-        mpx_ring_wake(&ring->control->tail, before);
+        mpx_ring_wake(&ring->control->tail, putting->before);
     }
     return status;
 }
 
-static int put(mpx_ring_t *ring, const mpx_message_t *message, bool may_wait, int64_t deadline)
+int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *message)
+{
+    putting_t putting = {.messages = message, .count = 1};
+    int status = check_messages(ring, &putting);
+    if (status < 0) {
+        return status;
+    }
+    status = mpx_mutex_try_lock(&ring->control->producers);
+    if (status < 0) {
+        return status == -EAGAIN ? -EBUSY : status;
+    }
+    status = put_and_unlock(ring, &putting);
+    return status == NEEDS_SEGMENT ? -EBUSY : status;
+}
+
+static int put(mpx_ring_t *ring, putting_t *putting, bool may_wait, int64_t deadline)
 {
     mpx_ring_control_t *control = ring->control;
-    mpx_heap_owner_t own;
-    mpx_block_t segment = 0;
-    uint32_t wanted = 0;
     bool slept = false;
-    int status = check_message(ring, message, &own);
+    int status = check_messages(ring, putting);
     while (status == 0) {
-        status = put_once(ring, own, message, &segment, &wanted, deadline);
+        status = mpx_mutex_lock(&control->producers, deadline);
+        if (status < 0) {
+            break;
+        }
+        status = put_and_unlock(ring, putting);
         if (status == NEEDS_SEGMENT) {
-            status = mpx_heap_own(ring->arena, &own);
+            status = mpx_heap_own(ring->arena, &putting->own);
             if (status == 0) {
-                status = mpx_ring_new_segment(ring, own, wanted, &segment);
+                status =
+                    mpx_ring_new_segment(ring, putting->own, putting->wanted, &putting->segment);
             }
         } else if (status == -EAGAIN && may_wait) {
             status = mpx_ring_wait_for(ring, &control->head, has_place, deadline, &slept);
@@ -430,8 +475,8 @@ static int put(mpx_ring_t *ring, const mpx_message_t *message, bool may_wait, in
             break;
         }
     }
-    if (segment != 0) {
-        (void)mpx_heap_free(ring->arena, segment, own);
+    if (putting->segment != 0) {
+        (void)mpx_heap_free(ring->arena, putting->segment, putting->own);
     }
     if (slept) {
         mpx_ring_pass_on(ring, &control->head, has_place);
@@ -441,12 +486,23 @@ static int put(mpx_ring_t *ring, const mpx_message_t *message, bool may_wait, in
 
 int mpx_ring_put(mpx_ring_t *ring, const mpx_message_t *message, int64_t deadline)
 {
-    return put(ring, message, true, deadline);
+    putting_t putting = {.messages = message, .count = 1};
+    return put(ring, &putting, true, deadline);
 }
 
 int mpx_ring_put_now(mpx_ring_t *ring, const mpx_message_t *message, int64_t deadline)
 {
-    return put(ring, message, false, deadline);
+    putting_t putting = {.messages = message, .count = 1};
+    return put(ring, &putting, false, deadline);
+}
+
+int mpx_ring_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_t count, size_t *done,
+                      int64_t deadline)
+{
+    putting_t putting = {.messages = messages, .count = count};
+    int status = put(ring, &putting, true, deadline);
+    *done = status == 0 ? putting.done : 0;
+    return status;
 }
 
 bool mpx_ring_link_if_empty(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_block_t block)

@@ -7,6 +7,9 @@
  * its other parts by offset from the start of the file. No offset below MPX_SEGMENT_DATA is ever
  * valid, so 0 can mean "none".
  *
+ * Storage. What is added has storage, or is sparse: then its bytes are given some before they are
+ * used, or a full machine would answer with SIGBUS.
+ *
  * Growth. A segment only grows. Addresses that were handed out stay valid until the segment is
  * closed: when it outgrows its mapping, another one of the whole file is added (a "view", at least
  * twice as long) and the earlier ones stay. Two addresses of one byte may therefore differ, but
@@ -23,7 +26,8 @@
  *
  * Threads. mpx_segment_at, _size, _fd and _refresh may run at any time in any thread. create,
  * attach and close are for one thread, and only one thread of all processes that share the
- * segment may be in mpx_segment_grow: hold a lock.
+ * segment may be in mpx_segment_grow or mpx_segment_grow_sparse: hold a lock. Storage is given to a
+ * range, and taken from it, by whoever has it for himself.
  */
 #ifndef MPX_SEGMENT_H
 #define MPX_SEGMENT_H

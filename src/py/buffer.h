@@ -1,8 +1,7 @@
 /* buffer.h - bytes that grow at their end: what a message is written to.
  *
- * Its owner keeps it from message to message and sets `size` back to 0. It may begin in memory of
- * the owner's (on the stack), which is left for the heap when it gets too small. No Python object
- * is in it, so growing runs no Python code. One thread at a time.
+ * Its owner keeps it from message to message and sets `size` back to 0; all zero it is empty. No
+ * Python object is in it, so growing runs no Python code. One thread at a time.
  */
 #ifndef MPX_PY_BUFFER_H
 #define MPX_PY_BUFFER_H
@@ -10,30 +9,30 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <stdbool.h>
 #include <string.h>
 
 #include "mpx_base.h"
 
-typedef struct {
+typedef struct mpx_buffer mpx_buffer_t;
+
+/* Makes room for `needed` bytes in all, where the owner has another place for the content: 1; 0 where
+ * it has none, or -1 with an exception. */
+typedef int mpx_buffer_grower_t(mpx_buffer_t *buffer, size_t needed);
+
+struct mpx_buffer {
     char *data;
     size_t size;
     size_t capacity;
-    bool is_heap; /* data is to be freed */
-} mpx_buffer_t;
-
-/* An empty one; storage may be NULL and its size 0. */
-static inline void mpx_buffer_init(mpx_buffer_t *buffer, char *storage, size_t size)
-{
-    *buffer = (mpx_buffer_t){.data = storage, .capacity = size};
-}
+    mpx_buffer_grower_t *grower; /* or NULL */
+};
 
 static inline void mpx_buffer_free(mpx_buffer_t *buffer)
 {
-    if (buffer->is_heap)
-        PyMem_RawFree(buffer->data);
+    PyMem_RawFree(buffer->data);
     *buffer = (mpx_buffer_t){.data = NULL};
 }
+
+#define MPX_BUFFER_LEAST ((size_t)512)
 
 /* Makes room for that many bytes more. 0, or -1 with a MemoryError; the content stays. */
 static inline int mpx_buffer_grow(mpx_buffer_t *buffer, size_t more)
@@ -44,18 +43,21 @@ static inline int mpx_buffer_grow(mpx_buffer_t *buffer, size_t more)
         PyErr_NoMemory();
         return -1;
     }
-    size_t needed = buffer->size + more;
-    size_t capacity = buffer->capacity <= (size_t)PY_SSIZE_T_MAX / 2 ? buffer->capacity * 2 : 0;
+    size_t needed = buffer->size + more, capacity = MPX_BUFFER_LEAST;
+    int grown = buffer->grower == NULL ? 0 : buffer->grower(buffer, needed);
+    if (grown != 0)
+        return grown < 0 ? -1 : 0;
+    if (buffer->capacity > 0)
+        capacity = buffer->capacity <= (size_t)PY_SSIZE_T_MAX / 2 ? buffer->capacity * 2 : needed;
     if (capacity < needed)
         capacity = needed;
-    char *data = PyMem_RawRealloc(buffer->is_heap ? buffer->data : NULL, capacity);
+    char *data = PyMem_RawRealloc(buffer->data, capacity);
     if (data == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    if (!buffer->is_heap && buffer->size > 0)
-        memcpy(data, buffer->data, buffer->size);
-    *buffer = (mpx_buffer_t){data, buffer->size, capacity, true};
+    buffer->data = data;
+    buffer->capacity = capacity;
     return 0;
 }
 

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 
+#include "serialize.h"
+
 /* A message up to this length is received on the stack. */
 #define SMALL 2048
 
@@ -20,8 +22,10 @@ static int raise_status(int status)
 {
     if (status == -EPROTO)
         mpx_raise_message(status, "the queue's shared memory is damaged", NULL);
+    else if (status == -ENOMEM)
+        PyErr_NoMemory();
     else
-        mpx_shared_raise(status);
+        mpx_raise(status);
     return -EINTR;
 }
 
@@ -117,36 +121,121 @@ static void copy(void *to, const void *from, size_t size)
     Py_END_ALLOW_THREADS
 }
 
-/* In a block: the record holds the length. */
-static int send_block(ChannelObject *self, const char *data, size_t size, int64_t deadline)
+static int check_for_sending(ChannelObject *self)
+{
+    int status = check_end(self->ring.bell.writer);
+    return status < 0 ? status : check_for_readers(self);
+}
+
+/* The block has the message; the record, its length. On failure it stays this process's. */
+static int send_block(ChannelObject *self, mpx_block_t block, size_t size, int64_t deadline)
 {
     uint64_t length = size;
-    mpx_message_t message = {.data = &length, .size = sizeof(length)};
+    mpx_message_t message = {.data = &length, .size = sizeof(length), .block = block};
+    return send_message(self, &message, deadline);
+}
+
+static int send_record(ChannelObject *self, const char *data, size_t size, int64_t deadline)
+{
+    mpx_message_t message = {.data = data, .size = size};
+    return send_message(self, &message, deadline);
+}
+
+static void free_own_block(ChannelObject *self, mpx_block_t block)
+{
     mpx_heap_owner_t own;
-    void *address;
+    if (block != 0 && mpx_heap_own(self->ring.arena, &own) == 0)
+        (void)mpx_heap_free(self->ring.arena, block, own);
+}
+
+/* A block of this process's. 0, or -EINTR with an exception. */
+static int make_block(ChannelObject *self, size_t size, mpx_block_t *block, void **address)
+{
+    mpx_heap_owner_t own;
     int status = mpx_heap_own(self->ring.arena, &own);
-    if (status == 0) {
-        Py_BEGIN_ALLOW_THREADS status =
-            mpx_heap_new(self->ring.arena, own, size, &message.block, &address);
-        Py_END_ALLOW_THREADS
-    }
-    if (status < 0)
-        return raise_status(status);
-    copy(address, data, size);
-    status = send_message(self, &message, deadline);
-    if (status != 0)
-        (void)mpx_heap_free(self->ring.arena, message.block, own);
-    return status;
+    if (status == 0)
+        status = mpx_heap_new(self->ring.arena, own, size, block, address);
+    return status < 0 ? raise_status(status) : 0;
 }
 
 int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t deadline)
 {
-    if (check_end(self->ring.bell.writer) < 0 || check_for_readers(self) < 0)
-        return MPX_CHANNEL_NO_END;
-    if (size > MPX_RING_INLINE)
-        return send_block(self, data, size, deadline);
-    mpx_message_t message = {.data = data, .size = size};
-    return send_message(self, &message, deadline);
+    mpx_block_t block;
+    void *address;
+    int status = check_for_sending(self);
+    if (status < 0)
+        return status;
+    if (size <= MPX_RING_INLINE)
+        return send_record(self, data, size, deadline);
+    status = make_block(self, size, &block, &address);
+    if (status < 0)
+        return status;
+    copy(address, data, size);
+    status = send_block(self, block, size, deadline);
+    if (status != 0)
+        free_own_block(self, block);
+    return status;
+}
+
+/* ---- Letters --------------------------------------------------------------------------------- */
+
+static int grow_letter(mpx_buffer_t *buffer, size_t needed)
+{
+    mpx_letter_t *letter = (mpx_letter_t *)buffer;
+    mpx_block_t block;
+    void *address;
+    if (needed <= MPX_RING_INLINE)
+        return 0;
+    size_t capacity =
+        letter->block == 0 || needed > 2 * buffer->capacity ? needed : 2 * buffer->capacity;
+    if (make_block(letter->channel, capacity, &block, &address) < 0) {
+        letter->lacks_memory = true;
+        return -1;
+    }
+    memcpy(address, buffer->data, buffer->size);
+    if (!letter->has_moved)
+        letter->spare = (mpx_buffer_t){.data = buffer->data, .capacity = buffer->capacity};
+    letter->has_moved = true;
+    free_own_block(letter->channel, letter->block);
+    letter->block = block;
+    buffer->data = address;
+    buffer->capacity = capacity;
+    return 1;
+}
+
+void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *channel)
+{
+    mpx_take_buffer(module, &letter->buffer);
+    letter->buffer.grower = grow_letter;
+    letter->channel = channel;
+    letter->block = 0;
+    letter->has_moved = false;
+    letter->lacks_memory = false;
+}
+
+int mpx_letter_send(mpx_letter_t *letter, int64_t deadline)
+{
+    if (letter->block == 0) /* short, or in a buffer that happened to have so much room */
+        return mpx_channel_send(letter->channel, letter->buffer.data, letter->buffer.size,
+                                deadline);
+    int status = check_for_sending(letter->channel);
+    if (status < 0)
+        return status;
+    if (letter->buffer.size <= MPX_RING_INLINE)
+        return send_record(letter->channel, letter->buffer.data, letter->buffer.size, deadline);
+    status = send_block(letter->channel, letter->block, letter->buffer.size, deadline);
+    if (status == 0)
+        letter->block = 0;
+    return status;
+}
+
+void mpx_letter_end(mpx_letter_t *letter, PyObject *module)
+{
+    if (!letter->has_moved)
+        letter->spare =
+            (mpx_buffer_t){.data = letter->buffer.data, .capacity = letter->buffer.capacity};
+    free_own_block(letter->channel, letter->block);
+    mpx_give_buffer(module, &letter->spare);
 }
 
 /* ---- Receiving ------------------------------------------------------------------------------- */
@@ -338,7 +427,7 @@ static PyObject *Channel_make(PyObject *self, PyObject *argument)
             mpx_ring_drop(&ring);
     }
     if (status < 0)
-        return mpx_shared_raise(status);
+        return mpx_raise(status);
     ring.bell = bell;
     return take_ring(self, ring) < 0 ? NULL : Py_NewRef(Py_None);
 }

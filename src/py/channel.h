@@ -9,6 +9,7 @@
 
 #include "shared.h"
 
+#include "buffer.h"
 #include "mpx_ring.h"
 
 typedef struct {
@@ -26,9 +27,28 @@ typedef struct {
 /* Like -EINTR: this process has closed its end, or every process the other one. */
 #define MPX_CHANNEL_NO_END (-ENOTCONN)
 
-/* Sends the bytes as one message. 0, MPX_CHANNEL_TIMEOUT, MPX_CHANNEL_SHUT; or MPX_CHANNEL_NO_END or
- * -EINTR with an exception. */
+/* Sends the bytes as one message. 0, MPX_CHANNEL_TIMEOUT, MPX_CHANNEL_SHUT; or MPX_CHANNEL_NO_END
+ * or -EINTR with an exception. */
 int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t deadline);
+
+/* A message that is being written. It begins in the module's idle buffer; what does not fit into a
+ * record goes on in a block of shared memory, so that it is copied only once. */
+typedef struct {
+    mpx_buffer_t buffer; /* the first member: its grower finds the letter by it */
+    ChannelObject *channel;
+    mpx_block_t block;  /* which has the content, or 0: none, or it was sent */
+    bool has_moved;     /* the content is not in the module's buffer any more */
+    bool lacks_memory;  /* it could not grow: that is no fault of the object */
+    mpx_buffer_t spare; /* but that is here */
+} mpx_letter_t;
+
+void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *channel);
+
+/* Sends what was written. As mpx_channel_send. */
+int mpx_letter_send(mpx_letter_t *letter, int64_t deadline);
+
+/* Gives back what the letter has, sent or not. */
+void mpx_letter_end(mpx_letter_t *letter, PyObject *module);
 
 /* What becomes of the bytes of a message, which do not outlive the call. */
 typedef PyObject *mpx_channel_reader_t(void *context, const char *data, size_t size);

@@ -25,7 +25,7 @@ static PyObject *raise_status(int status)
 {
     if (status == -EPROTO)
         return mpx_raise_message(status, "the list of a condition's waiters is damaged", NULL);
-    return mpx_shared_raise(status);
+    return mpx_raise(status);
 }
 
 static module_state_t *state_of(ConditionObject *self)
@@ -203,7 +203,7 @@ static PyObject *wait_with(ConditionObject *self, PyObject *lock, PyObject *time
     mpx_place_t place = mpx_shared_place((SharedObject *)self);
     int status = mpx_condition_enter(place.arena, place.slot, &node);
     if (status < 0)
-        return mpx_shared_raise(status);
+        return mpx_raise(status);
     status = sleep_without_lock(self, lock, place, node, timeout, &slept);
     bool notified = mpx_condition_leave(place.arena, place.slot, node) > 0;
     if (notified && !slept) /* a signal handler raised: the notify is for another one */

@@ -52,6 +52,7 @@ static int intern_names(module_state_t *state)
         [MPX_NAME_CLEAR_MEMO] = "clear_memo",
         [MPX_NAME_COUNT] = "_count",
         [MPX_NAME_CTX] = "ctx",
+        [MPX_NAME_DISPATCH_TABLE] = "dispatch_table",
         [MPX_NAME_DUMP] = "dump",
         [MPX_NAME_DUMPS] = "dumps",
         [MPX_NAME_ENTER] = "__enter__",
@@ -65,6 +66,7 @@ static int intern_names(module_state_t *state)
         [MPX_NAME_MAKE_METHODS] = "_make_methods",
         [MPX_NAME_NOTIFY] = "notify",
         [MPX_NAME_PUT] = "put",
+        [MPX_NAME_PICKLER] = "Pickler",
         [MPX_NAME_RELEASE] = "release",
         [MPX_NAME_ROUNDED_UP] = "_rounded_up",
         [MPX_NAME_SEMLOCK] = "_semlock",
@@ -127,6 +129,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->pickler_class);
     Py_VISIT(module_state(module)->pickler_tables);
     Py_VISIT(module_state(module)->pickle_loads);
+    Py_VISIT(module_state(module)->pickle_pickler);
     Py_VISIT(module_state(module)->pickling_namespace);
     for (int i = 0; i < MPX_PICKLINGS; i++)
         Py_VISIT(module_state(module)->picklings[i]);
@@ -156,6 +159,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->pickler_class);
     Py_CLEAR(module_state(module)->pickler_tables);
     Py_CLEAR(module_state(module)->pickle_loads);
+    Py_CLEAR(module_state(module)->pickle_pickler);
     Py_CLEAR(module_state(module)->pickling_namespace);
     for (int i = 0; i < MPX_PICKLINGS; i++)
         Py_CLEAR(module_state(module)->picklings[i]);
@@ -165,6 +169,7 @@ static int module_clear(PyObject *module)
 static void module_free(void *module)
 {
     module_clear(module);
+    mpx_buffer_free(&module_state(module)->buffer);
 }
 
 static PyModuleDef_Slot module_slots[] = {

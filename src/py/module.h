@@ -10,6 +10,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "buffer.h"
 #include "mpx_base.h"
 
 /* Names that are looked up often. */
@@ -18,6 +19,7 @@ enum {
     MPX_NAME_CLEAR_MEMO,
     MPX_NAME_COUNT,
     MPX_NAME_CTX,
+    MPX_NAME_DISPATCH_TABLE,
     MPX_NAME_DUMP,
     MPX_NAME_DUMPS,
     MPX_NAME_ENTER,
@@ -31,6 +33,7 @@ enum {
     MPX_NAME_MAKE_METHODS,
     MPX_NAME_NOTIFY,
     MPX_NAME_PUT,
+    MPX_NAME_PICKLER,
     MPX_NAME_RELEASE,
     MPX_NAME_ROUNDED_UP,
     MPX_NAME_SEMLOCK,
@@ -59,12 +62,13 @@ typedef struct {
     PyObject *full_error;  /* these too */
     PyObject *shut_down_error;
     PyTypeObject *pickling_type;
-    PyObject *picklings[MPX_PICKLINGS]; /* those that nobody uses now; or NULL */
-    PyObject *pickler_class;            /* which is like ForkingPickler, or NULL */
-    unsigned pickler_version;           /* of that class: as long as it has it, it is */
-    PyObject *pickler_tables;           /* of reducers, a tuple, or NULL */
-    PyObject *pickle_loads;             /* or NULL */
-    PyObject *pickling_namespace;       /* or NULL */
+    PyObject *picklings[MPX_PICKLINGS];      /* those that nobody uses now; or NULL */
+    PyObject *pickler_class;                 /* which is like ForkingPickler, or NULL */
+    unsigned pickler_version;                /* of that class: as long as it has it, it is */
+    PyObject *pickler_tables;                /* of reducers, a tuple, or NULL */
+    PyObject *pickle_loads, *pickle_pickler; /* of _pickle, or NULL */
+    mpx_buffer_t buffer;                     /* that nobody uses now */
+    PyObject *pickling_namespace;            /* or NULL */
 } module_state_t;
 
 extern struct PyModuleDef mpx_core_module;

@@ -8,16 +8,17 @@
  * A thread takes a pickler out of the module's state and puts it back: what is pickled may run
  * Python code, that may come back here or let other threads run, and they find another one.  It is
  * put back with nothing remembered, its memo cleared; what that costs grows with the largest object
- * it ever pickled, so it is dropped after a large one.
+ * it ever pickled, so the pickler itself is made anew after a large one.
  */
 #include "serialize.h"
 
-#define LARGE ((size_t)16 << 10)
+#define LARGE ((size_t)2 << 10)
 
 /* A pickler, and the file that it writes to. */
 typedef struct {
-    PyObject_HEAD PyObject *pickler;
-    PyObject *copied;  /* the tables' keys and values when they were copied: a tuple */
+    PyObject_HEAD PyObject *pickler; /* or NULL */
+    PyObject *table;                 /* its dispatch table, or NULL */
+    PyObject *copied;  /* the tables' keys and values when they were copied: a tuple, or NULL */
     mpx_buffer_t *out; /* while an object is pickled */
 } PicklingObject;
 
@@ -25,6 +26,7 @@ static int Pickling_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(((PicklingObject *)self)->pickler);
+    Py_VISIT(((PicklingObject *)self)->table);
     Py_VISIT(((PicklingObject *)self)->copied);
     return 0;
 }
@@ -32,6 +34,7 @@ static int Pickling_traverse(PyObject *self, visitproc visit, void *arg)
 static int Pickling_clear(PyObject *self)
 {
     Py_CLEAR(((PicklingObject *)self)->pickler);
+    Py_CLEAR(((PicklingObject *)self)->table);
     Py_CLEAR(((PicklingObject *)self)->copied);
     return 0;
 }
@@ -141,30 +144,32 @@ static int set_table(PicklingObject *self, PyObject *tables)
     PyObject *list = PyList_New(0), *table = PyDict_New(), *copied = NULL;
     if (list != NULL && table != NULL &&
         copy_table(PyTuple_GET_ITEM(tables, 0), list, table) == 0 &&
-        copy_table(PyTuple_GET_ITEM(tables, 1), list, table) == 0 &&
-        PyObject_SetAttrString(self->pickler, "dispatch_table", table) == 0)
+        copy_table(PyTuple_GET_ITEM(tables, 1), list, table) == 0)
         copied = PyList_AsTuple(list);
     Py_XDECREF(list);
-    Py_XDECREF(table);
-    if (copied == NULL)
+    if (copied == NULL) {
+        Py_XDECREF(table);
         return -1;
+    }
+    Py_CLEAR(self->pickler); /* which has the former one */
+    Py_XSETREF(self->table, table);
     Py_XSETREF(self->copied, copied);
     return 0;
 }
 
 /* ---- Taking and putting back -------------------------------------------------------------- */
 
-static PicklingObject *new_pickling(module_state_t *state)
+static int set_pickler(PyObject *module, PicklingObject *self)
 {
-    PicklingObject *self =
-        (PicklingObject *)state->pickling_type->tp_alloc(state->pickling_type, 0);
-    PyObject *module = self == NULL ? NULL : PyImport_ImportModule("_pickle");
-    if (module != NULL)
-        self->pickler = PyObject_CallMethod(module, "Pickler", "O", (PyObject *)self);
-    Py_XDECREF(module);
-    if (self != NULL && self->pickler == NULL)
-        Py_CLEAR(self);
-    return self;
+    module_state_t *state = module_state(module);
+    PyObject *type = mpx_from_pickle(module, &state->pickle_pickler, MPX_NAME_PICKLER);
+    PyObject *pickler = type == NULL ? NULL : PyObject_CallOneArg(type, (PyObject *)self);
+    Py_XDECREF(type);
+    if (pickler != NULL &&
+        PyObject_SetAttr(pickler, state->names[MPX_NAME_DISPATCH_TABLE], self->table) < 0)
+        Py_CLEAR(pickler);
+    self->pickler = pickler;
+    return pickler == NULL ? -1 : 0;
 }
 
 static PicklingObject *take_pickling(PyObject *module)
@@ -177,7 +182,9 @@ static PicklingObject *take_pickling(PyObject *module)
         state->picklings[i] = NULL;
     }
     Py_END_CRITICAL_SECTION();
-    return self != NULL ? self : new_pickling(state);
+    if (self == NULL)
+        self = (PicklingObject *)state->pickling_type->tp_alloc(state->pickling_type, 0);
+    return self;
 }
 
 /* The two refer to each other. */
@@ -225,27 +232,23 @@ int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_
     PicklingObject *self = take_pickling(module);
     if (self == NULL)
         return -1;
-    size_t before = out->size;
-    if (!is_current(self->copied, tables) && set_table(self, tables) < 0) {
+    if ((!is_current(self->copied, tables) && set_table(self, tables) < 0) ||
+        (self->pickler == NULL && set_pickler(module, self) < 0)) {
         drop_pickling(self);
         return -1;
     }
+    size_t before = out->size;
     self->out = out;
     int status = dump(state, self, object);
     self->out = NULL;
-    if (status == 0 && out->size - before <= LARGE)
+    if (status == 0 && out->size - before > LARGE)
+        Py_CLEAR(self->pickler);
+    else if (status == 0)
         status = forget(state, self);
-    if (status < 0) {
-        out->size = before;
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        drop_pickling(self);
-        PyErr_Restore(type, value, traceback);
-    } else if (out->size - before <= LARGE) {
+    if (status == 0)
         put_back_pickling(module, self);
-    } else {
+    else
         drop_pickling(self);
-    }
     return status;
 }
 

@@ -46,7 +46,8 @@ static PyObject *send_or_report(PyObject *self, PyObject *object, int64_t deadli
 {
     mpx_queue_fault_t fault;
     PyObject *result = mpx_queue_send(self, object, deadline, &fault);
-    if (MPX_UNLIKELY(fault != MPX_NOT_AT_FAULT) && PyErr_ExceptionMatches(PyExc_Exception))
+    if (MPX_UNLIKELY(fault != MPX_NOT_AT_FAULT) && PyErr_ExceptionMatches(PyExc_Exception) &&
+        !PyErr_ExceptionMatches(PyExc_MemoryError))
         return report(self, object);
     return result;
 }

@@ -5,9 +5,6 @@
 
 #include "serialize.h"
 
-/* Messages are written on the stack, up to this length. */
-#define SMALL 1024
-
 PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
                           PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
@@ -32,16 +29,16 @@ PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
                          mpx_queue_fault_t *fault)
 {
     module_state_t *state = mpx_queue_state(self);
-    QueueObject *queue = mpx_queue(self);
-    char small[SMALL];
-    mpx_buffer_t buffer;
-    mpx_buffer_init(&buffer, small, sizeof(small));
-    int status = mpx_dumps(queue->module, queue->namespace, object, &buffer);
-    *fault = status < 0 ? MPX_UNPICKLABLE : MPX_NOT_AT_FAULT;
-    if (status == 0)
-        status = mpx_channel_send(mpx_queue_channel(self), buffer.data, buffer.size, deadline);
-    mpx_buffer_free(&buffer);
-    if (*fault == MPX_UNPICKLABLE)
+    PyObject *module = mpx_queue(self)->module;
+    mpx_letter_t letter;
+    mpx_letter_begin(&letter, module, mpx_queue_channel(self));
+    int status = mpx_dumps(module, mpx_queue(self)->namespace, object, &letter.buffer);
+    *fault = status < 0 && !letter.lacks_memory ? MPX_UNPICKLABLE : MPX_NOT_AT_FAULT;
+    bool is_written = status == 0;
+    if (is_written)
+        status = mpx_letter_send(&letter, deadline);
+    mpx_letter_end(&letter, module);
+    if (!is_written)
         return NULL;
     if (status == MPX_CHANNEL_NO_END)
         *fault = MPX_UNREADABLE;

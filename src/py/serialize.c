@@ -31,6 +31,19 @@ PyObject *mpx_unpickling_error(void)
     return error;
 }
 
+PyObject *mpx_from_pickle(PyObject *module, PyObject **field, int name)
+{
+    PyObject *found = mpx_state_ref(module, field);
+    if (MPX_LIKELY(found != NULL))
+        return found;
+    PyObject *pickle = PyImport_ImportModule("_pickle");
+    found = pickle == NULL ? NULL : PyObject_GetAttr(pickle, module_state(module)->names[name]);
+    Py_XDECREF(pickle);
+    if (found != NULL)
+        mpx_state_set(module, field, found);
+    return found;
+}
+
 /* ---- The class ---------------------------------------------------------------------------- */
 
 /* 0 where there is none. */
@@ -62,21 +75,16 @@ static PyObject *class_of(PyObject *module, PyObject *namespace)
 static int look_at_class(PyObject *module, PyObject *cls)
 {
     module_state_t *state = module_state(module);
-    PyObject *helper = PyImport_ImportModule("mproc_ext._pickling");
-    if (helper == NULL)
-        return -1;
+    if (!Py_IS_TYPE(cls, &PyType_Type))
+        return 0;
     /* A lookup gives the class a version: before it is looked at, so that what is changed later
      * counts as a change. */
-    PyObject *found = PyObject_GetAttr(cls, state->names[MPX_NAME_DUMPS]);
-    Py_XDECREF(found);
-    if (found == NULL && !PyErr_ExceptionMatches(PyExc_AttributeError)) {
-        Py_DECREF(helper);
-        return -1;
-    }
+    Py_XDECREF(PyObject_GetAttr(cls, state->names[MPX_NAME_DUMPS]));
     PyErr_Clear();
-    unsigned version = PyType_Check(cls) ? version_of(cls) : 0;
-    PyObject *tables = PyObject_CallMethod(helper, "tables", "O", cls);
-    Py_DECREF(helper);
+    unsigned version = version_of(cls);
+    PyObject *helper = PyImport_ImportModule("mproc_ext._pickling");
+    PyObject *tables = helper == NULL ? NULL : PyObject_CallMethod(helper, "tables", "O", cls);
+    Py_XDECREF(helper);
     if (tables == NULL)
         return -1;
     bool is_plain = tables != Py_None;
@@ -179,16 +187,9 @@ static void drop_argument(PyObject *argument)
 
 static PyObject *unpickle(PyObject *module, const char *data, size_t size)
 {
-    module_state_t *state = module_state(module);
-    PyObject *loads = mpx_state_ref(module, &state->pickle_loads);
-    if (MPX_UNLIKELY(loads == NULL)) {
-        PyObject *pickle = PyImport_ImportModule("_pickle");
-        loads = pickle == NULL ? NULL : PyObject_GetAttr(pickle, state->names[MPX_NAME_LOADS]);
-        Py_XDECREF(pickle);
-        if (loads == NULL)
-            return NULL;
-        mpx_state_set(module, &state->pickle_loads, loads);
-    }
+    PyObject *loads = mpx_from_pickle(module, &module_state(module)->pickle_loads, MPX_NAME_LOADS);
+    if (loads == NULL)
+        return NULL;
     PyObject *argument = as_argument(data, size), *object = NULL;
     if (argument != NULL) {
         object = PyObject_CallOneArg(loads, argument);
@@ -247,6 +248,31 @@ PyObject *mpx_loads(PyObject *module, PyObject *namespace, const char *data, siz
     return object;
 }
 
+/* ---- The idle buffer ---------------------------------------------------------------------- */
+
+#define KEPT ((size_t)1 << 20) /* bytes: a larger one goes back to the system */
+
+void mpx_take_buffer(PyObject *module, mpx_buffer_t *buffer)
+{
+    Py_BEGIN_CRITICAL_SECTION(module);
+    *buffer = module_state(module)->buffer;
+    module_state(module)->buffer = (mpx_buffer_t){.data = NULL};
+    Py_END_CRITICAL_SECTION();
+    buffer->size = 0;
+}
+
+void mpx_give_buffer(PyObject *module, mpx_buffer_t *buffer)
+{
+    if (buffer->capacity <= KEPT) {
+        mpx_buffer_t mine = *buffer;
+        Py_BEGIN_CRITICAL_SECTION(module);
+        *buffer = module_state(module)->buffer;
+        module_state(module)->buffer = mine;
+        Py_END_CRITICAL_SECTION();
+    }
+    mpx_buffer_free(buffer);
+}
+
 /* ---- Functions ---------------------------------------------------------------------------- */
 
 /* The second argument, or the namespace where nobody has assigned anything; a new reference. */
@@ -280,13 +306,12 @@ static PyObject *dumps(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     PyObject *namespace = namespace_of(module, args, nargs, "dumps");
     if (namespace == NULL)
         return NULL;
-    char storage[512];
     mpx_buffer_t out;
-    mpx_buffer_init(&out, storage, sizeof storage);
+    mpx_take_buffer(module, &out);
     PyObject *message = NULL;
     if (mpx_dumps(module, namespace, args[0], &out) == 0)
         message = PyBytes_FromStringAndSize(out.data, (Py_ssize_t)out.size);
-    mpx_buffer_free(&out);
+    mpx_give_buffer(module, &out);
     Py_DECREF(namespace);
     return message;
 }

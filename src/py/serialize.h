@@ -18,12 +18,9 @@
 /* What is deeper is left to pickle. Reading and writing recurse in C to this depth. */
 #define MPX_TREE_DEPTH 32
 
-/* How many objects of a tree may be such that could occur in it again; more are left to pickle. */
-#define MPX_TREE_KNOWN 127
-
-/* The first byte of each value. A container's is followed by the number of its items, a string's by
- * the number of its characters, each in one byte, or in 0xff and eight. Numbers and characters are
- * in the machine's own form: a message does not leave it. */
+/* The first byte of each value. A container's is followed by the count of its items, a string's by
+ * that of its characters, each in one byte, or in 0xff and eight. Numbers and characters are in the
+ * machine's own form: a message does not leave it. */
 enum mpx_tag {
     MPX_TAG_FIRST = 0xa0,
     MPX_TAG_NONE = MPX_TAG_FIRST,
@@ -42,7 +39,7 @@ enum mpx_tag {
     MPX_TAG_LIST,
     MPX_TAG_FLOATS, /* a list of nothing but floats: one after the other */
     MPX_TAG_DICT,   /* key, value, key, value ... */
-    MPX_TAG_KNOWN,  /* an object that was numbered before: its number, one byte */
+    MPX_TAG_KNOWN,  /* an object that was numbered before: its number, in the form of a count */
     MPX_TAG_LAST = MPX_TAG_KNOWN,
     MPX_TAG_RAW = 0xbf,
 };
@@ -62,13 +59,22 @@ PyObject *mpx_tree_read(const char *data, size_t size);
 /* serialize.c: pickle's exception for what it cannot read, a new reference; NULL with another. */
 PyObject *mpx_unpickling_error(void);
 
+/* serialize.c: what _pickle has by this name (one of MPX_NAME_...), kept in a field of the module's
+ * state; a new reference. */
+PyObject *mpx_from_pickle(PyObject *module, PyObject **field, int name);
+
 /* pickling.c: appends what ForkingPickler makes of an object, with these tables of reducers. 0, or
  * -1 with its exception. */
 int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out);
 
+/* serialize.c: takes the module's idle buffer, empty, or a new one; and gives one back, its content
+ * gone. One that has become large is not kept. */
+void mpx_take_buffer(PyObject *module, mpx_buffer_t *buffer);
+void mpx_give_buffer(PyObject *module, mpx_buffer_t *buffer);
+
 /* serialize.c: appends an object's message, in the caller's thread. `namespace` is the dict of the
- * module (queues or connection) that the caller speaks for: a program may assign another class to
- * its `_ForkingPickler`. 0, or -1 with an exception and the buffer as before.
+ * standard library's module (queues or connection) that the caller speaks for: a program may assign
+ * another class to its `_ForkingPickler`. 0, or -1 with an exception and the buffer as before.
  *
  * May run Python code, which may come back here: with another buffer. */
 int mpx_dumps(PyObject *module, PyObject *namespace, PyObject *object, mpx_buffer_t *out);

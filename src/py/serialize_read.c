@@ -12,12 +12,15 @@
 
 #include <stdint.h>
 
+#define KNOWN 64 /* numbered objects, on the stack; for more there is the heap */
+
 typedef struct {
     const unsigned char *at, *end;
     size_t open; /* items to come, of all containers that are being read */
     int depth;
-    int count;
-    PyObject *known[MPX_TREE_KNOWN]; /* owned */
+    size_t count, capacity; /* of numbered objects */
+    PyObject **known;       /* they, owned */
+    PyObject *first_known[KNOWN];
 } reader_t;
 
 static PyObject *read_value(reader_t *reader);
@@ -47,7 +50,7 @@ static inline bool take(reader_t *reader, void *to, size_t size)
     return true;
 }
 
-/* The length of something whose units take `unit` bytes or more of what is left. */
+/* The length of something whose units take `unit` bytes or more each of what is left. */
 static inline bool take_length(reader_t *reader, size_t unit, size_t *length)
 {
     uint8_t narrow;
@@ -58,7 +61,25 @@ static inline bool take_length(reader_t *reader, size_t unit, size_t *length)
     if (narrow == 0xff && !take(reader, &wide, sizeof wide))
         return false;
     *length = (size_t)wide;
-    return wide <= left(reader) / unit;
+    return unit == 0 || wide <= left(reader) / unit;
+}
+
+/* Twice as much room for numbered objects, of which each takes at least two bytes of the message.
+ */
+static int grow_known(reader_t *reader)
+{
+    bool is_first = reader->capacity == KNOWN;
+    size_t size = reader->capacity * sizeof *reader->known;
+    PyObject **known = PyMem_RawRealloc(is_first ? NULL : reader->known, 2 * size);
+    if (known == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (is_first)
+        memcpy(known, reader->first_known, size);
+    reader->known = known;
+    reader->capacity *= 2;
+    return 0;
 }
 
 /* An object that is complete, or NULL, is handed on, with the next number where it is to have one.
@@ -67,18 +88,18 @@ static inline PyObject *numbered(reader_t *reader, PyObject *object, bool is_num
 {
     if (!is_numbered || object == NULL)
         return object;
-    if (MPX_LIKELY(reader->count < MPX_TREE_KNOWN)) {
-        reader->known[reader->count++] = Py_NewRef(object);
-        return object;
+    if (reader->count == reader->capacity && grow_known(reader) < 0) {
+        Py_DECREF(object);
+        return NULL;
     }
-    Py_DECREF(object);
-    return damaged();
+    reader->known[reader->count++] = Py_NewRef(object);
+    return object;
 }
 
 static PyObject *read_known(reader_t *reader)
 {
-    uint8_t number;
-    if (!take(reader, &number, 1) || number >= reader->count)
+    size_t number;
+    if (!take_length(reader, 0, &number) || number >= reader->count)
         return damaged();
     return Py_NewRef(reader->known[number]);
 }
@@ -154,14 +175,13 @@ static PyObject *read_wide_str(reader_t *reader, size_t size)
     if (str == NULL)
         return NULL;
     take(reader, PyUnicode_DATA(str), length * size);
-    uint32_t all = 0, highest = 0;
+    uint32_t highest = 0;
     for (size_t i = 0; i < length; i++) {
         uint32_t character =
             size == 2 ? PyUnicode_2BYTE_DATA(str)[i] : PyUnicode_4BYTE_DATA(str)[i];
-        all |= character;
         highest = character > highest ? character : highest;
     }
-    if (highest <= 0x10ffff && all >= (size == 2 ? 0x100 : 0x10000))
+    if (highest <= 0x10ffff && highest >= (size == 2 ? 0x100 : 0x10000))
         return str;
     Py_DECREF(str);
     return damaged();
@@ -340,13 +360,18 @@ PyObject *mpx_tree_read(const char *data, size_t size)
     reader.at = (const unsigned char *)data;
     reader.end = reader.at + size;
     reader.open = 0;
-    reader.depth = reader.count = 0;
+    reader.depth = 0;
+    reader.count = 0;
+    reader.capacity = KNOWN;
+    reader.known = reader.first_known;
     PyObject *object = read_value(&reader);
     if (object != NULL && reader.at != reader.end) {
         Py_DECREF(object);
         object = damaged();
     }
-    for (int i = 0; i < reader.count; i++)
+    for (size_t i = 0; i < reader.count; i++)
         Py_DECREF(reader.known[i]);
+    if (reader.capacity > KNOWN)
+        PyMem_RawFree(reader.known);
     return object;
 }

@@ -8,15 +8,14 @@
  * places stays one. A place owns a reference: what has only one is at no other place, and needs not
  * be remembered. All others get a number, and at further places the number is written.
  *
- * Without a GIL other threads may change lists and dicts meanwhile. Items are owned while they are
- * written, and what is remembered until the end, so that no address means two objects. Threads that
- * change what is written get one of the states in between, as with pickle.
+ * Without a GIL other threads may change lists and dicts meanwhile. So each is written from a copy,
+ * one of the states in between; and what is remembered is owned until the end, so that no address
+ * means two objects. (To find a list changed and leave it to pickle would not do: in 3.13 pickle
+ * crashes on a list that becomes shorter.)
  */
 #include "serialize.h"
 
 #include <stdint.h>
-
-#define SLOTS 256 /* more than twice MPX_TREE_KNOWN: a search ends soon */
 
 /* What writing a value ends with, beside 0, and -1 with an exception. */
 #define NOT_PLAIN 1
@@ -24,23 +23,34 @@
 
 #ifdef Py_GIL_DISABLED
 #    define OWNED_BY_WRITER 1
-#    define DICT_ITEMS      64 /* a dict of more is left to pickle */
 #else
 #    define OWNED_BY_WRITER 0
 #endif
+
+/* An object that was met. */
+typedef struct {
+    PyObject *object;
+    uint32_t number; /* or NO_NUMBER while its items are written */
+} known_t;
+
+#define NO_NUMBER UINT32_MAX
+
+/* On the stack; twice as much, and so on, on the heap. Half of the slots stay free: a search ends
+ * soon. */
+#define KNOWN    64
+#define MOST     ((uint32_t)1 << 24)
+#define SLOTS(n) (2 * (size_t)(n))
 
 typedef struct {
     char *at, *end; /* what is free in the buffer */
     mpx_buffer_t *out;
     int depth;
-    int count; /* of known objects */
-    uint8_t slots[SLOTS];
-    PyObject *known[MPX_TREE_KNOWN];
-    uint8_t numbers[MPX_TREE_KNOWN];
-    int numbered;
+    uint32_t count, capacity, numbered; /* of known objects */
+    known_t *known;
+    uint32_t *slots; /* by address: 1 + the index in `known`, or 0 */
+    known_t first_known[KNOWN];
+    uint32_t first_slots[SLOTS(KNOWN)];
 } writer_t;
-
-#define NO_NUMBER 0xff
 
 static int write_value(writer_t *writer, PyObject *object, int owned);
 
@@ -77,51 +87,91 @@ static inline void put_head(writer_t *writer, unsigned tag, size_t length)
 }
 
 /* The place of an object in `slots`: its own, or the free one where it would go. */
-static inline unsigned slot_of(const writer_t *writer, PyObject *object)
+static inline uint32_t *slot_of(const writer_t *writer, PyObject *object)
 {
-    unsigned slot = (unsigned)(((uintptr_t)object >> 4) * UINT64_C(0x9e3779b97f4a7c15) >> 56);
-    while (writer->slots[slot] != 0 && writer->known[writer->slots[slot] - 1] != object)
-        slot = (slot + 1) % SLOTS;
-    return slot;
+    size_t mask = SLOTS(writer->capacity) - 1;
+    size_t slot = ((uintptr_t)object >> 4) * UINT64_C(0x9e3779b97f4a7c15) >> 32 & mask;
+    while (writer->slots[slot] != 0 && writer->known[writer->slots[slot] - 1].object != object)
+        slot = (slot + 1) & mask;
+    return &writer->slots[slot];
+}
+
+static void free_known(writer_t *writer)
+{
+    if (writer->capacity > KNOWN) {
+        PyMem_RawFree(writer->known);
+        PyMem_RawFree(writer->slots);
+    }
+}
+
+/* Makes room for more known objects. */
+static int grow_known(writer_t *writer)
+{
+    if (writer->capacity == 0) {
+        writer->capacity = KNOWN;
+        writer->known = writer->first_known;
+        writer->slots = writer->first_slots;
+        memset(writer->slots, 0, sizeof writer->first_slots);
+        return 0;
+    }
+    if (writer->capacity == MOST)
+        return NOT_PLAIN;
+    uint32_t capacity = writer->capacity * 2;
+    known_t *known = PyMem_RawMalloc(capacity * sizeof *known);
+    uint32_t *slots = PyMem_RawCalloc(SLOTS(capacity), sizeof *slots);
+    if (known == NULL || slots == NULL) {
+        PyMem_RawFree(known);
+        PyMem_RawFree(slots);
+        PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(known, writer->known, writer->count * sizeof *known);
+    free_known(writer);
+    writer->known = known;
+    writer->slots = slots;
+    writer->capacity = capacity;
+    for (uint32_t i = 0; i < writer->count; i++)
+        *slot_of(writer, known[i].object) = i + 1;
+    return 0;
 }
 
 /* Looks whether an object was met before. 0: it was not, *index is where it is known from now on
  * (-1: it can be only here), and *flag is to be added to its tag. */
-static inline int meet(writer_t *writer, PyObject *object, int owned, int *index, unsigned *flag)
+static inline int meet(writer_t *writer, PyObject *object, int owned, int64_t *index,
+                       unsigned *flag)
 {
     *index = -1;
     *flag = 0;
     if (Py_REFCNT(object) <= 1 + owned)
         return 0;
-    unsigned slot = slot_of(writer, object);
-    if (writer->slots[slot] != 0) {
-        uint8_t number = writer->numbers[writer->slots[slot] - 1];
+    int status;
+    if (writer->count == writer->capacity && (status = grow_known(writer)) != 0)
+        return status;
+    uint32_t *slot = slot_of(writer, object);
+    if (*slot != 0) {
+        uint32_t number = writer->known[*slot - 1].number;
         if (number == NO_NUMBER)
             return NOT_PLAIN; /* it is in itself */
-        if (make_room(writer, 2) < 0)
+        if (make_room(writer, HEAD_SIZE) < 0)
             return -1;
-        *writer->at++ = (char)MPX_TAG_KNOWN;
-        *writer->at++ = (char)number;
+        put_head(writer, MPX_TAG_KNOWN, number);
         return BY_NUMBER;
     }
-    if (writer->count == MPX_TREE_KNOWN)
-        return NOT_PLAIN;
 #ifdef Py_GIL_DISABLED
     Py_INCREF(object);
 #endif
     *index = writer->count++;
     *flag = MPX_TAG_NUMBERED;
-    writer->known[*index] = object;
-    writer->numbers[*index] = NO_NUMBER;
-    writer->slots[slot] = (uint8_t)writer->count;
+    writer->known[*index] = (known_t){object, NO_NUMBER};
+    *slot = writer->count;
     return 0;
 }
 
 /* Gives an object that was met, and is written, its number. */
-static inline void number(writer_t *writer, int index)
+static inline void number(writer_t *writer, int64_t index)
 {
     if (index >= 0)
-        writer->numbers[index] = (uint8_t)writer->numbered++;
+        writer->known[index].number = writer->numbered++;
 }
 
 /* The number of bytes that an int of any size takes, 0 where it is left to pickle. */
@@ -209,7 +259,7 @@ static inline int write_str(writer_t *writer, PyObject *object, int owned)
     unsigned tag = kind == PyUnicode_1BYTE_KIND   ? MPX_TAG_STR_1
                    : kind == PyUnicode_2BYTE_KIND ? MPX_TAG_STR_2
                                                   : MPX_TAG_STR_4;
-    int index = -1;
+    int64_t index = -1;
     unsigned flag = 0;
     /* Of the shortest there is one each, wherever they come from; not so of bytes, which pickle
      * makes anew. */
@@ -226,7 +276,7 @@ static inline int write_str(writer_t *writer, PyObject *object, int owned)
 static inline int write_bytes(writer_t *writer, PyObject *object, int owned)
 {
     size_t size = (size_t)PyBytes_GET_SIZE(object);
-    int index = -1;
+    int64_t index = -1;
     unsigned flag = 0;
     if (size > 0) {
         int status = meet(writer, object, owned, &index, &flag);
@@ -240,7 +290,8 @@ static inline int write_bytes(writer_t *writer, PyObject *object, int owned)
 static int write_tuple(writer_t *writer, PyObject *object, int owned)
 {
     Py_ssize_t count = PyTuple_GET_SIZE(object);
-    int index = -1, status;
+    int64_t index = -1;
+    int status;
     unsigned flag = 0;
     if (count > 0 && (status = meet(writer, object, owned, &index, &flag)) != 0)
         return status;
@@ -255,125 +306,82 @@ static int write_tuple(writer_t *writer, PyObject *object, int owned)
     return 0;
 }
 
+/* Lists and dicts are written from what nobody changes: with a GIL themselves, without one a copy
+ * of one moment, which the caller drops. NULL with an exception. */
 #ifdef Py_GIL_DISABLED
-/* An item that the caller gets a reference to; NULL where the list has become shorter. */
-static inline PyObject *list_item(PyObject *list, Py_ssize_t i)
-{
-    PyObject *item = PyList_GetItemRef(list, i);
-    if (item == NULL)
-        PyErr_Clear();
-    return item;
-}
-#    define DROP(item) Py_DECREF(item)
+#    define STILL_LIST(list) PyList_AsTuple(list)
+#    define STILL_DICT(dict) PyDict_Copy(dict)
+#    define STILL_ITEMS(still, count) \
+        ((count) = PyTuple_GET_SIZE(still), ((PyTupleObject *)(still))->ob_item)
+#    define DROP(still) Py_DECREF(still)
 #else
-#    define list_item(list, i) PyList_GET_ITEM(list, i)
-#    define DROP(item)
+#    define STILL_LIST(list) (list)
+#    define STILL_DICT(dict) (dict)
+#    define STILL_ITEMS(still, count) \
+        ((count) = PyList_GET_SIZE(still), ((PyListObject *)(still))->ob_item)
+#    define DROP(still)
 #endif
 
-/* The floats that a list begins with, as far as it is of nothing but floats. */
-static int write_floats(writer_t *writer, PyObject *list, Py_ssize_t count, unsigned flag)
+/* Whether it is worth to try write_floats: there are floats at either end and in the middle. */
+static bool may_be_floats(PyObject **items, Py_ssize_t count)
 {
-    char *before = writer->at;
-    size_t offset = (size_t)(before - writer->out->data);
+    return count > 2 && PyFloat_CheckExact(items[0]) && PyFloat_CheckExact(items[count / 2]) &&
+           PyFloat_CheckExact(items[count - 1]);
+}
+
+/* A list of nothing but floats; NOT_PLAIN, and nothing written, where there is something else. */
+static int write_floats(writer_t *writer, PyObject **items, Py_ssize_t count, unsigned flag)
+{
     if (make_room(writer, HEAD_SIZE + (size_t)count * sizeof(double)) < 0)
         return -1;
+    char *before = writer->at;
     put_head(writer, MPX_TAG_FLOATS | flag, (size_t)count);
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *item = list_item(list, i);
-        if (item == NULL || !PyFloat_CheckExact(item)) {
-#ifdef Py_GIL_DISABLED
-            Py_XDECREF(item);
-#endif
-            writer->at = writer->out->data + offset;
+        if (!PyFloat_CheckExact(items[i])) {
+            writer->at = before;
             return NOT_PLAIN;
         }
-        double value = PyFloat_AS_DOUBLE(item);
-        DROP(item);
+        double value = PyFloat_AS_DOUBLE(items[i]);
         put(writer, &value, sizeof value);
     }
     return 0;
 }
 
-/* Whether it is worth the attempt: a list that has a float at either end and in the middle. */
-static bool may_be_floats(PyObject *list, Py_ssize_t count)
+static int write_items(writer_t *writer, PyObject **items, Py_ssize_t count, unsigned flag)
 {
-    Py_ssize_t samples[] = {0, count / 2, count - 1};
-    for (int i = 0; i < 3; i++) {
-        PyObject *item = list_item(list, samples[i]);
-        bool is_float = item != NULL && PyFloat_CheckExact(item);
-#ifdef Py_GIL_DISABLED
-        Py_XDECREF(item);
-#endif
-        if (!is_float)
-            return false;
-    }
-    return true;
-}
-
-static int write_list(writer_t *writer, PyObject *object, int owned)
-{
-    int index, status;
-    unsigned flag;
-    if ((status = meet(writer, object, owned, &index, &flag)) != 0)
+    int status;
+    if (may_be_floats(items, count) &&
+        (status = write_floats(writer, items, count, flag)) != NOT_PLAIN)
         return status;
-    Py_ssize_t count = PyList_GET_SIZE(object);
-    if (count > 2 && may_be_floats(object, count) &&
-        (status = write_floats(writer, object, count, flag)) != NOT_PLAIN) {
-        number(writer, index);
-        return status;
-    }
     if (make_room(writer, HEAD_SIZE) < 0)
         return -1;
     put_head(writer, MPX_TAG_LIST | flag, (size_t)count);
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *item = list_item(object, i);
-        if (item == NULL)
-            return NOT_PLAIN;
-        status = write_value(writer, item, OWNED_BY_WRITER);
-        DROP(item);
-        if (status != 0)
+        if ((status = write_value(writer, items[i], OWNED_BY_WRITER)) != 0)
             return status;
     }
-    number(writer, index);
     return 0;
 }
 
-#ifdef Py_GIL_DISABLED
-/* The items of one moment, each owned; -1 where they are too many. */
-static int dict_items(PyObject *dict, PyObject **items)
+static int write_list(writer_t *writer, PyObject *object, int owned)
 {
-    int count = 0;
-    Py_BEGIN_CRITICAL_SECTION(dict);
-    if (PyDict_GET_SIZE(dict) > DICT_ITEMS) {
-        count = -1;
-    } else {
-        Py_ssize_t at = 0;
-        PyObject *key, *value;
-        while (PyDict_Next(dict, &at, &key, &value)) {
-            items[2 * count] = Py_NewRef(key);
-            items[2 * count + 1] = Py_NewRef(value);
-            count++;
-        }
-    }
-    Py_END_CRITICAL_SECTION();
-    return count;
-}
-
-static int write_items(writer_t *writer, PyObject *dict, unsigned flag)
-{
-    PyObject *items[2 * DICT_ITEMS];
-    int count = dict_items(dict, items), status = count < 0 ? NOT_PLAIN : 0;
-    if (status == 0 && (status = make_room(writer, HEAD_SIZE)) == 0)
-        put_head(writer, MPX_TAG_DICT | flag, (size_t)count);
-    for (int i = 0; i < 2 * count; i++) {
-        if (status == 0)
-            status = write_value(writer, items[i], OWNED_BY_WRITER);
-        Py_DECREF(items[i]);
-    }
+    int64_t index;
+    int status;
+    unsigned flag;
+    if ((status = meet(writer, object, owned, &index, &flag)) != 0)
+        return status;
+    PyObject *still = STILL_LIST(object);
+    if (still == NULL)
+        return -1;
+    Py_ssize_t count;
+    PyObject **items = STILL_ITEMS(still, count);
+    if ((status = write_items(writer, items, count, flag)) == 0)
+        number(writer, index);
+    DROP(still);
     return status;
 }
-#else
-static int write_items(writer_t *writer, PyObject *dict, unsigned flag)
+
+static int write_pairs(writer_t *writer, PyObject *dict, unsigned flag)
 {
     if (make_room(writer, HEAD_SIZE) < 0)
         return -1;
@@ -388,16 +396,20 @@ static int write_items(writer_t *writer, PyObject *dict, unsigned flag)
     }
     return 0;
 }
-#endif
 
 static int write_dict(writer_t *writer, PyObject *object, int owned)
 {
-    int index, status;
+    int64_t index;
+    int status;
     unsigned flag;
     if ((status = meet(writer, object, owned, &index, &flag)) != 0)
         return status;
-    if ((status = write_items(writer, object, flag)) == 0)
+    PyObject *still = STILL_DICT(object);
+    if (still == NULL)
+        return -1;
+    if ((status = write_pairs(writer, still, flag)) == 0)
         number(writer, index);
+    DROP(still);
     return status;
 }
 
@@ -441,18 +453,21 @@ static int write_value(writer_t *writer, PyObject *object, int owned)
 
 int mpx_tree_write(PyObject *object, mpx_buffer_t *out)
 {
+    if (mpx_buffer_grow(out, HEAD_SIZE) < 0)
+        return -1;
     writer_t writer;
     writer.at = out->data + out->size;
     writer.end = out->data + out->capacity;
     writer.out = out;
-    writer.depth = writer.count = writer.numbered = 0;
-    memset(writer.slots, 0, sizeof writer.slots);
+    writer.depth = 0;
+    writer.count = writer.capacity = writer.numbered = 0;
     /* None of its references is known to be a place's: the root may be anywhere below itself. */
     int status = write_value(&writer, object, -1);
 #ifdef Py_GIL_DISABLED
-    for (int i = 0; i < writer.count; i++)
-        Py_DECREF(writer.known[i]);
+    for (uint32_t i = 0; i < writer.count; i++)
+        Py_DECREF(writer.known[i].object);
 #endif
+    free_known(&writer);
     if (status == 0)
         out->size = (size_t)(writer.at - out->data);
     return status;

@@ -12,13 +12,6 @@
 
 #define IDENTITY_SIZE ((Py_ssize_t)sizeof(mpx_arena_id_t))
 
-PyObject *mpx_shared_raise(int status)
-{
-    if (status == -ENOMEM)
-        return PyErr_NoMemory();
-    return mpx_raise(status);
-}
-
 /* ---- An object's slot ------------------------------------------------------------------------ */
 
 struct mpx_former {
@@ -43,7 +36,7 @@ int mpx_place_new(mpx_place_t *place, bool is_lock)
             status = new_slot(arena, &slot);
     }
     if (status < 0) {
-        mpx_shared_raise(status);
+        mpx_raise(status);
         return -1;
     }
     *place = (mpx_place_t){arena, slot, mpx_slot_at(arena, slot)};
@@ -146,7 +139,7 @@ int mpx_place_take(mpx_place_t *place, PyObject *identity, mpx_slot_t slot)
         return -1;
     }
     if (status < 0) {
-        mpx_shared_raise(status);
+        mpx_raise(status);
         return -1;
     }
     *place = (mpx_place_t){arena, slot, mpx_slot_at(arena, slot)};
@@ -164,7 +157,7 @@ static PyObject *arena_seat(PyObject *Py_UNUSED(module), PyObject *identity)
     if (arena == NULL)
         return NULL;
     int status = mpx_arena_seat(arena, &seat);
-    return status < 0 ? mpx_shared_raise(status) : PyLong_FromUnsignedLong(seat);
+    return status < 0 ? mpx_raise(status) : PyLong_FromUnsignedLong(seat);
 }
 
 PyDoc_STRVAR(arena_give_doc, "arena_give(identity, seat, slot, /)\n--\n\n"
@@ -181,7 +174,7 @@ static PyObject *arena_give(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     int status = mpx_arena_give(arena, seat, slot);
     if (status < 0)
-        return mpx_shared_raise(status);
+        return mpx_raise(status);
     Py_RETURN_NONE;
 }
 
@@ -232,8 +225,27 @@ static PyObject *arena_attach(PyObject *Py_UNUSED(module), PyObject *args)
         return mpx_raise_message(
             status, "the parent's shared memory is not to be had: its locks cannot be used", NULL);
     if (status < 0)
-        return mpx_shared_raise(status);
+        return mpx_raise(status);
     (void)fcntl(fd, F_SETFD, FD_CLOEXEC); /* it came through an exec */
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(arena_join_doc, "arena_join(identity, seat, /)\n--\n\n"
+                             "Take over what the parent's record for this process holds, where it\n"
+                             "has attached to the arena already.  Once for a record.");
+
+static PyObject *arena_join(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *identity;
+    unsigned int seat;
+    if (!PyArg_ParseTuple(args, "SI:arena_join", &identity, &seat))
+        return NULL;
+    mpx_arena_t *arena = arena_of(identity);
+    if (arena == NULL)
+        return NULL;
+    int status = mpx_arena_join(arena, seat);
+    if (status < 0)
+        return mpx_raise(status);
     Py_RETURN_NONE;
 }
 
@@ -338,6 +350,7 @@ static PyMethodDef shared_methods[] = {
     {"arena_settle", arena_settle, METH_VARARGS, arena_settle_doc},
     {"arena_known", arena_known, METH_O, arena_known_doc},
     {"arena_attach", arena_attach, METH_VARARGS, arena_attach_doc},
+    {"arena_join", arena_join, METH_VARARGS, arena_join_doc},
     {"arena_of", arena_of_object, METH_O, arena_of_doc},
     {NULL, NULL, 0, NULL},
 };

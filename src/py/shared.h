@@ -84,7 +84,4 @@ int mpx_add_type(PyObject *module, PyType_Spec *spec, PyObject *base);
 /* Adds a type on top of _core.Shared. 0, or -1 with an exception. */
 int mpx_add_shared_type(PyObject *module, PyType_Spec *spec);
 
-/* Sets the exception of a failed call on an arena. */
-PyObject *mpx_shared_raise(int status);
-
 #endif

@@ -155,6 +155,9 @@ static void check_killed_at(const char *step)
 
 TEST(killed_at_each_step)
 {
+    if (emulated()) {
+        return; /* at each death memcheck reads all that is mapped, and views end behind the file */
+    }
     static const char *const steps[] = {
         "arena_stored", "arena_lengthened", "arena_units",      "grow_allocated", "grow_published",
         "heap_entry",   "heap_extent",      "heap_extended",    "heap_beheaded",  "heap_merged",
@@ -166,6 +169,41 @@ TEST(killed_at_each_step)
         check_killed_at(steps[s]);
     }
     keeps_descriptors((int)MPX_ARRAY_LENGTH(steps) + 1);
+}
+
+/* The segment is longer than what has storage, and what is handed out next must have some. */
+TEST(killed_before_an_extent_is_reserved_its_bytes_are_used_with_storage)
+{
+    enum { SLOTS = 3 * MEGA / MPX_SLOT_SIZE };
+    mpx_slot_t slot;
+    mpx_arena_t *arena = home();
+    struct victim victim = {arena, new_owner(arena, &slot), "arena_lengthened"};
+    CHECK(was_killed(wait_for(start_process(do_until_killed, &victim))));
+    uint64_t known = 0, used = 0;
+    for (int i = 0; i < SLOTS; i++) {
+        CHECK_EQ(mpx_slot_new(arena, &slot), 0);
+        used = mpx_u64_load_relaxed(&arena->shared->used);
+        if (used != known) { /* most of it nobody has touched yet */
+            struct stat file = {.st_blocks = 0};
+            CHECK_EQ(fstat(mpx_arena_fd(arena), &file), 0);
+            CHECK((uint64_t)file.st_blocks * 512 >= used);
+            known = used;
+        }
+    }
+    CHECK(used >= (uint64_t)SLOTS * MPX_SLOT_SIZE);
+}
+
+static void make_much(void *arena)
+{
+    signal_at_step("heap_touched", SIGKILL);
+    make(arena, own(arena), 4 * MEGA);
+}
+
+TEST(killed_before_there_is_storage_none_is_promised)
+{
+    mpx_arena_t *arena = home();
+    CHECK(was_killed(wait_for(start_process(make_much, arena))));
+    check_owned(arena, own(arena), 0);
 }
 
 /* ---- Killed anywhere ------------------------------------------------------------------------- */
@@ -184,10 +222,13 @@ static void labour(void *argument)
 
 TEST(killed_at_random)
 {
+    if (emulated()) {
+        return;
+    }
     mpx_slot_t slot;
     struct crowd *crowd = new_crowd(&slot);
     for (int round = 0; round < 2; round++) {
-        kill_at_random(labour, crowd, &crowd->marks, emulated() ? 8 : KILLS);
+        kill_at_random(labour, crowd, &crowd->marks, KILLS);
         CHECK_EQ(mpx_u32_load_relaxed(&crowd->failures), 0);
         check_owned(crowd->arena, crowd->shared, 0);
         for (int i = 0; i < 8; i++) {
@@ -196,7 +237,8 @@ TEST(killed_at_random)
         }
     }
     CHECK(stats_of(crowd->arena).size < 256 * MEGA);
-    mpx_slot_drop(crowd->arena, slot);
+    /* Dropping the slot may not free it: a child that was killed in the fork itself may hold it. */
+    *(uint64_t *)mpx_slot_at(crowd->arena, slot) = 0;
     mpx_heap_free_all(crowd->arena, crowd->shared);
     CHECK_EQ(check_whole(crowd->arena, crowd->shared), 0);
     CHECK_EQ(stats_of(crowd->arena).owned, 0);

@@ -1,5 +1,5 @@
-/* test_ring.c - the ring: order, contents, growth and trimming, limits, counters that wrap, waiting,
- * and memory that is damaged. Deaths are in test_ring_crash.c.
+/* test_ring.c - the ring: order, contents, growth and trimming, limits, counters that wrap,
+ * waiting, and memory that is damaged. Deaths are in test_ring_crash.c.
  */
 #include "harness.h"
 
@@ -96,8 +96,8 @@ TEST(an_empty_ring)
 
 TEST(messages_of_every_length_in_order)
 {
-    static const uint32_t sizes[] = {0,    1,    7,    8,    9,     15,    16,
-                                     17,   4000, 4096, 5000, 32768, 65000, MPX_RING_INLINE};
+    static const uint32_t sizes[] = {0,  1,    7,    8,    9,     15,    16,
+                                     17, 4000, 4096, 5000, 32768, 65000, MPX_RING_INLINE};
     mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED);
     for (uint32_t i = 0; i < MPX_ARRAY_LENGTH(sizes); i++) {
         CHECK_EQ(put(&ring, i, sizes[i]), 0);
@@ -199,6 +199,75 @@ TEST(random_puts_and_gets_with_a_limit)
     mpx_ring_drop(&ring);
 }
 
+/* The same with several at once. */
+static uint32_t put_batch(mpx_ring_t *ring, uint32_t first, uint32_t count)
+{
+    static unsigned char bytes[16][MPX_RING_INLINE];
+    mpx_message_t messages[16];
+    uint32_t put = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        size_t size = random_size(first + i);
+        fill(bytes[i], size, first + i);
+        messages[i] = (mpx_message_t){.data = bytes[i], .size = size};
+    }
+    while (put < count) {
+        size_t done;
+        int status = mpx_ring_put_many(ring, messages + put, count - put, &done, mpx_os_now());
+        CHECK((status == 0) == (done > 0));
+        CHECK(status == 0 || status == -EAGAIN);
+        if (status < 0) {
+            break;
+        }
+        put += (uint32_t)done;
+    }
+    return put;
+}
+
+static uint32_t get_batch(mpx_ring_t *ring, uint32_t first, uint32_t count)
+{
+    static unsigned char expected[MPX_RING_INLINE];
+    mpx_message_t messages[16];
+    size_t done;
+    int status =
+        mpx_ring_get_many(ring, buffer, sizeof(buffer), messages, count, &done, mpx_os_now());
+    CHECK((status == 0) == (done > 0));
+    unsigned char *at = buffer;
+    for (uint32_t i = 0; i < done; i++) {
+        fill(expected, random_size(first + i), first + i);
+        CHECK(messages[i].room == at && messages[i].size == random_size(first + i));
+        CHECK(memcmp(at, expected, messages[i].size) == 0);
+        at += messages[i].size;
+    }
+    return (uint32_t)done;
+}
+
+static void live_in_batches(mpx_ring_t *ring, uint32_t limit, int rounds)
+{
+    uint32_t first = 0, next = 0;
+    for (int round = 0; round < rounds; round++) {
+        for (uint32_t burst = random_below(8); burst > 0; burst--) {
+            uint32_t count = 1 + random_below(16), put = put_batch(ring, next, count);
+            CHECK(put == count || next + put - first == limit);
+            next += put;
+        }
+        for (uint32_t burst = random_below(10); burst > 0 && first != next; burst--) {
+            uint32_t got = get_batch(ring, first, 1 + random_below(16));
+            REQUIRE(got > 0);
+            first += got;
+        }
+        CHECK_EQ(mpx_ring_count(ring), next - first);
+    }
+}
+
+TEST(random_batches)
+{
+    mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED), limited = make_ring(21);
+    live_in_batches(&ring, MPX_RING_UNLIMITED, emulated() ? 50 : 500);
+    live_in_batches(&limited, 21, emulated() ? 50 : 500);
+    mpx_ring_drop(&ring);
+    mpx_ring_drop(&limited);
+}
+
 /* Begins where the counters are about to wrap. */
 static void set_counters(mpx_ring_t *ring, uint32_t position, uint32_t messages)
 {
@@ -235,8 +304,9 @@ TEST(a_million_messages_before_the_first_get)
     }
     CHECK_EQ(mpx_ring_count(&ring), count);
     for (uint32_t i = 0; i < count; i++) {
-        if (mpx_ring_try_get(&ring, buffer, MPX_RING_INLINE, &message) != 0 || message.size != sizeof(bytes) ||
-            buffer[0] != (unsigned char)i || buffer[99] != (unsigned char)i) {
+        if (mpx_ring_try_get(&ring, buffer, MPX_RING_INLINE, &message) != 0 ||
+            message.size != sizeof(bytes) || buffer[0] != (unsigned char)i ||
+            buffer[99] != (unsigned char)i) {
             CHECK(false);
             break;
         }
@@ -308,6 +378,30 @@ TEST(a_block_changes_hands)
     CHECK(free_block(&ring, got.block));
     CHECK(!free_block(&ring, got.block));
     CHECK_EQ(owned(&ring), before);
+    mpx_ring_drop(&ring);
+}
+
+TEST(a_block_is_put_and_taken_alone)
+{
+    mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED);
+    mpx_block_t block = make_block(&ring, 1, 70000);
+    mpx_message_t messages[] = {{.data = "a", .size = 1},
+                                {.data = "bb", .size = 2, .block = block},
+                                {.data = "ccc", .size = 3},
+                                {.data = buffer, .size = MPX_RING_INLINE + 1}};
+    mpx_message_t got[4];
+    size_t done, put = 0;
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(mpx_ring_put_many(&ring, messages + put, 4 - put, &done, mpx_os_now()), 0);
+        CHECK_EQ(done, 1);
+        put += done;
+    }
+    CHECK_EQ(mpx_ring_put_many(&ring, messages + put, 1, &done, mpx_os_now()), -EMSGSIZE);
+    for (size_t i = 1; i <= 3; i++) {
+        CHECK_EQ(mpx_ring_get_many(&ring, buffer, 4, got, 4, &done, mpx_os_now()), 0);
+        CHECK(done == 1 && got->size == i);
+    }
+    CHECK(free_block(&ring, block));
     mpx_ring_drop(&ring);
 }
 
@@ -489,7 +583,7 @@ TEST(a_shut_ring_is_readable)
     ring = make_watched();
     mpx_ring_shut(&ring);
     CHECK(is_readable(&ring));
-    CHECK_EQ(get(&ring), -EPIPE);
+    CHECK_EQ(get_status(&ring), -EPIPE);
     CHECK(is_readable(&ring));
     drop_watched(&ring);
     ring = make_ring(MPX_RING_UNLIMITED); /* watched after that */
@@ -607,8 +701,7 @@ static void take_part(void *argument)
     free(bytes);
 }
 
-static void check_crowd(struct crowd *crowd, uint32_t limit,
-                        void (*run)(void (*)(void *), void *))
+static void check_crowd(struct crowd *crowd, uint32_t limit, void (*run)(void (*)(void *), void *))
 {
     memset(crowd, 0, sizeof(*crowd));
     crowd->ring = make_ring(limit);

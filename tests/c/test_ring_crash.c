@@ -159,7 +159,8 @@ static bool is_readable(const mpx_ring_t *ring)
     return poll(&polled, 1, 0) == 1;
 }
 
-/* Where it is watched, it is readable if it has something; and not, once it has been found empty. */
+/* Where it is watched, it is readable if it has something; and not, once it has been found empty.
+ */
 static void check_readable(mpx_ring_t *ring)
 {
     mpx_message_t message;

@@ -133,10 +133,26 @@ def list_in_its_tuple():
         lambda: [1.0, 2, 3.0, 4, 5.0],
         lambda: twice([1.0, 2.0, 3.0]),
         lambda: {i: str(i) for i in range(70)},
+        lambda: many_shared(63),
+        lambda: many_shared(65),
+        lambda: many_shared(70_000),
     ],
 )
 def test_identities(make):
     assert_same(make())
+
+
+def many_shared(count):
+    """Each at several places, the last ones under numbers of more than a byte."""
+    items = [(f"text {i}", i) for i in range(count)]
+    return [items, items[::-1], [item[0] for item in items[:300]], items]
+
+
+def test_many_objects_of_others():
+    """A piece of a list whose items the program goes on holding."""
+    lines = [f"line {i}" for i in range(5000)]
+    assert is_tree(lines[100:4000])
+    assert is_tree(many_shared(5000))
 
 
 def nested(depth, wrap):

@@ -4,7 +4,9 @@ import copyreg
 import gc
 import io
 import pickle
+import subprocess
 import sys
+import sysconfig
 import threading
 import weakref
 from multiprocessing import connection, queues, reduction
@@ -13,7 +15,7 @@ from multiprocessing.reduction import ForkingPickler
 import graphs
 import pytest
 
-from mproc_ext import _core
+from mproc_ext import _core, _pickling
 
 BOTH = pytest.mark.parametrize(
     ("dumps", "loads"),
@@ -137,7 +139,7 @@ class NotThere:
         lambda: {"key": (1, threading.Lock())},
         lambda: (i for i in "ab"),
         lambda: sys,
-        lambda: open("/dev/null", "rb"),  # noqa: SIM115
+        lambda: sys.__stdout__,
         lambda: Failing(ValueError("no")),
         lambda: Failing(KeyboardInterrupt("no")),
         NotThere,
@@ -298,6 +300,41 @@ def test_a_class_assigned_to_the_module(module, own, monkeypatch):
     assert _core.loads(_core.dumps([1], names), names) == [1]
 
 
+@pytest.mark.parametrize("package", ["multiprocessing", "mproc_ext"])
+@pytest.mark.parametrize(
+    "assign",
+    [
+        "package.get_context('fork').reducer = Reducer()",
+        "reduction.ForkingPickler = Own",
+        "queues._ForkingPickler = Own",
+    ],
+)
+def test_every_way_to_assign_a_class(package, assign):
+    """As in the stdlib, the first two count where the module is imported later."""
+    before = f"import {package}.queues as queues" if assign.startswith("queues") else ""
+    program = f"""
+import pickle, sys
+import {package} as package
+from {package} import reduction
+class Own:
+    @staticmethod
+    def dumps(obj):
+        return b'own'
+class Reducer(reduction.AbstractReducer):
+    ForkingPickler = Own
+{before}
+assert {bool(before)} or 'multiprocessing.queues' not in sys.modules
+{assign}
+import {package}.queues
+from mproc_ext import _core, _modules
+print(_core.dumps(1, vars(_modules.stdlib('queues'))))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd="/", check=False
+    )
+    assert (done.stdout, done.stderr) == ("b'own'\n", "")
+
+
 @pytest.mark.parametrize("obj", [[1, "a"], Registered, b"x" * 5000])
 def test_one_end_has_another_class(obj):
     """The other end gets what the stdlib's would get: pickle's bytes, or what the class made."""
@@ -421,9 +458,25 @@ def test_other_tables(monkeypatch):
     assert type(_core.loads(_core.dumps(Registered()))) is Registered
 
 
-def test_the_stdlibs_class_needs_no_call():
-    from mproc_ext import _pickling
+def test_the_class_is_looked_at_once(monkeypatch):
+    calls = []
 
+    def tables(cls):
+        calls.append(cls)
+        return real(cls)
+
+    real = _pickling.tables
+    monkeypatch.setattr(_pickling, "tables", tables)
+    monkeypatch.setattr(ForkingPickler, "_extra_reducers", {})
+    for obj in ([1], Registered, 1j):
+        assert _core.loads(_core.dumps(obj)) == obj
+        assert _core.loads(_core.dumps(obj, vars(queues)), vars(queues)) == obj
+    assert calls == [ForkingPickler]
+    monkeypatch.undo()
+    _core.dumps(1)
+
+
+def test_the_stdlibs_class_is_plain():
     general, extra = _pickling.tables(ForkingPickler)
     assert general is copyreg.dispatch_table
     assert extra is ForkingPickler._extra_reducers
@@ -484,16 +537,22 @@ def test_threads():
 # ---- Memory -----------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    reason="pickle.loads alone crashes under set_nomemory in a free-threaded 3.13",
+)
 def test_no_memory():
     """Every allocation fails once, in turn: a MemoryError, and the next time it works."""
     nomemory = pytest.importorskip("_testcapi", reason="CPython's own tests are not there")
     if not hasattr(nomemory, "set_nomemory"):
         pytest.skip("this _testcapi cannot make allocations fail")
-    tree = [{"id": 1, "text": "x" * 600, "big": 2**200}, (1.5, "Ω", [2.0, 3.0, 4.0]), b"xyz"]
+    # The buffer is made anew for each, and so are the tables of what is known.
+    tree = [{"id": 1, "text": "x" * 2**20, "big": 2**200}, (1.5, "Ω", [2.0, 3.0, 4.0]), b"xyz"]
+    tree.append([[f"text {i}" for i in range(200)]] * 2)
     for obj in (tree, [graphs.Color.RED, tree]):
         message = _core.dumps(obj)
-        failed = 0
         for function, argument in ((_core.dumps, obj), (_core.loads, message)):
+            failed = 0
             for start in range(1, 400):
                 gc.disable()
                 nomemory.set_nomemory(start, start + 1)

@@ -169,6 +169,27 @@ def _init_semaphore(kind):
 TAGGED = _tagged()
 
 
+def _slotted():
+    """{package: a subclass of its Event} that has a slot besides its dictionary."""
+    import importlib
+
+    found = {}
+    for package in ("multiprocessing", "mproc_ext"):
+        base = importlib.import_module(f"{package}.synchronize").Event
+        title = f"Slotted_{package}_Event"
+        kind = type(title, (base,), {"__module__": __name__, "__slots__": ("slot",)})
+        globals()[title] = found[package] = kind
+    return found
+
+
+SLOTTED = _slotted()
+
+
+def describe_own(connection, event):
+    """What the program has put into an event of a class of its own."""
+    connection.send((event.tag, event.slot, event.itself is event, event.is_set()))
+
+
 def use_tagged(connection, thing):
     with thing:
         inside = repr(thing)

@@ -268,6 +268,14 @@ def test_a_barrier_in_its_action(mp):
     assert shown == [(1, False)]
 
 
+def test_an_action_that_waits_for_its_own_barrier(mp):
+    barrier = mp.Barrier(2, lambda: barrier.wait(0.01))
+    tasks = [Task(outcome, barrier.wait, LIMIT) for _ in range(2)]
+    assert {task.get()[0] for task in tasks} == {"BrokenBarrierError"}
+    assert barrier.broken
+    assert barrier.n_waiting == 0
+
+
 def test_subclass(synchronize, mp):
     class Counting(synchronize.Barrier):
         def __init__(self, name, parties, *, ctx):

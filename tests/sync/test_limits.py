@@ -191,6 +191,32 @@ print("all right")
     )
 
 
+def test_no_address_space_for_the_first():
+    """OSError, which programs like tqdm take for a reason to do without."""
+    program = """
+import importlib, os, resource, sys
+package = importlib.import_module(sys.argv[1])
+synchronize = importlib.import_module(f"{sys.argv[1]}.synchronize")
+ctx = package.get_context("fork")
+next(getattr(synchronize.SemLock, "_rand", None) or iter("."))
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (size, hard))
+made, error = [None] * 1000, None
+try:
+    for number in range(1000):
+        made[number] = synchronize.Lock(ctx=ctx)
+except Exception as raised:
+    error = raised
+resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+print(type(error).__name__, error)
+"""
+    names = ("multiprocessing", "mproc_ext")
+    theirs, mine = (run_program("-c", program, name) for name in names)
+    assert mine == theirs == "OSError [Errno 12] Cannot allocate memory\n"
+
+
 @needs_event
 @pytest.mark.parametrize("kind", ["RLock", "Semaphore", "Condition", "Event", "Barrier"])
 def test_no_address_space_for_others(kind):

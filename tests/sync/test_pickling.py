@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import sync_targets as targets
-from sync_helpers import Child, ask, outcome, wait_until_asleep
+from sync_helpers import Child, ask, outcome, run_program, wait_until_asleep
 
 MAKERS = {
     "Lock": lambda ctx: ctx.Lock(),
@@ -137,6 +137,63 @@ def test_subclass(package, method, kind):
     if kind in ("Lock", "RLock"):
         assert "Kid" in inside
     assert thing.acquire(False) is True
+
+
+FORK_SERVERS_OWN = """
+import importlib, os, sys
+ctx = importlib.import_module(sys.argv[1]).get_context("forkserver")
+OWN = ctx.Lock()  # the fork server has one as well, in an arena that its children share
+
+def leaf(lock, same, value, array, given):
+    given.acquire()
+    lock.acquire()
+    value.value += 1
+    array[0] = 5
+    print(same.acquire(False), len(os.listdir("/proc/self/fd")))
+
+def child(given):
+    made = [ctx.Lock() for _ in range(100)]
+    value, array = ctx.Value("i", 3), ctx.Array("i", 3)
+    for lock in made[:3]:
+        args = lock, lock, value, array, given
+        process = ctx.Process(target=leaf, args=args)
+        process.start()
+        process.join()
+        print(process.exitcode, lock.acquire(False), value.value, array[0], given.acquire(False))
+        given.release()
+    lock = made[50]
+    del made
+    print(any(ctx.Lock().acquire(False) is False for _ in range(1000)), lock.acquire(False))
+
+if __name__ == "__main__":
+    given = ctx.Lock()
+    process = ctx.Process(target=child, args=(given,))
+    process.start()
+    process.join()
+    print(process.exitcode)
+"""
+
+
+def test_what_a_fork_servers_child_makes(tmp_path):
+    """It gives the child of its own what lies in the fork server's arena, which that knows."""
+    program = tmp_path / "fork_servers_own.py"
+    program.write_text(FORK_SERVERS_OWN)
+    out = {name: run_program(str(program), name) for name in ("multiprocessing", "mproc_ext")}
+    lines = {name: text.splitlines() for name, text in out.items()}
+    for name in lines:  # no descriptor more from one to the next
+        assert (
+            len({line for line in lines[name] if line.startswith("False ")} - {"False True"}) == 1
+        )
+    assert lines["mproc_ext"][1::2] == lines["multiprocessing"][1::2]
+    assert lines["mproc_ext"][-2:] == ["False True", "0"]
+
+
+def test_what_is_in_an_event_arrives(package, ctx):
+    """Unlike a lock's: the stdlib's Event has no __getstate__."""
+    event = targets.SLOTTED[package.__name__](ctx=ctx)
+    event.tag, event.slot, event.itself = "tag", "slot", event
+    event.set()
+    assert ask(ctx, targets.describe_own, event) == ("tag", "slot", True, True)
 
 
 def test_an_unpickled_condition_is_one_with_its_lock(ctx):
