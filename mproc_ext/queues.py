@@ -222,6 +222,8 @@ class Queue(_core.Queue, _Ended, _std.Queue):
             maxsize = _SEM_VALUE_MAX
         elif type(maxsize) is not int or maxsize > _SEM_VALUE_MAX:
             ctx.BoundedSemaphore(maxsize)  # raises what it does where that is no such number
+            if not isinstance(maxsize, int):
+                maxsize = operator.index(maxsize)
         self._maxsize = maxsize
         self._ignore_epipe = False
         self._begin(_make_channel(operator.index(maxsize), ctx))

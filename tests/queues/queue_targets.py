@@ -3,6 +3,7 @@
 import multiprocessing.queues as _stdlib_queues
 import os
 import signal
+import threading
 import time
 
 import mproc_ext.queues as _queues
@@ -188,3 +189,50 @@ def echo_many(q, results):
 
 def iterate(connection, q):
     connection.send(list(q))
+
+
+def put_and_exit(q, count):
+    for number in range(count):
+        q.put(number)
+    os._exit(7)
+
+
+def digest(q, results):
+    import hashlib
+
+    while (data := q.get()) is not None:
+        results.put(hashlib.sha256(data).digest())
+
+
+def produce(q, name, count):
+    from queue_helpers import pattern
+
+    for number in range(count):
+        q.put((name, number, pattern(number, number % 300)))
+
+
+def produce_in_threads(q, name, threads, count):
+    def work(thread):
+        for number in range(count):
+            q.put((name, thread, number))
+
+    _run([threading.Thread(target=work, args=(thread,)) for thread in range(threads)])
+
+
+def consume_in_threads(q, results, threads):
+    """Each thread sends what it got, up to the first None."""
+
+    def work():
+        found = []
+        while (thing := q.get()) is not None:
+            found.append(thing)
+        results.put(found)
+
+    _run([threading.Thread(target=work) for _ in range(threads)])
+
+
+def _run(threads):
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
