@@ -12,9 +12,14 @@ A subclass that overrides what is not called here (`_feed`, `_start_thread`...) 
 code for its objects.
 """
 
+import collections
+import errno
 import io
+import operator
 import queue
-from types import GenericAlias
+import sys
+import threading
+from types import GenericAlias, TracebackType
 
 from mproc_ext import _arena, _core, _modules, connection, context, reduction, synchronize, util
 
@@ -30,7 +35,7 @@ class ShutDown(Exception):
 
 
 ShutDown = getattr(queue, "ShutDown", ShutDown)
-_core.serve_queues(_std.__dict__, queue.Empty, queue.Full, ShutDown)
+_core.serve_queues(queue.Empty, queue.Full, ShutDown)
 
 
 class Channel(_core.Channel):
@@ -38,12 +43,15 @@ class Channel(_core.Channel):
 
     def __getstate__(self):
         synchronize._assert_may_travel(self)
-        ends = [fd if fd < 0 else reduction.DupFd(fd) for fd in self._ends()]
-        return (*_arena.hand_over(self), *ends)
+        self._check_ends()
+        ends = self._ends()
+        if -1 in ends:
+            raise OSError("handle is closed")
+        return (*_arena.hand_over(self), *map(reduction.DupFd, ends))
 
     def __setstate__(self, state):
         *where, reader, writer = state
-        ends = [end if end == -1 else end.detach() for end in (reader, writer)]
+        ends = [-1 if end is None else end.detach() for end in (reader, writer)]
         self._take(*_arena.take_over(*where), *ends)
 
 
@@ -64,11 +72,14 @@ def _unescape(message):
 class _End(connection.Connection):
     """One end of a channel, as the connection that it is in the stdlib's queues."""
 
-    def __init__(self, channel, fd, is_reader):
-        super().__init__(fd, is_reader, not is_reader)
+    def __init__(self, channel, is_reader):
+        fd = channel._ends()[0 if is_reader else 1]
+        super().__init__(max(fd, 0), is_reader, not is_reader)
+        if fd < 0:
+            self._handle = None
         self._channel = channel
         self._objects = _core.SimpleQueue()
-        self._objects._hold(channel, False)
+        self._objects._hold(channel, False, connection.__dict__)
 
     def _close(self):
         if self._readable:
@@ -79,6 +90,7 @@ class _End(connection.Connection):
     def fileno(self):
         """The descriptor: it is readable where there is a message."""
         self._check_closed()
+        self._channel._check_ends()
         if self._readable:
             self._channel._watch()
         return self._handle
@@ -108,30 +120,56 @@ class _End(connection.Connection):
         return self._channel._poll(timeout)
 
     def __reduce__(self):
+        """For a child, which gets this end alone: it must not count as one that has the other."""
         context.assert_spawning(self)
-        return _end_of, (self._channel, self._readable)
+        self._check_closed()
+        self._channel._check_ends()
+        ends = self._channel._ends()
+        mine = ends[0 if self._readable else 1]
+        state = [*_arena.hand_over(self._channel), None, None]
+        state[-2 if self._readable else -1] = reduction.DupFd(mine)
+        return _end_of, (state, self._readable)
 
 
-def _end_of(channel, is_reader):
-    fd = channel._ends()[0 if is_reader else 1]
-    if fd < 0:
-        raise OSError("handle is closed")
-    return _End(channel, fd, is_reader)
+def _end_of(state, is_reader):
+    channel = Channel()
+    channel.__setstate__(state)
+    return _End(channel, is_reader)
 
 
 class _Ended:
     """What queues have in common: the parts of the stdlib's, made when somebody asks for them."""
 
     def __getattr__(self, name):
-        if self._channel is not None:
-            if name in ("_reader", "_writer"):
-                return self.__dict__.setdefault(name, _end_of(self._channel, name == "_reader"))
-            if name in ("_rlock", "_wlock"):
-                # Nothing here needs them; Pool holds one while it drains a queue.
-                lock = synchronize.Lock(ctx=context._default_context.get_context())
-                return self.__dict__.setdefault(name, lock)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        make = None if self._channel is None else self._parts.get(name)
+        if make is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.__dict__.setdefault(name, make(self))
 
+    def _end(self, name):
+        # Both: a connection closes its end when it is dropped, and so they have to go together.
+        for key in ("_reader", "_writer"):
+            end = _End(self._channel, key == "_reader")
+            if self.__dict__.setdefault(key, end) is not end:
+                end._handle = None  # another thread was first
+        return self.__dict__[name]
+
+    def _lock(self):
+        return synchronize.Lock(ctx=context._default_context.get_context())
+
+    # Nothing here needs the locks; Pool holds one while it drains a queue.
+    _parts = {
+        "_reader": lambda self: self._end("_reader"),
+        "_writer": lambda self: self._end("_writer"),
+        "_poll": lambda self: self._reader.poll,
+        "_rlock": _lock,
+        "_wlock": _lock,
+    }
+
+    def _begin(self, channel, is_limited):
+        for name in self._parts:
+            self.__dict__.pop(name, None)
+        self._hold(channel, is_limited, _std.__dict__)
 
     def _close_ends(self):
         for name, close in (
@@ -164,6 +202,14 @@ def _is_stdlibs(cls, ours):
     return False
 
 
+def _with_callers(traceback, frame):
+    """A traceback that begins where the program does: it shows who put the object."""
+    while frame is not None:
+        traceback = TracebackType(traceback, frame, frame.f_lasti, frame.f_lineno)
+        frame = frame.f_back
+    return traceback
+
+
 @_core.own_methods
 class Queue(_core.Queue, _Ended, _std.Queue):
     """A queue of objects for any number of processes and threads; see queue.Queue."""
@@ -176,14 +222,25 @@ class Queue(_core.Queue, _Ended, _std.Queue):
             maxsize = _SEM_VALUE_MAX
         elif type(maxsize) is not int or maxsize > _SEM_VALUE_MAX:
             ctx.BoundedSemaphore(maxsize)  # raises what it does where that is no such number
-            maxsize = int(maxsize)
+            if not isinstance(maxsize, int):
+                maxsize = operator.index(maxsize)
         self._maxsize = maxsize
         self._ignore_epipe = False
-        self._begin(_make_channel(maxsize, ctx))
+        self._begin(_make_channel(operator.index(maxsize), ctx))
+
+    # What programs look at: nothing waits to be sent.
+    _parts = _Ended._parts | {
+        "_buffer": lambda self: collections.deque(),
+        "_notempty": lambda self: threading.Condition(threading.Lock()),
+        "_recv_bytes": lambda self: self._reader.recv_bytes,
+        "_send_bytes": lambda self: self._writer.send_bytes,
+        "_sem": lambda self: synchronize._Count(lambda: self._maxsize - self.qsize()),
+    }
 
     def _begin(self, channel):
-        self._hold(channel, self._maxsize < _SEM_VALUE_MAX)
-        self._thread = self._jointhread = None
+        super()._begin(channel, self._maxsize < _SEM_VALUE_MAX)
+        self._closed = False
+        self._close = self._thread = self._jointhread = None
         self._joincancelled = False
 
     def __getstate__(self):
@@ -199,11 +256,16 @@ class Queue(_core.Queue, _Ended, _std.Queue):
         self._ignore_epipe, self._maxsize, channel = state
         self._begin(channel)
 
-    def _on_unpicklable(self, error, obj):
+    def _on_unsent(self, error, obj):
+        """What the stdlib's feeder thread does, in the thread that called put()."""
+        if self._ignore_epipe and getattr(error, "errno", 0) == errno.EPIPE:
+            return
         if util.is_exiting():
             util.info("error in queue thread: %s", error)
-        else:
-            self._on_queue_feeder_error(error, obj)
+            return
+        if self._on_queue_feeder_error is Queue._on_queue_feeder_error:
+            error.__traceback__ = _with_callers(error.__traceback__, sys._getframe().f_back)
+        self._on_queue_feeder_error(error, obj)
 
     def close(self):
         """Put and get nothing more in this process."""
@@ -239,12 +301,26 @@ class Queue(_core.Queue, _Ended, _std.Queue):
 
         With *immediate*, what is in the queue is dropped.
         """
+        if self._channel is None:
+            raise NotImplementedError("shutdown() of a queue that is the standard library's")
         self._channel._shut()
-        while immediate:
-            try:
-                self._channel._receive_bytes()
-            except EOFError:
-                break
+        while immediate and self._channel._drop():
+            self._on_dropped()
+
+    def _on_dropped(self):
+        """One that was in the queue at its end is nobody's any more."""
+
+    def stats(self):
+        """Figures of the queue, all of one moment: a dict.
+
+        `puts` and `gets` are how many objects have been put and taken, ever, modulo 2**31; `size`
+        is how many there are now, and `limit` at most (None: no limit).
+        """
+        if self._channel is None:
+            raise NotImplementedError("stats() of a queue that is the standard library's")
+        puts, size = self._channel._stats()
+        limit = self._maxsize if self._maxsize < _SEM_VALUE_MAX else None
+        return {"puts": puts, "gets": (puts - size) % 2**31, "size": size, "limit": limit}
 
     def __iter__(self):
         """The objects as they come, until the queue has been shut down and is empty."""
@@ -266,6 +342,14 @@ class JoinableQueue(Queue, _std.JoinableQueue):
             _std.JoinableQueue.__init__(self, maxsize, ctx=ctx)
         else:
             Queue.__init__(self, maxsize, ctx=ctx)
+
+    # Counts, for programs that look at them.
+    _parts = Queue._parts | {
+        "_unfinished_tasks": lambda self: synchronize._Count(self._channel._unfinished),
+    }
+
+    def _on_dropped(self):
+        self._channel._finish()
 
     def task_done(self):
         """Say that an object which get() returned is done with."""
@@ -290,7 +374,7 @@ class SimpleQueue(_core.SimpleQueue, _Ended, _std.SimpleQueue):
         if _is_stdlibs(type(self), _OURS):
             _std.SimpleQueue.__init__(self, ctx=ctx)
         else:
-            self._hold(_make_channel(0, ctx), False)
+            self._begin(_make_channel(0, ctx), False)
 
     def __getstate__(self):
         if self._channel is None:
@@ -302,7 +386,7 @@ class SimpleQueue(_core.SimpleQueue, _Ended, _std.SimpleQueue):
         if isinstance(state, tuple):
             super().__setstate__(state)
         else:
-            self._hold(state, False)
+            self._begin(state, False)
 
     def close(self):
         """Close the queue in this process."""

@@ -18,6 +18,12 @@ static bool is_own(const mpx_bell_t *bell, int fd)
            info.id.inode == bell->file.inode;
 }
 
+bool mpx_bell_is_whole(const mpx_bell_t *bell)
+{
+    return (bell->reader < 0 || is_own(bell, bell->reader)) &&
+           (bell->writer < 0 || is_own(bell, bell->writer));
+}
+
 static int recognise(mpx_bell_t *bell)
 {
     mpx_file_info_t info;
@@ -74,11 +80,13 @@ void mpx_bell_close_writer(mpx_bell_t *bell)
 
 /* A pipe that is full is readable. Without a reader there is nobody to see it, and no SIGPIPE is
  * wanted for that. */
-void mpx_bell_ring(const mpx_bell_t *bell)
+bool mpx_bell_ring(const mpx_bell_t *bell)
 {
-    if (is_own(bell, bell->writer) && !mpx_bell_has_no_reader(bell)) {
-        (void)!MPX_SYS(bell_write, write(bell->writer, "", 1));
+    if (!is_own(bell, bell->writer) || mpx_bell_has_no_reader(bell)) {
+        return false;
     }
+    (void)!MPX_SYS(bell_write, write(bell->writer, "", 1));
+    return true;
 }
 
 void mpx_bell_quiet(const mpx_bell_t *bell)

@@ -29,9 +29,12 @@ MPX_NODISCARD int mpx_bell_adopt(mpx_bell_t *bell, int reader, int writer);
 void mpx_bell_close_reader(mpx_bell_t *bell);
 void mpx_bell_close_writer(mpx_bell_t *bell);
 
-/* To ring once more is no error, nor is it where the end is closed. */
-void mpx_bell_ring(const mpx_bell_t *bell);
+/* To ring once more is no error, nor is it where the end is closed: then it is false. */
+bool mpx_bell_ring(const mpx_bell_t *bell);
 void mpx_bell_quiet(const mpx_bell_t *bell);
+
+/* Whether the ends that this process has not closed still are the bell's. */
+bool mpx_bell_is_whole(const mpx_bell_t *bell);
 
 /* Whether no process has the other end any more; false where this process has closed its own. */
 bool mpx_bell_has_no_writer(const mpx_bell_t *bell);

@@ -244,6 +244,7 @@ void mpx_ring_shut(mpx_ring_t *ring)
         (void)mpx_u64_fetch_and_acq_rel(words[i], ~MPX_RING_SLEEPERS); /* R6: with R7 */
         (void)!mpx_os_futex_wake(futex_of(words[i]), INT_MAX);
     }
+    mpx_ring_toll(ring);
 }
 
 /* ---- Messages that are done with ------------------------------------------------------------- */

@@ -166,7 +166,10 @@ MPX_NODISCARD int mpx_ring_join(mpx_ring_t *ring, int64_t deadline);
  * Whoever dies leaves it readable for too long, at most until the next one looks. */
 void mpx_ring_watch(mpx_ring_t *ring);
 
-/* No put from now on; who waits for room or a message is told. */
+/* Closes ends of the bell in this process, whose other threads may be at work. */
+void mpx_ring_close_ends(mpx_ring_t *ring, bool reader, bool writer);
+
+/* No put from now on; who waits for room, a message or the bell is told. */
 void mpx_ring_shut(mpx_ring_t *ring);
 bool mpx_ring_is_shut(mpx_ring_t *ring);
 

@@ -145,11 +145,10 @@ static bool is_empty(mpx_ring_t *ring)
 }
 
 /* `rung` is written after it is, and cleared before it is not: whoever dies between leaves a bell
- * that is rung once too often. */
+ * that is rung once too often. A process that has lost its end leaves it to the next producer. */
 static void ring_bell(mpx_ring_t *ring)
 {
-    if (!mpx_u32_load_relaxed(&ring->control->rung)) {
-        mpx_bell_ring(&ring->bell);
+    if (!mpx_u32_load_relaxed(&ring->control->rung) && mpx_bell_ring(&ring->bell)) {
         MPX_STEP(ring_rung);
         mpx_u32_store_relaxed(&ring->control->rung, 1);
     }
@@ -162,35 +161,80 @@ static void silence(mpx_ring_t *ring)
     mpx_bell_quiet(&ring->bell);
 }
 
-static void lock_producers(mpx_ring_t *ring)
+/* Nobody waits for a producer that was stopped in the middle for longer than this. */
+#define PATIENCE (100 * MPX_NANOS_PER_MILLI)
+
+static bool lock_producers(mpx_ring_t *ring)
 {
-    while (mpx_mutex_lock(&ring->control->producers, MPX_NEVER) == -EINTR) {
-    }
+    int64_t deadline = mpx_os_now() + PATIENCE;
+    int status;
+    do {
+        status = mpx_mutex_lock(&ring->control->producers, deadline);
+    } while (status == -EINTR);
+    return status >= 0;
 }
 
+/* A ring that is shut is at its end, which is to be seen. */
+static bool is_silent(mpx_ring_t *ring)
+{
+    return is_empty(ring) && !mpx_ring_is_shut(ring);
+}
+
+/* Without the mutex, the bell is rung: rather once too often. */
 void mpx_ring_watch(mpx_ring_t *ring)
 {
     if (mpx_ring_is_watched(ring->control)) {
         return;
     }
-    lock_producers(ring);
-    if (is_empty(ring)) {
+    bool locked = lock_producers(ring);
+    if (locked && is_silent(ring)) {
         silence(ring);
     } else {
         ring_bell(ring);
     }
     MPX_STEP(ring_watching);
     mpx_u32_store_relaxed(&ring->control->watched, 1);
-    mpx_mutex_unlock(&ring->control->producers);
+    if (locked) {
+        mpx_mutex_unlock(&ring->control->producers);
+    }
 }
 
 void mpx_ring_quiet(mpx_ring_t *ring)
 {
-    lock_producers(ring);
-    if (is_empty(ring)) {
+    if (!lock_producers(ring)) {
+        return; /* the next one who looks does it */
+    }
+    if (is_silent(ring)) {
         silence(ring);
     }
     mpx_mutex_unlock(&ring->control->producers);
+}
+
+void mpx_ring_toll(mpx_ring_t *ring)
+{
+    bool locked = lock_producers(ring);
+    if (mpx_ring_is_watched(ring->control)) {
+        ring_bell(ring);
+    }
+    if (locked) {
+        mpx_mutex_unlock(&ring->control->producers);
+    }
+}
+
+/* Under the mutex: a thread of this process may be about to write to the descriptor, whose number
+ * is another file's as soon as it is closed. */
+void mpx_ring_close_ends(mpx_ring_t *ring, bool reader, bool writer)
+{
+    bool locked = lock_producers(ring);
+    if (reader) {
+        mpx_bell_close_reader(&ring->bell);
+    }
+    if (writer) {
+        mpx_bell_close_writer(&ring->bell);
+    }
+    if (locked) {
+        mpx_mutex_unlock(&ring->control->producers);
+    }
 }
 
 /* ---- Put ------------------------------------------------------------------------------------- */

@@ -131,6 +131,9 @@ MPX_NODISCARD int mpx_ring_new_segment(mpx_ring_t *ring, mpx_heap_owner_t owner,
 /* After a look at the ring that found it empty: silences the bell, if it still is. */
 void mpx_ring_quiet(mpx_ring_t *ring);
 
+/* After the ring was shut: who waits for the bell is to see that. */
+void mpx_ring_toll(mpx_ring_t *ring);
+
 /* Where the ring is empty and its last segment is long, links the segment, which belongs to `own`,
  * behind it. In mpx_ring_put.c; takes the producers' mutex, if it is free. */
 bool mpx_ring_link_if_empty(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_block_t block);

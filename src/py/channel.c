@@ -29,13 +29,20 @@ static int raise_status(int status)
     return -EINTR;
 }
 
+/* Whether it is a result of the functions in channel.h. */
+static bool is_told(int status)
+{
+    return status == 0 || status == MPX_CHANNEL_TIMEOUT || status == MPX_CHANNEL_SHUT ||
+           status == MPX_CHANNEL_NO_END || status == -EINTR;
+}
+
 /* What a program gets that has no such end any more; the standard library's messages. */
 static int check_end(int fd)
 {
     if (fd >= 0)
         return 0;
     PyErr_SetString(PyExc_OSError, "handle is closed");
-    return -EINTR;
+    return MPX_CHANNEL_NO_END;
 }
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
@@ -67,7 +74,7 @@ static int check_for_readers(ChannelObject *self)
     if (MPX_LIKELY(self->ring.bell.reader >= 0) || !mpx_bell_has_no_reader(&self->ring.bell))
         return 0;
     mpx_raise(-EPIPE);
-    return -EINTR;
+    return MPX_CHANNEL_NO_END;
 }
 
 static int send_now(ChannelObject *self, const mpx_message_t *message)
@@ -101,9 +108,7 @@ static int send_message(ChannelObject *self, const mpx_message_t *message, int64
         status = send_now(self, message);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
         status = send_slowly(self, message, deadline);
-    if (status == 0 || status == -EAGAIN || status == -EPIPE || status == -EINTR)
-        return status;
-    return raise_status(status);
+    return is_told(status) ? status : raise_status(status);
 }
 
 static void copy(void *to, const void *from, size_t size)
@@ -181,10 +186,12 @@ static int grow_letter(mpx_buffer_t *buffer, size_t needed)
     void *address;
     if (needed <= MPX_RING_INLINE)
         return 0;
-    size_t capacity = letter->block == 0 || needed > 2 * buffer->capacity ? needed
-                                                                          : 2 * buffer->capacity;
-    if (make_block(letter->channel, capacity, &block, &address) < 0)
+    size_t capacity =
+        letter->block == 0 || needed > 2 * buffer->capacity ? needed : 2 * buffer->capacity;
+    if (make_block(letter->channel, capacity, &block, &address) < 0) {
+        letter->lacks_memory = true;
         return -1;
+    }
     memcpy(address, buffer->data, buffer->size);
     if (!letter->has_moved)
         letter->spare = (mpx_buffer_t){.data = buffer->data, .capacity = buffer->capacity};
@@ -203,6 +210,7 @@ void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *cha
     letter->channel = channel;
     letter->block = 0;
     letter->has_moved = false;
+    letter->lacks_memory = false;
 }
 
 int mpx_letter_send(mpx_letter_t *letter, int64_t deadline)
@@ -224,8 +232,8 @@ int mpx_letter_send(mpx_letter_t *letter, int64_t deadline)
 void mpx_letter_end(mpx_letter_t *letter, PyObject *module)
 {
     if (!letter->has_moved)
-        letter->spare = (mpx_buffer_t){.data = letter->buffer.data,
-                                       .capacity = letter->buffer.capacity};
+        letter->spare =
+            (mpx_buffer_t){.data = letter->buffer.data, .capacity = letter->buffer.capacity};
     free_own_block(letter->channel, letter->block);
     mpx_give_buffer(module, &letter->spare);
 }
@@ -263,7 +271,7 @@ static int check_for_writers(ChannelObject *self)
     if (MPX_LIKELY(!is_at_end(self)))
         return 0;
     PyErr_SetNone(PyExc_EOFError);
-    return -EINTR;
+    return MPX_CHANNEL_NO_END;
 }
 
 static int receive_now(ChannelObject *self, arrival_t *arrival)
@@ -281,7 +289,9 @@ static int receive_now(ChannelObject *self, arrival_t *arrival)
 static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadline)
 {
     int status = check_for_writers(self);
-    if (status < 0 || !mpx_may_wait(deadline))
+    if (status < 0)
+        return status;
+    if (!mpx_may_wait(deadline))
         return -EINTR;
     do {
         int64_t piece = mpx_piece_of(deadline);
@@ -343,7 +353,7 @@ PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel
     if (*status == 0)
         result = arrival.message.block ? read_block(self, &arrival, reader, context)
                                        : reader(context, arrival.buffer, arrival.message.size);
-    else if (*status != -EAGAIN && *status != -EPIPE && *status != -EINTR)
+    else if (!is_told(*status))
         *status = raise_status(*status);
     if (arrival.buffer != arrival.small)
         PyMem_RawFree(arrival.buffer);
@@ -463,6 +473,20 @@ static PyObject *Channel_ends(PyObject *self, PyObject *Py_UNUSED(ignored))
     return Py_BuildValue("ii", channel(self)->ring.bell.reader, channel(self)->ring.bell.writer);
 }
 
+PyDoc_STRVAR(Channel_check_ends_doc,
+             "_check_ends($self, /)\n--\n\n"
+             "Raise OSError where the program has closed a descriptor behind the channel's back: "
+             "its number may be\nanother file's by now.");
+
+static PyObject *Channel_check_ends(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    if (!mpx_bell_is_whole(&channel(self)->ring.bell))
+        return mpx_raise(-EBADF);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(Channel_watch_doc,
              "_watch($self, /)\n--\n\n"
              "Have the reading end's descriptor be readable where there is a message.");
@@ -475,6 +499,12 @@ static PyObject *Channel_watch(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+static void close_ends(ChannelObject *self, bool reader, bool writer)
+{
+    Py_BEGIN_ALLOW_THREADS mpx_ring_close_ends(&self->ring, reader, writer);
+    Py_END_ALLOW_THREADS
+}
+
 PyDoc_STRVAR(Channel_close_reader_doc, "_close_reader($self, /)\n--\n\n"
                                        "Close the reading end in this process.");
 
@@ -482,7 +512,7 @@ static PyObject *Channel_close_reader(PyObject *self, PyObject *Py_UNUSED(ignore
 {
     if (!is_made(self))
         return NULL;
-    mpx_bell_close_reader(&channel(self)->ring.bell);
+    close_ends(channel(self), true, false);
     Py_RETURN_NONE;
 }
 
@@ -493,7 +523,7 @@ static PyObject *Channel_close_writer(PyObject *self, PyObject *Py_UNUSED(ignore
 {
     if (!is_made(self))
         return NULL;
-    mpx_bell_close_writer(&channel(self)->ring.bell);
+    close_ends(channel(self), false, true);
     Py_RETURN_NONE;
 }
 
@@ -531,6 +561,27 @@ static PyObject *Channel_receive_bytes(PyObject *self, PyObject *Py_UNUSED(ignor
     return bytes;
 }
 
+static PyObject *read_nothing(void *Py_UNUSED(context), const char *Py_UNUSED(data),
+                              size_t Py_UNUSED(size))
+{
+    return Py_NewRef(Py_True);
+}
+
+PyDoc_STRVAR(Channel_drop_doc, "_drop($self, /)\n--\n\n"
+                               "Drop the next message; False where there is none.");
+
+static PyObject *Channel_drop(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    int status;
+    if (!is_made(self))
+        return NULL;
+    PyObject *dropped =
+        mpx_channel_receive(channel(self), MPX_CHANNEL_NOW, read_nothing, NULL, &status);
+    if (status == MPX_CHANNEL_TIMEOUT || status == MPX_CHANNEL_SHUT)
+        Py_RETURN_FALSE;
+    return dropped;
+}
+
 PyDoc_STRVAR(Channel_poll_doc,
              "_poll($self, timeout, /)\n--\n\n"
              "Whether there is a message within timeout seconds (None: for ever).");
@@ -550,6 +601,24 @@ PyDoc_STRVAR(Channel_count_doc, "_count($self, /)\n--\n\nHow many messages there
 static PyObject *Channel_count(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     return is_made(self) ? PyLong_FromUnsignedLong(mpx_ring_count(&channel(self)->ring)) : NULL;
+}
+
+PyDoc_STRVAR(Channel_stats_doc,
+             "_stats($self, /)\n--\n\n"
+             "(how many messages have been put ever, modulo 2**31; how many there are).");
+
+static PyObject *Channel_stats(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    mpx_ring_t *ring = &channel(self)->ring;
+    if (!is_made(self))
+        return NULL;
+    uint32_t count, before, put = mpx_ring_count_put(ring);
+    do { /* so that the two were so at one time */
+        before = put;
+        count = mpx_ring_count(ring);
+        put = mpx_ring_count_put(ring);
+    } while (put != before);
+    return Py_BuildValue("II", (unsigned)put, (unsigned)count);
 }
 
 PyDoc_STRVAR(Channel_finish_doc,
@@ -592,8 +661,8 @@ static PyObject *Channel_shut(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (!is_made(self))
         return NULL;
-    mpx_ring_shut(&channel(self)->ring);
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS mpx_ring_shut(&channel(self)->ring);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 static void Channel_dealloc(PyObject *self)
@@ -646,13 +715,16 @@ static PyMethodDef Channel_methods[] = {
     {"_make", Channel_make, METH_O, Channel_make_doc},
     {"_take", Channel_take, METH_VARARGS, Channel_take_doc},
     {"_ends", Channel_ends, METH_NOARGS, Channel_ends_doc},
+    {"_check_ends", Channel_check_ends, METH_NOARGS, Channel_check_ends_doc},
     {"_watch", Channel_watch, METH_NOARGS, Channel_watch_doc},
     {"_close_reader", Channel_close_reader, METH_NOARGS, Channel_close_reader_doc},
     {"_close_writer", Channel_close_writer, METH_NOARGS, Channel_close_writer_doc},
     {"_send_bytes", Channel_send_bytes, METH_O, Channel_send_bytes_doc},
     {"_receive_bytes", Channel_receive_bytes, METH_NOARGS, Channel_receive_bytes_doc},
+    {"_drop", Channel_drop, METH_NOARGS, Channel_drop_doc},
     {"_poll", Channel_poll, METH_O, Channel_poll_doc},
     {"_count", Channel_count, METH_NOARGS, Channel_count_doc},
+    {"_stats", Channel_stats, METH_NOARGS, Channel_stats_doc},
     {"_finish", Channel_finish, METH_NOARGS, Channel_finish_doc},
     {"_unfinished", Channel_unfinished, METH_NOARGS, Channel_unfinished_doc},
     {"_join", Channel_join, METH_NOARGS, Channel_join_doc},

@@ -24,8 +24,11 @@ typedef struct {
 #define MPX_CHANNEL_TIMEOUT (-EAGAIN) /* no room, or no message, by the deadline */
 #define MPX_CHANNEL_SHUT    (-EPIPE)
 
-/* Sends the bytes as one message. 0, MPX_CHANNEL_TIMEOUT, MPX_CHANNEL_SHUT, or -EINTR with an
- * exception. */
+/* Like -EINTR: this process has closed its end, or every process the other one. */
+#define MPX_CHANNEL_NO_END (-ENOTCONN)
+
+/* Sends the bytes as one message. 0, MPX_CHANNEL_TIMEOUT, MPX_CHANNEL_SHUT; or MPX_CHANNEL_NO_END
+ * or -EINTR with an exception. */
 int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t deadline);
 
 /* A message that is being written. It begins in the module's idle buffer; what does not fit into a
@@ -33,9 +36,10 @@ int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t
 typedef struct {
     mpx_buffer_t buffer; /* the first member: its grower finds the letter by it */
     ChannelObject *channel;
-    mpx_block_t block;   /* which has the content, or 0: none, or it was sent */
-    bool has_moved;      /* the content is not in the module's buffer any more */
-    mpx_buffer_t spare;  /* but that is here */
+    mpx_block_t block;  /* which has the content, or 0: none, or it was sent */
+    bool has_moved;     /* the content is not in the module's buffer any more */
+    bool lacks_memory;  /* it could not grow: that is no fault of the object */
+    mpx_buffer_t spare; /* but that is here */
 } mpx_letter_t;
 
 void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *channel);

@@ -58,12 +58,14 @@ static int intern_names(module_state_t *state)
         [MPX_NAME_ENTER] = "__enter__",
         [MPX_NAME_EXIT] = "__exit__",
         [MPX_NAME_FORKING_PICKLER] = "_ForkingPickler",
+        [MPX_NAME_GET] = "get",
         [MPX_NAME_GET_START_METHOD] = "get_start_method",
         [MPX_NAME_IS_MINE] = "_is_mine",
         [MPX_NAME_LOADS] = "loads",
         [MPX_NAME_LOCK] = "_lock",
         [MPX_NAME_MAKE_METHODS] = "_make_methods",
         [MPX_NAME_NOTIFY] = "notify",
+        [MPX_NAME_PUT] = "put",
         [MPX_NAME_PICKLER] = "Pickler",
         [MPX_NAME_RELEASE] = "release",
         [MPX_NAME_ROUNDED_UP] = "_rounded_up",
@@ -120,7 +122,6 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->queue_base_type);
     Py_VISIT(module_state(module)->queue_type);
     Py_VISIT(module_state(module)->simple_queue_type);
-    Py_VISIT(module_state(module)->queues_namespace);
     Py_VISIT(module_state(module)->empty_error);
     Py_VISIT(module_state(module)->full_error);
     Py_VISIT(module_state(module)->shut_down_error);
@@ -151,7 +152,6 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->queue_base_type);
     Py_CLEAR(module_state(module)->queue_type);
     Py_CLEAR(module_state(module)->simple_queue_type);
-    Py_CLEAR(module_state(module)->queues_namespace);
     Py_CLEAR(module_state(module)->empty_error);
     Py_CLEAR(module_state(module)->full_error);
     Py_CLEAR(module_state(module)->shut_down_error);

@@ -25,12 +25,14 @@ enum {
     MPX_NAME_ENTER,
     MPX_NAME_EXIT,
     MPX_NAME_FORKING_PICKLER,
+    MPX_NAME_GET,
     MPX_NAME_GET_START_METHOD,
     MPX_NAME_IS_MINE,
     MPX_NAME_LOADS,
     MPX_NAME_LOCK,
     MPX_NAME_MAKE_METHODS,
     MPX_NAME_NOTIFY,
+    MPX_NAME_PUT,
     MPX_NAME_PICKLER,
     MPX_NAME_RELEASE,
     MPX_NAME_ROUNDED_UP,
@@ -56,9 +58,8 @@ typedef struct {
     PyTypeObject *queue_base_type;
     PyTypeObject *queue_type;
     PyTypeObject *simple_queue_type;
-    PyObject *queues_namespace; /* the dict of mproc_ext.queues; NULL before that is imported */
-    PyObject *empty_error;      /* these too */
-    PyObject *full_error;
+    PyObject *empty_error; /* NULL before mproc_ext.queues is imported */
+    PyObject *full_error;  /* these too */
     PyObject *shut_down_error;
     PyTypeObject *pickling_type;
     PyObject *picklings[MPX_PICKLINGS];      /* those that nobody uses now; or NULL */

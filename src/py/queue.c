@@ -4,6 +4,8 @@
  */
 #include "queue.h"
 
+#include <math.h>
+
 /* A queue is closed for the process that did so: a child that it forks has an open one. */
 static bool is_closed(PyObject *self)
 {
@@ -20,7 +22,7 @@ static bool check_open(PyObject *self)
 
 /* ---- put ------------------------------------------------------------------------------------- */
 
-/* What the standard library's feeder thread does with an object that cannot be pickled, while the
+/* What the standard library's feeder thread does with an object that it cannot send, while the
  * exception is being handled. */
 static PyObject *report(PyObject *self, PyObject *object)
 {
@@ -31,7 +33,7 @@ static PyObject *report(PyObject *self, PyObject *object)
         PyException_SetTraceback(error, traceback);
     PyObject *before = PyErr_GetHandledException();
     PyErr_SetHandledException(error);
-    PyObject *result = PyObject_CallMethod(self, "_on_unpicklable", "OO", error, object);
+    PyObject *result = PyObject_CallMethod(self, "_on_unsent", "OO", error, object);
     PyErr_SetHandledException(before);
     Py_XDECREF(before);
     Py_XDECREF(type);
@@ -42,9 +44,10 @@ static PyObject *report(PyObject *self, PyObject *object)
 
 static PyObject *send_or_report(PyObject *self, PyObject *object, int64_t deadline)
 {
-    bool is_unpicklable;
-    PyObject *result = mpx_queue_send(self, object, deadline, &is_unpicklable);
-    if (MPX_UNLIKELY(is_unpicklable) && PyErr_ExceptionMatches(PyExc_Exception))
+    mpx_queue_fault_t fault;
+    PyObject *result = mpx_queue_send(self, object, deadline, &fault);
+    if (MPX_UNLIKELY(fault != MPX_NOT_AT_FAULT) && PyErr_ExceptionMatches(PyExc_Exception) &&
+        !PyErr_ExceptionMatches(PyExc_MemoryError))
         return report(self, object);
     return result;
 }
@@ -56,18 +59,26 @@ static bool is_full_now(PyObject *self)
     return mpx_queue(self)->is_limited && mpx_ring_is_full(ring);
 }
 
-static PyObject *put(PyObject *self, PyObject *object, bool blocks, PyObject *timeout)
+static PyObject *put(PyObject *self, PyObject *object, int64_t deadline)
 {
-    int64_t deadline = MPX_NEVER;
-    if (timeout != Py_None && mpx_wait_deadline_of(timeout, &deadline) < 0)
-        return NULL;
-    if (!blocks)
-        deadline = MPX_CHANNEL_NOW;
-    if (!blocks && is_full_now(self)) {
+    if (deadline == MPX_CHANNEL_NOW && is_full_now(self)) {
         PyErr_SetNone(mpx_queue_state(self)->full_error);
         return NULL;
     }
     return send_or_report(self, object, deadline);
+}
+
+/* As the standard library's lock takes them that is acquired for the room. */
+static int put_deadline_of(PyObject *block, PyObject *timeout, int64_t *deadline)
+{
+    bool blocks;
+    *deadline = MPX_NEVER;
+    if (mpx_flag_of(block, &blocks) < 0 ||
+        (timeout != Py_None && mpx_wait_deadline_of(timeout, deadline) < 0))
+        return -1;
+    if (!blocks)
+        *deadline = MPX_CHANNEL_NOW;
+    return 0;
 }
 
 PyDoc_STRVAR(Queue_put_doc,
@@ -82,40 +93,143 @@ static PyObject *Queue_put(PyObject *self, PyObject *const *args, Py_ssize_t nar
 {
     static const char *const keywords[] = {"obj", "block", "timeout", NULL};
     PyObject *values[3] = {NULL, Py_True, Py_None};
-    bool blocks;
+    int64_t deadline;
     if (mpx_queue(self)->channel == NULL)
         return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "put", args, nargs, names);
     if (mpx_parse_arguments("O|OO:put", args, nargs, names, keywords, values, 1, 3) < 0 ||
-        !check_open(self) || mpx_flag_of(values[1], &blocks) < 0)
+        !check_open(self) || put_deadline_of(values[1], values[2], &deadline) < 0)
         return NULL;
-    return put(self, values[0], blocks, values[2]);
+    return put(self, values[0], deadline);
 }
 
 PyDoc_STRVAR(Queue_put_nowait_doc, "put_nowait($self, obj)\n--\n\nput(obj, False).");
 
-static PyObject *Queue_put_nowait(PyObject *self, PyObject *object)
+/* By the method, which a subclass may have overridden. */
+static PyObject *Queue_put_nowait(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                  PyObject *names)
 {
+    static const char *const keywords[] = {"obj", NULL};
+    PyObject *object;
+    if (mpx_parse_arguments("O:put_nowait", args, nargs, names, keywords, &object, 1, 1) < 0)
+        return NULL;
+    PyObject *call[] = {self, object, Py_False};
+    return PyObject_VectorcallMethod(mpx_queue_state(self)->names[MPX_NAME_PUT], call, 3, NULL);
+}
+
+PyDoc_STRVAR(Queue_put_many_doc,
+             "put_many($self, iterable, block=True, timeout=None)\n--\n\n"
+             "Put the objects of an iterable, in their order.\n\n"
+             "The timeout is for all of them.  Where there is no room for one by then, it raises "
+             "queue.Full, whose\nargs[0] says how many are in the queue (or were dropped, as put() "
+             "does with an object that cannot be\npickled).");
+
+/* Other processes see each object as soon as it is in the queue. */
+static int put_all(PyObject *self, PyObject *iterator, int64_t deadline)
+{
+    PyObject *full = mpx_queue_state(self)->full_error;
+    PyObject *object;
+    for (Py_ssize_t count = 0; (object = PyIter_Next(iterator)) != NULL; count++) {
+        PyObject *done = check_open(self) ? put(self, object, deadline) : NULL;
+        Py_DECREF(object);
+        if (done == NULL && PyErr_ExceptionMatches(full)) {
+            PyObject *number = PyLong_FromSsize_t(count);
+            if (number != NULL)
+                PyErr_SetObject(full, number);
+            Py_XDECREF(number);
+        }
+        if (done == NULL)
+            return -1;
+        Py_DECREF(done);
+    }
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *no_such_method(PyObject *self, const char *name)
+{
+    PyErr_Format(PyExc_NotImplementedError,
+                 "%s(): %.100s overrides a part of the standard library's queue, and so is one",
+                 name, Py_TYPE(self)->tp_name);
+    return NULL;
+}
+
+static PyObject *Queue_put_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                PyObject *names)
+{
+    static const char *const keywords[] = {"iterable", "block", "timeout", NULL};
+    PyObject *values[3] = {NULL, Py_True, Py_None};
+    int64_t deadline;
     if (mpx_queue(self)->channel == NULL)
-        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "put_nowait", &object, 1,
-                               NULL);
-    return check_open(self) ? put(self, object, false, Py_None) : NULL;
+        return no_such_method(self, "put_many");
+    if (mpx_parse_arguments("O|OO:put_many", args, nargs, names, keywords, values, 1, 3) < 0 ||
+        !check_open(self) || put_deadline_of(values[1], values[2], &deadline) < 0)
+        return NULL;
+    PyObject *iterator = PyObject_GetIter(values[0]);
+    int status = iterator == NULL ? -1 : put_all(self, iterator, deadline);
+    Py_XDECREF(iterator);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* ---- get ------------------------------------------------------------------------------------- */
 
-/* The standard library adds the timeout to the time, and so takes what can be added. */
-static int get_deadline_of(PyObject *timeout, int64_t *deadline)
+/* The standard library adds the timeout to the time, and waits a whole number of milliseconds. */
+static int check_timeout(PyObject *timeout)
+{
+    double seconds = PyFloat_AsDouble(timeout);
+    if (isnan(seconds))
+        PyErr_SetString(PyExc_ValueError, "cannot convert float NaN to integer");
+    else if (isinf(seconds) && seconds > 0)
+        PyErr_SetString(PyExc_OverflowError, "cannot convert float infinity to integer");
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static int get_timeout_of(PyObject *timeout, int64_t *deadline)
 {
     if (PyFloat_Check(timeout) || PyLong_Check(timeout))
-        return mpx_wait_deadline_of(timeout, deadline);
+        return check_timeout(timeout) < 0 ? -1 : mpx_wait_deadline_of(timeout, deadline);
     PyObject *now = PyFloat_FromDouble((double)mpx_os_now() / (double)MPX_NANOS_PER_SEC);
     PyObject *end = now == NULL ? NULL : PyNumber_Add(now, timeout);
     PyObject *rest = end == NULL ? NULL : PyNumber_Subtract(end, now);
-    int status = rest == NULL ? -1 : mpx_wait_deadline_of(rest, deadline);
+    int status =
+        rest == NULL || check_timeout(rest) < 0 ? -1 : mpx_wait_deadline_of(rest, deadline);
     Py_XDECREF(now);
     Py_XDECREF(end);
     Py_XDECREF(rest);
     return status;
+}
+
+static int get_deadline_of(PyObject *block, PyObject *timeout, int64_t *deadline)
+{
+    int blocks = PyObject_IsTrue(block);
+    *deadline = MPX_NEVER;
+    if (blocks < 0)
+        return -1;
+    if (timeout != Py_None &&
+        (blocks ? get_timeout_of(timeout, deadline) : mpx_wait_deadline_of(timeout, deadline)) < 0)
+        return -1;
+    if (!blocks)
+        *deadline = MPX_CHANNEL_NOW;
+    return 0;
+}
+
+/* Raises what an object raised that ended a get_many, once. */
+static bool is_late(PyObject *self)
+{
+    PyObject *error;
+    if (MPX_LIKELY(mpx_queue(self)->late == NULL))
+        return false;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    error = mpx_put(&mpx_queue(self)->late, NULL);
+    Py_END_CRITICAL_SECTION();
+    if (error == NULL)
+        return false;
+    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_DECREF(error);
+    return true;
+}
+
+static PyObject *get(PyObject *self, int64_t deadline)
+{
+    return MPX_UNLIKELY(is_late(self)) ? NULL : mpx_queue_receive(self, deadline);
 }
 
 PyDoc_STRVAR(Queue_get_doc,
@@ -129,26 +243,109 @@ static PyObject *Queue_get(PyObject *self, PyObject *const *args, Py_ssize_t nar
 {
     static const char *const keywords[] = {"block", "timeout", NULL};
     PyObject *values[2] = {Py_True, Py_None};
-    int64_t deadline = MPX_NEVER;
+    int64_t deadline;
     if (mpx_queue(self)->channel == NULL)
         return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "get", args, nargs, names);
     if (mpx_parse_optional("|OO:get", args, nargs, names, keywords, values, 2) < 0 ||
-        !check_open(self))
+        !check_open(self) || get_deadline_of(values[0], values[1], &deadline) < 0)
         return NULL;
-    int blocks = PyObject_IsTrue(values[0]);
-    if (blocks < 0 || (blocks && values[1] != Py_None && get_deadline_of(values[1], &deadline) < 0))
-        return NULL;
-    return mpx_queue_receive(self, blocks ? deadline : MPX_CHANNEL_NOW);
+    return get(self, deadline);
 }
 
 PyDoc_STRVAR(Queue_get_nowait_doc, "get_nowait($self)\n--\n\nget(False).");
 
 static PyObject *Queue_get_nowait(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
+    PyObject *args[] = {self, Py_False};
+    PyObject *name = mpx_queue_state(self)->names[MPX_NAME_GET];
+    return PyObject_VectorcallMethod(name, args, 2, NULL);
+}
+
+PyDoc_STRVAR(Queue_get_many_doc,
+             "get_many($self, max=None, block=True, timeout=None)\n--\n\n"
+             "Take the oldest objects, at least one and at most max (None: as many as there are "
+             "now): a list.\n\n"
+             "It waits for the first one as get() does, and for no other.  An object whose "
+             "unpickling raises ends\nthe list; where others are before it, the next call that "
+             "gets something raises that exception.");
+
+/* The most objects to take; -1 with an exception. */
+static Py_ssize_t most_of(PyObject *max)
+{
+    if (max == Py_None)
+        return PY_SSIZE_T_MAX;
+    Py_ssize_t most = PyNumber_AsSsize_t(max, NULL);
+    if (most == -1 && PyErr_Occurred())
+        return -1;
+    if (most > 0)
+        return most;
+    PyErr_SetString(PyExc_ValueError, "max must be positive");
+    return -1;
+}
+
+/* After a failure with objects at hand: whether these can be returned all the same. */
+static bool ends_list(PyObject *self)
+{
+    if (PyErr_ExceptionMatches(mpx_queue_state(self)->empty_error) ||
+        PyErr_ExceptionMatches(mpx_queue_state(self)->shut_down_error)) {
+        PyErr_Clear();
+        return true;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return false;
+    PyObject *type, *error, *traceback, *before;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    if (traceback != NULL)
+        PyException_SetTraceback(error, traceback);
+    Py_BEGIN_CRITICAL_SECTION(self);
+    before = mpx_put(&mpx_queue(self)->late, error);
+    Py_END_CRITICAL_SECTION();
+    Py_XDECREF(before);
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return true;
+}
+
+/* No more than there are at first: producers may be as fast as this is. */
+static PyObject *get_list(PyObject *self, Py_ssize_t most, int64_t deadline)
+{
+    PyObject *object = get(self, deadline);
+    PyObject *list = object == NULL ? NULL : PyList_New(1);
+    if (list == NULL) {
+        Py_XDECREF(object);
+        return NULL;
+    }
+    PyList_SET_ITEM(list, 0, object);
+    size_t there = mpx_ring_count(&mpx_queue_channel(self)->ring);
+    for (size_t i = 1; i < (size_t)most && i <= there; i++) {
+        object = mpx_queue_receive(self, MPX_CHANNEL_NOW);
+        if (object == NULL && ends_list(self))
+            break;
+        int status = object == NULL ? -1 : PyList_Append(list, object);
+        Py_XDECREF(object);
+        if (status < 0) {
+            Py_DECREF(list);
+            return NULL;
+        }
+    }
+    return list;
+}
+
+static PyObject *Queue_get_many(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                PyObject *names)
+{
+    static const char *const keywords[] = {"max", "block", "timeout", NULL};
+    PyObject *values[3] = {Py_None, Py_True, Py_None};
+    int64_t deadline;
     if (mpx_queue(self)->channel == NULL)
-        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "get_nowait", NULL, 0,
-                               NULL);
-    return check_open(self) ? mpx_queue_receive(self, MPX_CHANNEL_NOW) : NULL;
+        return no_such_method(self, "get_many");
+    if (mpx_parse_optional("|OOO:get_many", args, nargs, names, keywords, values, 3) < 0)
+        return NULL;
+    Py_ssize_t most = most_of(values[0]);
+    if (most < 0 || !check_open(self) || get_deadline_of(values[1], values[2], &deadline) < 0)
+        return NULL;
+    return get_list(self, most, deadline);
 }
 
 /* ---- Looking --------------------------------------------------------------------------------- */
@@ -190,9 +387,12 @@ PyDoc_STRVAR(Queue_doc, "Objects through a ring in shared memory; the base of th
 
 static PyMethodDef Queue_methods[] = {
     {"put", WITH_NAMES(Queue_put), METH_FASTCALL | METH_KEYWORDS, Queue_put_doc},
-    {"put_nowait", Queue_put_nowait, METH_O, Queue_put_nowait_doc},
+    {"put_nowait", WITH_NAMES(Queue_put_nowait), METH_FASTCALL | METH_KEYWORDS,
+     Queue_put_nowait_doc},
+    {"put_many", WITH_NAMES(Queue_put_many), METH_FASTCALL | METH_KEYWORDS, Queue_put_many_doc},
     {"get", WITH_NAMES(Queue_get), METH_FASTCALL | METH_KEYWORDS, Queue_get_doc},
     {"get_nowait", Queue_get_nowait, METH_NOARGS, Queue_get_nowait_doc},
+    {"get_many", WITH_NAMES(Queue_get_many), METH_FASTCALL | METH_KEYWORDS, Queue_get_many_doc},
     {"qsize", Queue_qsize, METH_NOARGS, Queue_qsize_doc},
     {"empty", Queue_empty, METH_NOARGS, Queue_empty_doc},
     {"full", Queue_full, METH_NOARGS, Queue_full_doc},

@@ -10,10 +10,20 @@
 
 typedef struct {
     PyObject_HEAD PyObject *channel; /* NULL: the standard library's way */
+    PyObject *namespace;             /* the dict in which _ForkingPickler is looked up */
+    PyObject *former; /* a list of the channels before this one, which threads may be in; or NULL */
+    PyObject *late;   /* the exception of an object that ended a get_many, to be raised; or NULL */
     PyObject *module;
     uint64_t closed_by; /* the process that did; 0: none */
     char is_limited;
 } QueueObject;
+
+/* What is wrong with an object that was not sent. */
+typedef enum {
+    MPX_NOT_AT_FAULT,
+    MPX_UNPICKLABLE, /* the exception is the one that pickling raised */
+    MPX_UNREADABLE,  /* nobody can receive it, or this process has closed its end */
+} mpx_queue_fault_t;
 
 static inline QueueObject *mpx_queue(PyObject *self)
 {
@@ -36,8 +46,9 @@ PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
                           PyObject *const *args, Py_ssize_t nargs, PyObject *names);
 
 /* Sends what it takes to make the object anew: None, or NULL with an exception, which is queue.Full
- * at the deadline. *is_unpicklable: it is the one that pickling raised. */
-PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline, bool *is_unpicklable);
+ * at the deadline. */
+PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
+                         mpx_queue_fault_t *fault);
 
 /* The next object; NULL with an exception, which is queue.Empty at the deadline. */
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline);

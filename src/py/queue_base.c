@@ -25,17 +25,23 @@ static PyObject *raise_named(PyObject *cls)
     return NULL;
 }
 
-PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline, bool *is_unpicklable)
+PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
+                         mpx_queue_fault_t *fault)
 {
     module_state_t *state = mpx_queue_state(self);
     PyObject *module = mpx_queue(self)->module;
     mpx_letter_t letter;
     mpx_letter_begin(&letter, module, mpx_queue_channel(self));
-    *is_unpicklable = mpx_dumps(module, state->queues_namespace, object, &letter.buffer) < 0;
-    int status = *is_unpicklable ? -1 : mpx_letter_send(&letter, deadline);
+    int status = mpx_dumps(module, mpx_queue(self)->namespace, object, &letter.buffer);
+    *fault = status < 0 && !letter.lacks_memory ? MPX_UNPICKLABLE : MPX_NOT_AT_FAULT;
+    bool is_written = status == 0;
+    if (is_written)
+        status = mpx_letter_send(&letter, deadline);
     mpx_letter_end(&letter, module);
-    if (*is_unpicklable)
+    if (!is_written)
         return NULL;
+    if (status == MPX_CHANNEL_NO_END)
+        *fault = MPX_UNREADABLE;
     if (status == MPX_CHANNEL_TIMEOUT)
         return raise_named(state->full_error);
     if (status == MPX_CHANNEL_SHUT)
@@ -46,7 +52,7 @@ PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline, boo
 static PyObject *read_object(void *context, const char *data, size_t size)
 {
     PyObject *self = context;
-    return mpx_loads(mpx_queue(self)->module, mpx_queue_state(self)->queues_namespace, data, size);
+    return mpx_loads(mpx_queue(self)->module, mpx_queue(self)->namespace, data, size);
 }
 
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline)
@@ -71,22 +77,33 @@ bool mpx_queue_check_reader(PyObject *self)
 
 /* ---- The type -------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(QueueBase_hold_doc, "_hold($self, channel, is_limited, /)\n--\n\n"
-                                 "Put and get through that channel.");
+/* Keeps the channel of an object that is initialised again: a thread may be waiting in it. */
+static int keep_former(QueueObject *queue)
+{
+    if (queue->channel == NULL)
+        return 0;
+    if (queue->former == NULL)
+        queue->former = PyList_New(0);
+    return queue->former == NULL ? -1 : PyList_Append(queue->former, queue->channel);
+}
+
+PyDoc_STRVAR(QueueBase_hold_doc,
+             "_hold($self, channel, is_limited, namespace, /)\n--\n\n"
+             "Put and get through that channel, with the _ForkingPickler of a module's dict.");
 
 static PyObject *QueueBase_hold(PyObject *self, PyObject *args)
 {
-    PyObject *object;
+    QueueObject *queue = mpx_queue(self);
+    PyObject *object, *namespace;
     int is_limited;
-    if (!PyArg_ParseTuple(args, "Op:_hold", &object, &is_limited) ||
-        mpx_channel_of(mpx_queue(self)->module, object) == NULL)
+    if (!PyArg_ParseTuple(args, "OpO!:_hold", &object, &is_limited, &PyDict_Type, &namespace) ||
+        mpx_channel_of(queue->module, object) == NULL || keep_former(queue) < 0)
         return NULL;
-    if (mpx_queue(self)->channel != NULL) {
-        PyErr_SetString(PyExc_ValueError, "the queue has a channel");
-        return NULL;
-    }
-    mpx_queue(self)->is_limited = (char)is_limited;
-    mpx_queue(self)->channel = Py_NewRef(object);
+    queue->is_limited = (char)is_limited;
+    PyObject *before = mpx_put(&queue->namespace, Py_NewRef(namespace));
+    Py_XDECREF(before);
+    before = mpx_put(&queue->channel, Py_NewRef(object));
+    Py_XDECREF(before);
     Py_RETURN_NONE;
 }
 
@@ -106,7 +123,17 @@ static int QueueBase_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(mpx_queue(self)->channel);
+    Py_VISIT(mpx_queue(self)->namespace);
+    Py_VISIT(mpx_queue(self)->former);
+    Py_VISIT(mpx_queue(self)->late);
     Py_VISIT(mpx_queue(self)->module);
+    return 0;
+}
+
+/* What an exception's traceback may hold is this object. The rest leads nowhere, and is in use. */
+static int QueueBase_clear(PyObject *self)
+{
+    Py_CLEAR(mpx_queue(self)->late);
     return 0;
 }
 
@@ -115,6 +142,9 @@ static void QueueBase_dealloc(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Py_CLEAR(mpx_queue(self)->channel);
+    Py_CLEAR(mpx_queue(self)->namespace);
+    Py_CLEAR(mpx_queue(self)->former);
+    Py_CLEAR(mpx_queue(self)->late);
     Py_CLEAR(mpx_queue(self)->module);
     type->tp_free(self);
     Py_DECREF(type);
@@ -134,13 +164,10 @@ static PyMemberDef QueueBase_members[] = {
 };
 
 static PyType_Slot QueueBase_slots[] = {
-    {Py_tp_doc, (void *)QueueBase_doc},
-    {Py_tp_new, QueueBase_new},
-    {Py_tp_traverse, QueueBase_traverse},
-    {Py_tp_dealloc, QueueBase_dealloc},
-    {Py_tp_methods, QueueBase_methods},
-    {Py_tp_members, QueueBase_members},
-    {0, NULL},
+    {Py_tp_doc, (void *)QueueBase_doc},   {Py_tp_new, QueueBase_new},
+    {Py_tp_traverse, QueueBase_traverse}, {Py_tp_dealloc, QueueBase_dealloc},
+    {Py_tp_clear, QueueBase_clear},       {Py_tp_methods, QueueBase_methods},
+    {Py_tp_members, QueueBase_members},   {0, NULL},
 };
 
 static PyType_Spec QueueBase_spec = {
@@ -157,18 +184,15 @@ int mpx_add_queue_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type)
     return *type == NULL ? -1 : PyModule_AddType(module, *type);
 }
 
-PyDoc_STRVAR(serve_queues_doc, "serve_queues(namespace, empty, full, shut_down, /)\n--\n\n"
-                               "Tell the types of queues the dict of their module, in which "
-                               "_ForkingPickler is looked up, and the\nexceptions to raise.");
+PyDoc_STRVAR(serve_queues_doc, "serve_queues(empty, full, shut_down, /)\n--\n\n"
+                               "Tell the types of queues the exceptions to raise.");
 
 static PyObject *serve_queues(PyObject *module, PyObject *args)
 {
     module_state_t *state = module_state(module);
-    PyObject *namespace, *empty, *full, *shut_down;
-    if (!PyArg_ParseTuple(args, "O!OOO:serve_queues", &PyDict_Type, &namespace, &empty, &full,
-                          &shut_down))
+    PyObject *empty, *full, *shut_down;
+    if (!PyArg_ParseTuple(args, "OOO:serve_queues", &empty, &full, &shut_down))
         return NULL;
-    mpx_state_set(module, &state->queues_namespace, namespace);
     mpx_state_set(module, &state->empty_error, empty);
     mpx_state_set(module, &state->full_error, full);
     mpx_state_set(module, &state->shut_down_error, shut_down);

@@ -1,9 +1,11 @@
 /* simple_queue.c - SimpleQueue of mproc_ext.queues: objects through a channel, and nothing else. */
 #include "queue.h"
 
-static PyObject *super(PyObject *self, const char *name, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *super(PyObject *self, const char *name, PyObject *const *args, Py_ssize_t nargs,
+                       PyObject *names)
 {
-    return mpx_queue_super(self, mpx_queue_state(self)->simple_queue_type, name, args, nargs, NULL);
+    PyTypeObject *type = mpx_queue_state(self)->simple_queue_type;
+    return mpx_queue_super(self, type, name, args, nargs, names);
 }
 
 PyDoc_STRVAR(SimpleQueue_put_doc,
@@ -12,12 +14,17 @@ PyDoc_STRVAR(SimpleQueue_put_doc,
              "OSError: this process has closed the queue.  BrokenPipeError: so has everyone who "
              "could read.");
 
-static PyObject *SimpleQueue_put(PyObject *self, PyObject *object)
+static PyObject *SimpleQueue_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                 PyObject *names)
 {
-    bool is_unpicklable;
+    static const char *const keywords[] = {"obj", NULL};
+    PyObject *object;
+    mpx_queue_fault_t fault;
     if (mpx_queue(self)->channel == NULL)
-        return super(self, "put", &object, 1);
-    return mpx_queue_send(self, object, MPX_NEVER, &is_unpicklable);
+        return super(self, "put", args, nargs, names);
+    if (mpx_parse_arguments("O:put", args, nargs, names, keywords, &object, 1, 1) < 0)
+        return NULL;
+    return mpx_queue_send(self, object, MPX_NEVER, &fault);
 }
 
 PyDoc_STRVAR(SimpleQueue_get_doc,
@@ -29,7 +36,7 @@ PyDoc_STRVAR(SimpleQueue_get_doc,
 static PyObject *SimpleQueue_get(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (mpx_queue(self)->channel == NULL)
-        return super(self, "get", NULL, 0);
+        return super(self, "get", NULL, 0, NULL);
     return mpx_queue_receive(self, MPX_NEVER);
 }
 
@@ -38,7 +45,7 @@ PyDoc_STRVAR(SimpleQueue_empty_doc, "empty($self)\n--\n\nWhether there is no obj
 static PyObject *SimpleQueue_empty(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (mpx_queue(self)->channel == NULL)
-        return super(self, "empty", NULL, 0);
+        return super(self, "empty", NULL, 0, NULL);
     if (!mpx_queue_check_reader(self))
         return NULL;
     return PyBool_FromLong(mpx_ring_count(&mpx_queue_channel(self)->ring) == 0);
@@ -47,7 +54,8 @@ static PyObject *SimpleQueue_empty(PyObject *self, PyObject *Py_UNUSED(ignored))
 PyDoc_STRVAR(SimpleQueue_doc, "Objects through a channel; the base of the one in queues.");
 
 static PyMethodDef SimpleQueue_methods[] = {
-    {"put", SimpleQueue_put, METH_O, SimpleQueue_put_doc},
+    {"put", (PyCFunction)(void (*)(void))SimpleQueue_put, METH_FASTCALL | METH_KEYWORDS,
+     SimpleQueue_put_doc},
     {"get", SimpleQueue_get, METH_NOARGS, SimpleQueue_get_doc},
     {"empty", SimpleQueue_empty, METH_NOARGS, SimpleQueue_empty_doc},
     {NULL, NULL, 0, NULL},

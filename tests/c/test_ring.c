@@ -572,6 +572,48 @@ TEST(a_ring_that_is_watched_late)
     drop_watched(&ring);
 }
 
+TEST(a_shut_ring_is_readable)
+{
+    mpx_ring_t ring = make_watched();
+    CHECK_EQ(put(&ring, 1, 10), 0);
+    mpx_ring_shut(&ring);
+    check_get(&ring, 1, 10);
+    CHECK(is_readable(&ring));
+    drop_watched(&ring);
+    ring = make_watched();
+    mpx_ring_shut(&ring);
+    CHECK(is_readable(&ring));
+    CHECK_EQ(get_status(&ring), -EPIPE);
+    CHECK(is_readable(&ring));
+    drop_watched(&ring);
+    ring = make_ring(MPX_RING_UNLIMITED); /* watched after that */
+    CHECK_EQ(mpx_bell_new(&ring.bell), 0);
+    mpx_ring_shut(&ring);
+    mpx_ring_watch(&ring);
+    CHECK(is_readable(&ring));
+    drop_watched(&ring);
+}
+
+/* A producer without its end does not keep others from ringing. */
+TEST(a_producer_that_has_lost_its_end)
+{
+    mpx_ring_t ring = make_watched(), other = ring;
+    other.bell.writer = -1;
+    CHECK_EQ(put(&other, 1, 10), 0);
+    CHECK(!is_readable(&ring));
+    CHECK_EQ(put(&ring, 2, 10), 0);
+    CHECK(is_readable(&ring));
+    check_get(&ring, 1, 10);
+    check_get(&ring, 2, 10);
+    CHECK(!is_readable(&ring));
+    mpx_ring_close_ends(&ring, false, true);
+    CHECK_EQ(ring.bell.writer, -1);
+    CHECK(mpx_bell_has_no_writer(&ring.bell));
+    mpx_ring_close_ends(&ring, true, false);
+    CHECK_EQ(ring.bell.reader, -1);
+    drop_watched(&ring);
+}
+
 TEST(a_bell_of_which_an_end_is_another_file_is_not_touched)
 {
     mpx_ring_t ring = make_watched();

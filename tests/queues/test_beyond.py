@@ -1,0 +1,288 @@
+"""What the stdlib's queues have not: batches, shutdown, iteration, figures."""
+
+import queue
+
+import pytest
+import queue_targets
+from queue_helpers import LIMIT, OURS, end, stderr
+from sync_helpers import Child, Task, handler, signal_when_asleep, wait_until_asleep
+
+from mproc_ext import queues
+
+pytestmark = pytest.mark.skipif(not OURS, reason="the stdlib's queues")
+
+
+@pytest.fixture(params=["Queue", "JoinableQueue"])
+def q(request, ours):
+    return getattr(ours, request.param)()
+
+
+# ---- Batches ---------------------------------------------------------------------------------
+
+
+def test_many(q):
+    assert q.put_many([]) is None
+    assert q.put_many(iter(range(10))) is None
+    assert q.qsize() == 10
+    assert q.get_many(3) == [0, 1, 2]
+    assert q.get_many(max=100) == [3, 4, 5, 6, 7, 8, 9]
+    q.put_many("abc")
+    assert q.get_many() == ["a", "b", "c"]
+    q.put_many([b"x" * 100_000] * 3)
+    assert [len(thing) for thing in q.get_many()] == [100_000] * 3
+
+
+def test_get_many_from_empty(q):
+    with pytest.raises(queue.Empty):
+        q.get_many(block=False)
+    with pytest.raises(queue.Empty):
+        q.get_many(5, timeout=0.01)
+    task = Task(q.get_many, 5)
+    wait_until_asleep(task)
+    q.put(1)
+    assert task.get() == [1]
+
+
+@pytest.mark.parametrize("most", [0, -1])
+def test_get_none(q, most):
+    with pytest.raises(ValueError, match="max must be positive"):
+        q.get_many(most)
+
+
+@pytest.mark.parametrize("most", ["1", 1.0, [], object()])
+def test_get_many_of_no_number(q, most):
+    with pytest.raises(TypeError):
+        q.get_many(most)
+    assert q.empty()
+
+
+def test_get_as_many_as_one_can(q):
+    q.put_many(range(5))
+    assert q.get_many(10**30) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("arguments", [{"block": False}, {"timeout": 0.01}, {"timeout": 0}])
+def test_put_many_into_full(ours, arguments):
+    q = ours.Queue(3)
+    with pytest.raises(queue.Full) as info:
+        q.put_many(range(5), **arguments)
+    assert info.value.args == (3,)
+    with pytest.raises(queue.Full) as info:
+        q.put_many(range(5), **arguments)
+    assert info.value.args == (0,)
+    assert q.get_many() == [0, 1, 2]
+
+
+def test_put_many_waits(ours):
+    q = ours.Queue(2)
+    task = Task(q.put_many, range(100))
+    found = []
+    while len(found) < 100:
+        found += q.get_many(timeout=LIMIT)
+    assert found == list(range(100))
+    task.get()
+
+
+def test_put_many_of_what_raises(q):
+    def objects():
+        yield 1
+        yield 2
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        q.put_many(objects())
+    assert q.get_many() == [1, 2]
+    with pytest.raises(TypeError):
+        q.put_many(5)
+
+
+def test_put_many_with_something_unpicklable(q):
+    with stderr() as text:
+        q.put_many([1, lambda: None, 2])
+    assert text.getvalue().startswith("Traceback")
+    assert "test_put_many_with_something_unpicklable" in text.getvalue()
+    assert q.get_many() == [1, 2]
+
+
+def test_put_many_of_the_queue_itself(q):
+    """A generator that uses the queue in the middle of it."""
+
+    def objects():
+        for number in range(3):
+            q.put(("inside", number))
+            yield number
+
+    q.put_many(objects())
+    assert q.get_many() == [("inside", 0), 0, ("inside", 1), 1, ("inside", 2), 2]
+
+
+@pytest.mark.parametrize("get_next", ["get", "get_nowait", "get_many"])
+def test_get_many_with_what_cannot_be_unpickled(q, get_next):
+    """What came before is not lost with it, and the next get raises."""
+    q.put_many([1, 2, queue_targets.Poison(KeyError, "bad"), 3])
+    assert q.get_many() == [1, 2]
+    with pytest.raises(KeyError, match="bad"):
+        getattr(q, get_next)()
+    assert q.get_many() == [3]
+    q.put(queue_targets.Poison(KeyError, "alone"))
+    with pytest.raises(KeyError, match="alone"):
+        q.get_many()
+    with pytest.raises(queue.Empty):
+        q.get_nowait()
+
+
+def test_many_after_close(q):
+    q.close()
+    with pytest.raises(ValueError, match="is closed"):
+        q.put_many([1])
+    with pytest.raises(ValueError, match="is closed"):
+        q.get_many(1)
+
+
+def test_many_arguments(q):
+    q.put_many(iterable=[1], block=True, timeout=None)
+    assert q.get_many(max=None, block=True, timeout=1) == [1]
+    for bad in (lambda: q.put_many(), lambda: q.put_many([], 1, 2, 3), lambda: q.get_many(1, 2, 3, 4)):
+        with pytest.raises(TypeError):
+            bad()
+    with pytest.raises(TypeError):
+        q.put_many([1], timeout="x")
+
+
+def test_many_between_processes(our_ctx):
+    q, results = our_ctx.JoinableQueue(), our_ctx.Queue()
+    workers = [our_ctx.Process(target=queue_targets.echo_many, args=(q, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    q.put_many(range(2000))
+    found = []
+    while len(found) < 2000:
+        found += results.get_many(timeout=LIMIT)
+    assert sorted(found) == list(range(2000))
+    q.join()
+    q.shutdown()
+    for worker in workers:
+        worker.join(LIMIT)
+        assert worker.exitcode == 0
+
+
+def test_many_interrupted(ours):
+    q = ours.Queue(1)
+
+    def interrupt(*_):
+        raise InterruptedError("by a signal")
+
+    with handler(interrupt):
+        sender = signal_when_asleep()
+        with pytest.raises(InterruptedError):
+            q.put_many(range(3))
+        sender.get()
+    assert q.get_many() == [0]
+
+
+# ---- Shutdown --------------------------------------------------------------------------------
+
+
+def test_shutdown(q):
+    q.put_many([1, 2])
+    q.shutdown()
+    for put in (q.put, q.put_nowait):
+        with pytest.raises(queues.ShutDown):
+            put(3)
+    with pytest.raises(queues.ShutDown):
+        q.put_many([3])
+    assert q.get() == 1
+    assert q.get_many(5) == [2]
+    for get in (q.get, q.get_nowait, q.get_many):
+        with pytest.raises(queues.ShutDown):
+            get()
+    with pytest.raises(queues.ShutDown):
+        q.get(timeout=0.01)
+    q.shutdown()
+    assert q.empty()
+
+
+def test_shutdown_immediate(q):
+    q.put_many([1, b"x" * 200_000, queue_targets.Poison()])
+    q.shutdown(immediate=True)
+    assert q.qsize() == 0
+    with pytest.raises(queues.ShutDown):
+        q.get()
+    if hasattr(q, "join"):
+        q.join()
+
+
+def test_shutdown_then_join(ours):
+    q = ours.JoinableQueue()
+    q.put_many([1, 2, 3])
+    assert q.get() == 1
+    task = Task(q.join)
+    wait_until_asleep(task)
+    q.shutdown(True)
+    wait_until_asleep(task)
+    q.task_done()
+    task.get()
+
+
+def test_shutdown_wakes(ours):
+    q, full = ours.Queue(), ours.Queue(1)
+    full.put(0)
+    tasks = [Task(q.get), Task(q.get, True, LIMIT), Task(full.put, 1), Task(full.put, 1, True, LIMIT)]
+    for task in tasks:
+        wait_until_asleep(task)
+    q.shutdown()
+    full.shutdown()
+    for task in tasks:
+        with pytest.raises(queues.ShutDown):
+            task.get()
+    assert full.get() == 0
+
+
+def test_shutdown_in_another_process(our_ctx):
+    q = our_ctx.Queue()
+    child = Child(our_ctx, queue_targets.iterate, q)
+    q.put_many(["a", "b"])
+    q.shutdown()
+    child.expect(["a", "b"])
+    child.join()
+
+
+def test_shutdown_is_that_of_queue(ours):
+    if hasattr(queue, "ShutDown"):
+        assert queues.ShutDown is queue.ShutDown
+    assert issubclass(queues.ShutDown, Exception)
+
+
+def test_shutdown_of_a_watched_queue(ours):
+    from multiprocessing.connection import wait
+
+    q = ours.Queue()
+    assert wait([q._reader], 0) == []
+    task = Task(wait, [q._reader], LIMIT)
+    task.join(0.1)
+    q.shutdown()
+    assert task.get() == [q._reader]
+    with pytest.raises(queues.ShutDown):
+        q.get()
+
+
+# ---- Iteration, figures ----------------------------------------------------------------------
+
+
+def test_iteration(q):
+    q.put_many(range(5))
+    q.shutdown()
+    assert list(q) == [0, 1, 2, 3, 4]
+    assert list(q) == []
+
+
+def test_stats(ours):
+    q = ours.Queue(5)
+    assert q.stats() == {"puts": 0, "gets": 0, "size": 0, "limit": 5}
+    q.put_many(range(3))
+    q.get()
+    assert q.stats() == {"puts": 3, "gets": 1, "size": 2, "limit": 5}
+    q.close()
+    assert q.stats()["size"] == 2
+    assert ours.Queue().stats()["limit"] is None
+    end(q)
