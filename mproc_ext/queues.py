@@ -21,7 +21,18 @@ import sys
 import threading
 from types import GenericAlias, TracebackType
 
-from mproc_ext import _arena, _core, _modules, connection, context, reduction, synchronize, util
+# _pickling: C imports it when it is needed, and then there may be no descriptor left for that.
+from mproc_ext import (
+    _arena,
+    _core,
+    _modules,
+    _pickling,
+    connection,
+    context,
+    reduction,
+    synchronize,
+    util,
+)
 
 _std = _modules.overlay(__name__)
 
@@ -189,7 +200,8 @@ def _make_channel(limit, ctx):
 
 # What a subclass may override that is not called here: with any of it, it is the stdlib's.
 _NOT_HONOURED = frozenset(
-    "_feed _start_thread _reset _after_fork _finalize_join _finalize_close __getstate__ __setstate__".split()
+    "_feed _start_thread _reset _after_fork _finalize_join _finalize_close "
+    "__getstate__ __setstate__".split()
 )
 
 
@@ -273,7 +285,8 @@ class Queue(_core.Queue, _Ended, _std.Queue):
             super().close()
             return
         self._closed = True
-        self._close_ends()
+        if self._used:  # else it does nothing more in the stdlib either
+            self._close_ends()
 
     def join_thread(self):
         """Return: all that was put is in the queue."""

@@ -1,24 +1,35 @@
 import sys
+from collections.abc import Iterable, Iterator
 from multiprocessing import queues as _std
+from multiprocessing.context import BaseContext
 from queue import Empty as Empty, Full as Full
 from types import GenericAlias
 from typing import Any, TypeVar
 
 __all__ = ["Queue", "SimpleQueue", "JoinableQueue"]
 
-if sys.version_info >= (3, 12):
-    from multiprocessing.queues import (
-        JoinableQueue as JoinableQueue,
-        Queue as Queue,
-        SimpleQueue as SimpleQueue,
-    )
+_T = TypeVar("_T")
+
+if sys.version_info >= (3, 13):
+    from queue import ShutDown as ShutDown
 else:
-    _T = TypeVar("_T")
+    class ShutDown(Exception): ...
 
-    class Queue(_std.Queue[_T]):
-        def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+class Queue(_std.Queue[_T]):
+    def __init__(self, maxsize: int = 0, *, ctx: BaseContext) -> None: ...
+    def put_many(
+        self, iterable: Iterable[_T], block: bool = True, timeout: float | None = None
+    ) -> None: ...
+    def get_many(
+        self, max: int | None = None, block: bool = True, timeout: float | None = None
+    ) -> list[_T]: ...
+    def shutdown(self, immediate: bool = False) -> None: ...
+    def stats(self) -> dict[str, Any]: ...
+    def __iter__(self) -> Iterator[_T]: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
-    class JoinableQueue(Queue[_T], _std.JoinableQueue[_T]): ...
+class JoinableQueue(Queue[_T], _std.JoinableQueue[_T]): ...
 
-    class SimpleQueue(_std.SimpleQueue[_T]):
-        def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+class SimpleQueue(_std.SimpleQueue[_T]):
+    def __init__(self, *, ctx: BaseContext) -> None: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...

@@ -45,6 +45,7 @@ static PyObject *report(PyObject *self, PyObject *object)
 static PyObject *send_or_report(PyObject *self, PyObject *object, int64_t deadline)
 {
     mpx_queue_fault_t fault;
+    mpx_queue(self)->used_by = mpx_os_own_word();
     PyObject *result = mpx_queue_send(self, object, deadline, &fault);
     if (MPX_UNLIKELY(fault != MPX_NOT_AT_FAULT) && PyErr_ExceptionMatches(PyExc_Exception) &&
         !PyErr_ExceptionMatches(PyExc_MemoryError))
@@ -413,7 +414,13 @@ static int set_closed(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
     return 0;
 }
 
+static PyObject *get_used(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(mpx_queue(self)->used_by == mpx_os_own_word());
+}
+
 static PyGetSetDef Queue_properties[] = {
+    {"_used", get_used, NULL, "whether this process has put something", NULL},
     {"_closed", get_closed, set_closed, "closed in this process", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -15,6 +15,7 @@ typedef struct {
     PyObject *late;   /* the exception of an object that ended a get_many, to be raised; or NULL */
     PyObject *module;
     uint64_t closed_by; /* the process that did; 0: none */
+    uint64_t used_by;   /* the process that put something; 0: none */
     char is_limited;
 } QueueObject;
 

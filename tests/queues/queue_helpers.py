@@ -62,6 +62,27 @@ def memory(pid="self"):
     raise AssertionError("no RssShmem")
 
 
+def stored():
+    """Bytes of storage that the memory files have which this process has open."""
+    total = 0
+    for fd in fds():
+        with contextlib.suppress(OSError):
+            if "/memfd:" in os.readlink(f"/proc/self/fd/{fd}"):
+                total += os.stat(f"/proc/self/fd/{fd}").st_blocks * 512
+    return total
+
+
 __all__ = [
-    "BIG", "KINDS", "LIMIT", "OURS", "end", "fds", "is_ours", "memory", "pattern", "settle", "stderr",
+    "BIG",
+    "KINDS",
+    "LIMIT",
+    "OURS",
+    "end",
+    "fds",
+    "is_ours",
+    "memory",
+    "pattern",
+    "settle",
+    "stderr",
+    "stored",
 ]

@@ -2,9 +2,7 @@
 
 import multiprocessing.queues as _stdlib_queues
 import os
-import signal
 import threading
-import time
 
 import mproc_ext.queues as _queues
 
@@ -236,3 +234,31 @@ def _run(threads):
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def wait_in(connection, q, what):
+    connection.send("waits")
+    if what == "put":
+        q.put(os.getpid())
+        return
+    call = {"get": q.get, "recv": q._reader.recv, "join": getattr(q, "join", None)}
+    connection.send(q._reader.poll(None) if what == "poll" else call[what]())
+
+
+def storm_producer(q, results, who, sizes):
+    import random
+
+    from queue_helpers import pattern
+
+    rng = random.Random(who)
+    for number in range(1, 1 << 30):
+        size = rng.randrange(*sizes) if rng.random() < 0.2 else rng.randrange(100)
+        q.put((who, number, size, pattern(who * 1000 + number, size)))
+
+
+def storm_consumer(q, results, who, sizes):
+    from queue_helpers import pattern
+
+    while True:
+        sender, number, size, data = q.get()
+        results.put((sender, number, data == pattern(sender * 1000 + number, size)))

@@ -142,7 +142,11 @@ def test_many_after_close(q):
 def test_many_arguments(q):
     q.put_many(iterable=[1], block=True, timeout=None)
     assert q.get_many(max=None, block=True, timeout=1) == [1]
-    for bad in (lambda: q.put_many(), lambda: q.put_many([], 1, 2, 3), lambda: q.get_many(1, 2, 3, 4)):
+    for bad in (
+        lambda: q.put_many(),
+        lambda: q.put_many([], 1, 2, 3),
+        lambda: q.get_many(1, 2, 3, 4),
+    ):
         with pytest.raises(TypeError):
             bad()
     with pytest.raises(TypeError):
@@ -227,7 +231,12 @@ def test_shutdown_then_join(ours):
 def test_shutdown_wakes(ours):
     q, full = ours.Queue(), ours.Queue(1)
     full.put(0)
-    tasks = [Task(q.get), Task(q.get, True, LIMIT), Task(full.put, 1), Task(full.put, 1, True, LIMIT)]
+    tasks = [
+        Task(q.get),
+        Task(q.get, True, LIMIT),
+        Task(full.put, 1),
+        Task(full.put, 1, True, LIMIT),
+    ]
     for task in tasks:
         wait_until_asleep(task)
     q.shutdown()

@@ -5,8 +5,8 @@ import weakref
 
 import pytest
 import queue_targets
-from queue_helpers import LIMIT, OURS, end, fds, settle, stderr
-from sync_helpers import Child, Task, outcome, run_program, wait_until, wait_until_asleep
+from queue_helpers import LIMIT, OURS, end, fds, settle
+from sync_helpers import Child, Task, outcome, run_program, wait_until_asleep
 
 
 def after_close(mp, kind, used):
@@ -29,6 +29,20 @@ def after_close(mp, kind, used):
 def test_after_close(both, kind, used):
     theirs, ours = (after_close(mp, kind, used) for mp in both)
     assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue"])
+def test_closed_without_a_put(mp, kind):
+    """Nothing but put and get ends with that."""
+    q = getattr(mp, kind)()
+    child = mp.Process(target=lambda: (q.put("back"), q.close()))
+    child.start()
+    q.close()
+    child.join()
+    assert not q.empty()
+    assert q._reader.recv() == "back"
+    assert q.empty()
+    assert not q._writer.closed
 
 
 def test_join_thread_before_close(mp):
@@ -77,11 +91,12 @@ def test_closed_here_open_in_the_child(mp, kind):
     child.join()
 
 
-@pytest.mark.skipif(not OURS, reason="the stdlib leaves its descriptors open where it put nothing")
+@pytest.mark.skipif(not OURS, reason="the stdlib's thread closes them")
 def test_close_closes_descriptors(ours, kind):
     before = fds()
     q = getattr(ours, kind)()
     assert len(fds() - before) == 2
+    q.put(1)
     q.close()
     assert fds() == before
 
@@ -339,5 +354,3 @@ def test_stderr_is_gone(ours):
     finally:
         sys.stderr = before
     assert q.empty()
-
-

@@ -6,13 +6,12 @@ import os
 import pickle
 import select
 import selectors
+from multiprocessing.connection import Connection, wait
 
 import pytest
 import queue_targets
 from queue_helpers import LIMIT, OURS, end, is_ours, settle, stderr
 from sync_helpers import Child, Task, outcome, wait_until, wait_until_asleep
-
-from multiprocessing.connection import Connection, wait
 
 
 def readable(thing, timeout=0):
@@ -230,8 +229,15 @@ def closed(mp, kind, which):
     end_ = getattr(q, which)
     end_.close()
     end_.close()
-    results = [end_.closed, outcome(end_.fileno), outcome(end_.poll), outcome(end_.recv),
-               outcome(end_.send, 1), outcome(end_.send_bytes, b"1"), outcome(end_.recv_bytes)]  # fmt: skip
+    results = [
+        end_.closed,
+        outcome(end_.fileno),
+        outcome(end_.poll),
+        outcome(end_.recv),
+        outcome(end_.send, 1),
+        outcome(end_.send_bytes, b"1"),
+        outcome(end_.recv_bytes),
+    ]
     if which == "_reader":
         results += [outcome(q.get), outcome(q.empty)]
     elif kind == "SimpleQueue":
@@ -257,6 +263,7 @@ def test_closed_with_the_queue(mp):
 @pytest.mark.skipif(not OURS, reason="the stdlib's thread closes them")
 def test_asked_for_after_close(ours, kind):
     q = getattr(ours, kind)()
+    q.put(1)
     q.close()
     assert q._reader.closed
     assert q._writer.closed

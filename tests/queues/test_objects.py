@@ -35,9 +35,11 @@ class Fine:
         return type(other) is Fine and other.inner == self.inner
 
 
-THINGS = [None, True, 0, -(2**70), 1.5, float("inf"), "text", "\ud800", "é", b"", b"\x80\xbf", [], (),
-          {}, {1, 2}, [1, [2, (3, {"k": {4}})]], Fine(), range(3), int, len, 1j, slice(1, 2, 3),
-          bytearray(b"x" * 100), ValueError("x", 3)]  # fmt: skip
+THINGS = [
+    *(None, True, 0, -(2**70), 1.5, float("inf"), 1j, range(3), slice(1, 2, 3), int, len),
+    *("text", "\ud800", "é", b"", b"\x80\xbf", bytearray(b"x" * 100)),
+    *([], (), {}, {1, 2}, [1, [2, (3, {"k": {4}})]], Fine(), ValueError("x", 3)),
+]
 
 
 @pytest.mark.parametrize("thing", THINGS, ids=lambda thing: repr(thing)[:20])

@@ -98,7 +98,7 @@ def test_other_numbers(both, name, timeout):
 @pytest.mark.skipif(not OURS, reason="the stdlib's poll() takes at most 24 days")
 @pytest.mark.parametrize("timeout", [1e7, 1e15, 2**62, 10**30])
 def test_long_times(ours, timeout):
-    """What the clock can count is waited for; more only fails where there is something to wait for."""
+    """What the clock can count is waited for; more fails only where it would have to wait."""
     q = ours.Queue(1)
     q.put(1, timeout=timeout)
     assert q.get(timeout=timeout) == 1
@@ -358,14 +358,14 @@ def test_attributes_that_programs_look_at(mp):
     q._send_bytes(data)
     assert q.get() == 1
     with pytest.raises(AttributeError, match="has no attribute '_missing'"):
-        q._missing
+        _ = q._missing
     end(q)
     simple = mp.SimpleQueue()
     assert simple._poll() is False
     with simple._rlock, simple._wlock:
         pass
     with pytest.raises(AttributeError):
-        simple._sem
+        _ = simple._sem
 
 
 def test_many_at_once_in_threads(mp):

@@ -1,4 +1,4 @@
-"""Fixtures that give both packages, so that the stdlib says what is right, and look after children."""
+"""Fixtures that give both packages, so that the stdlib says what is right."""
 
 import importlib
 import multiprocessing

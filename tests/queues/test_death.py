@@ -1,0 +1,161 @@
+"""Processes that are killed: no message torn, none twice, nobody stranded."""
+
+import collections
+import os
+import random
+import signal
+import time
+
+import pytest
+import queue_targets
+from queue_helpers import LIMIT, OURS, end, pattern
+from sync_helpers import Child, Task, wait_until, wait_until_asleep
+
+pytestmark = pytest.mark.skipif(not OURS, reason="the stdlib's may hang")
+
+
+@pytest.mark.parametrize("what", ["get", "recv", "poll"])
+def test_a_killed_reader_locks_nobody_out(our_ctx, kind, what):
+    q = getattr(our_ctx, kind)()
+    children = [Child(our_ctx, queue_targets.wait_in, q, what) for _ in range(3)]
+    for child in children:
+        child.expect("waits")
+        wait_until_asleep(child)
+    for child in children[:2]:
+        child.kill()
+    q.put("it")
+    if what == "poll":
+        children[2].expect(True)
+        assert q.get() == "it"
+    else:
+        children[2].expect("it")
+    children[2].join()
+    q.put("more")
+    assert q.get() == "more"
+
+
+def test_a_killed_writer_that_waits_for_room(our_ctx):
+    q = our_ctx.Queue(1)
+    q.put(0)
+    children = [Child(our_ctx, queue_targets.wait_in, q, "put") for _ in range(3)]
+    for child in children:
+        child.expect("waits")
+        wait_until_asleep(child)
+    for child in children[:2]:
+        child.kill()
+    assert q.get() == 0
+    assert q.get(timeout=LIMIT) == children[2].pid
+    children[2].join()
+    assert q.empty()
+
+
+def test_killed_while_it_joins(our_ctx):
+    q = our_ctx.JoinableQueue()
+    q.put(1)
+    child = Child(our_ctx, queue_targets.wait_in, q, "join")
+    child.expect("waits")
+    wait_until_asleep(child)
+    task = Task(q.join)
+    wait_until_asleep(task)
+    child.kill()
+    q.task_done()
+    task.get()
+
+
+def test_what_the_dead_had_put_stays(our_ctx, kind):
+    q = getattr(our_ctx, kind)()
+    child = Child(our_ctx, queue_targets.put_when_told, q)
+    for size in (1, 100_000):
+        child.send(b"x" * size)
+        wait_until(lambda: not q.empty())
+        if size == 1:
+            assert q.get() == b"x"
+    child.kill()
+    assert q.get() == b"x" * 100_000
+
+
+def storm(ctx, limit, seconds, sizes, pause=0.02):
+    """Producers and consumers are killed at random. Each message tells who sent it, its number and
+    its length."""
+    rng = random.Random(limit + 7)
+    q, results = ctx.Queue(limit), ctx.Queue()
+    made = {"producer": 0, "consumer": 0}
+
+    def start(role):
+        made[role] += 1
+        target = getattr(queue_targets, f"storm_{role}")
+        process = ctx.Process(target=target, args=(q, results, made[role], sizes), daemon=True)
+        process.start()
+        return role, process
+
+    crew = [start(role) for role in ("producer", "consumer") * 2]
+    seen, killed, read = set(), 0, []
+    until = time.monotonic() + seconds
+
+    def collect(timeout):
+        try:
+            read.extend(results.get_many(timeout=timeout))
+        except Exception as error:
+            assert type(error).__name__ == "Empty"
+            return False
+        return True
+
+    while time.monotonic() < until:
+        collect(rng.random() * pause)
+        at = rng.randrange(len(crew))
+        role, process = crew[at]
+        process.kill()
+        process.join()
+        killed += role == "consumer"
+        crew[at] = start(role)
+    for role, process in crew:
+        if role == "producer":
+            process.kill()
+            process.join()
+    consumers = [process for role, process in crew if role == "consumer"]
+    while collect(2.0):
+        pass
+    assert q.empty()
+    for process in consumers:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    last = {}
+    for who, number, ok in read:
+        assert ok, (who, number)
+        assert (who, number) not in seen
+        seen.add((who, number))
+        last[who] = max(last.get(who, 0), number)
+    # A producer's numbers have no gaps but for what died with a consumer.
+    count = collections.Counter(who for who, _ in seen)
+    lost = sum(last[who] - count[who] for who in last)
+    assert lost <= killed, (lost, killed)
+    assert len(read) > 20
+    return len(read), lost, killed
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+@pytest.mark.parametrize("sizes", [(0, 3000), (0, 400_000)])
+def test_storm(ours, limit, sizes):
+    storm(ours, limit, 4, sizes)
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_storm_of_started_processes(our_ctx, method):
+    storm(our_ctx, 0, 10, (0, 100_000), pause=1)
+
+
+def test_a_stopped_consumer_is_waited_for_by_nobody(ours):
+    """It sleeps in get: stopped, it has no lock."""
+    q = ours.Queue()
+    child = Child(ours, queue_targets.wait_in, q, "get")
+    child.expect("waits")
+    wait_until_asleep(child)
+    os.kill(child.pid, signal.SIGSTOP)
+    for number in range(100):
+        q.put(number)
+    assert [q.get(timeout=LIMIT) for _ in range(100)] == list(range(100))
+    q.put(pattern(1, 10))
+    os.kill(child.pid, signal.SIGCONT)
+    child.expect(pattern(1, 10))
+    child.join()
+    end(q)
