@@ -14,6 +14,7 @@ after THOROUGH kills, where nobody has died at one of the points.
 
 import argparse
 import importlib
+import itertools
 import mmap
 import os
 import random
@@ -29,7 +30,7 @@ import mproc_ext
 THOROUGH = 3_000
 PRODUCERS, CONSUMERS = 3, 3
 WORKERS = PRODUCERS + CONSUMERS
-EACH = 1_000_000  # numbers of messages of one producer, its successors' included
+EACH = 10_000_000  # numbers of messages of one producer, its successors' included
 SIZES = [1, 10, 100, 1_000, 10_000, 60_000, 70_000, 300_000, 2_000_000, 8_000_000]
 WEIGHTS = [50, 50, 50, 30, 10, 5, 5, 2, 1, 0.5]
 BACKLOG = 300  # messages at which producers pause
@@ -38,7 +39,7 @@ LOOK_INTERVAL = 0.0003
 AT_A_POINT = 0.05  # seconds that a plan has to come true
 POINTS = ("ring_", "heap_", "mutex_", "owned_")
 # Passed once, or when the heap grows: tests/c kills there.
-RARE = ("ring_shut", "heap_entry", "heap_extent", "heap_extended")
+RARE = ("ring_shut", "ring_watching", "heap_entry", "heap_extent", "heap_extended")
 
 # Rows of eight words, one of each worker: what different processes write is a cache line apart.
 TURNS, NEXT, PLAN = range(3)
@@ -208,7 +209,13 @@ class Storm:
             now = self.turns()
             return not living or any(now[n] != before[n] for n in living)
 
-        while not (has_got_on(range(PRODUCERS)) and has_got_on(range(PRODUCERS, WORKERS))):
+        def has_nothing_to_get():
+            return self.processes[:PRODUCERS].count(None) == PRODUCERS and self.queue.empty()
+
+        while not (
+            has_got_on(range(PRODUCERS))
+            and (has_got_on(range(PRODUCERS, WORKERS)) or has_nothing_to_get())
+        ):
             if time.monotonic() - began > self.patience:
                 living = [n for n, process in enumerate(self.processes) if process is not None]
                 raise Failure(
@@ -219,19 +226,29 @@ class Storm:
             self.bury()
         self.longest = max(self.longest, time.monotonic() - began)
 
+    def plan_a_death(self, counts):
+        """The point and the pass at which somebody is to die: rare points as often as others."""
+        if random.random() < 0.1:
+            return ANY_POINT, random.randrange(1, 200)
+        number = min(random.sample(self.concerned, 3), key=lambda n: counts[n][1])
+        often = counts[number][0] // (self.kills + 1)
+        return number + 1, random.randrange(1, 2 + min(often, 30))
+
     def kill_at_a_point(self):
         """Who comes by first dies; perhaps others, before that is known.  Whether somebody did."""
         counts, before = self.ledger.passes_and_kills(), self.kills
-        if random.random() < 0.1:
-            point, passes = ANY_POINT, random.randrange(1, 200)
-        else:
-            number = min(random.sample(self.concerned, 3), key=lambda n: counts[n][1])
-            often = counts[number][0] // (self.kills + 1)
-            point, passes = number + 1, random.randrange(1, 2 + min(often, 30))
+        # What is passed after a death only: one dies anywhere, and then another one there.
+        rare = [n for n in self.concerned if counts[n][0] < self.kills]
+        first = random.randrange(WORKERS) if rare and random.random() < 0.2 else None
         for worker in range(WORKERS):
-            self.ledger.set_of(worker, PLAN, point << 32 | passes)
+            if first is None:
+                plan = self.plan_a_death(counts) if worker == 0 else plan
+            else:
+                plan = self.plan_a_death(counts) if worker == first else (random.choice(rare) + 1, 1)
+            self.ledger.set_of(worker, PLAN, plan[0] << 32 | plan[1])
         deadline = time.monotonic() + AT_A_POINT
-        while not self.bury() and time.monotonic() < deadline:
+        wanted = 1 if first is None else 2
+        while self.bury() < wanted and time.monotonic() < deadline:
             time.sleep(LOOK_INTERVAL)
         for worker in range(WORKERS):
             self.ledger.set_of(worker, PLAN, 0)
@@ -276,7 +293,11 @@ class Storm:
 
     def check(self):
         put = got = lost = 0
-        for number in range(EACH * PRODUCERS):
+        numbers = [
+            range(worker * EACH, worker * EACH + self.ledger.of(worker, NEXT))
+            for worker in range(PRODUCERS)
+        ]
+        for number in itertools.chain(*numbers):
             was_put = self.ledger.put[number]
             times = sum(of_one[number] for of_one in self.ledger.got)
             if times > 1:
@@ -296,6 +317,8 @@ class Storm:
     def check_memory(self):
         """As much as of an empty queue that has never been used."""
         core = sys.modules["mproc_ext._core"]
+        self.queue.put(None)  # finishes what the last ones left half done
+        self.queue.get()
         used = core.heap_stats()["owned"]
         another = self.ctx.Queue()  # of the same size
         of_one = core.heap_stats()["owned"] - used
