@@ -41,6 +41,14 @@ POINTS = ("ring_", "heap_", "mutex_", "owned_")
 # Passed once, or when the heap grows: tests/c kills there.
 RARE = ("ring_shut", "ring_watching", "heap_entry", "heap_extent", "heap_extended")
 
+# What is passed when somebody has died there, who was one of these.
+AFTER = {
+    "ring_settled_take": ("ring_take_noted", range(PRODUCERS, WORKERS)),
+    "ring_settled_leave": ("ring_leave_noted", range(PRODUCERS, WORKERS)),
+    "ring_settled_gift": ("ring_gift_noted", range(PRODUCERS)),
+    "ring_settled_link": ("ring_link_noted", range(PRODUCERS)),
+}
+
 # Rows of eight words, one of each worker: what different processes write is a cache line apart.
 TURNS, NEXT, PLAN = range(3)
 ROW, WORD = 64, 8
@@ -237,17 +245,18 @@ class Storm:
     def kill_at_a_point(self):
         """Who comes by first dies; perhaps others, before that is known.  Whether somebody did."""
         counts, before = self.ledger.passes_and_kills(), self.kills
-        # What is passed after a death only: one dies anywhere, and then another one there.
-        rare = [n for n in self.concerned if counts[n][0] < self.kills]
-        first = random.randrange(WORKERS) if rare and random.random() < 0.2 else None
-        for worker in range(WORKERS):
-            if first is None:
-                plan = self.plan_a_death(counts) if worker == 0 else plan
-            else:
-                plan = self.plan_a_death(counts) if worker == first else (random.choice(rare) + 1, 1)
-            self.ledger.set_of(worker, PLAN, plan[0] << 32 | plan[1])
+        wanted = 1
+        if random.random() < 0.2:
+            # One dies, and then another one where it clears up after the first.
+            wanted = 2
+            second, (first, workers) = random.choice(list(AFTER.items()))
+            plans = [(self.points.index(second) + 1, 1)] * WORKERS
+            plans[random.choice(workers)] = self.points.index(first) + 1, 1
+        else:
+            plans = [self.plan_a_death(counts)] * WORKERS
+        for worker, (point, passes) in enumerate(plans):
+            self.ledger.set_of(worker, PLAN, point << 32 | passes)
         deadline = time.monotonic() + AT_A_POINT
-        wanted = 1 if first is None else 2
         while self.bury() < wanted and time.monotonic() < deadline:
             time.sleep(LOOK_INTERVAL)
         for worker in range(WORKERS):
@@ -317,8 +326,11 @@ class Storm:
     def check_memory(self):
         """As much as of an empty queue that has never been used."""
         core = sys.modules["mproc_ext._core"]
-        self.queue.put(None)  # finishes what the last ones left half done
-        self.queue.get()
+        # This finishes what the last ones left half done, and takes the queue back to its first size.
+        for _ in range(100):
+            self.queue.put(bytes(10_000))
+        for _ in range(100):
+            self.queue.get()
         used = core.heap_stats()["owned"]
         another = self.ctx.Queue()  # of the same size
         of_one = core.heap_stats()["owned"] - used
