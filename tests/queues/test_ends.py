@@ -341,7 +341,8 @@ def test_put_that_nobody_can_receive_is_reported(mp, kind, which):
         q._writer.close()
     with stderr() as text:
         q.put(1)
-        wait_until(lambda: text.getvalue().endswith("\n") and q.qsize() == 0)
+        wait_until(lambda: "Error: " in text.getvalue() and q.qsize() == 0)
+        wait_until(lambda: text.getvalue().endswith("\n"))
     last = text.getvalue().splitlines()[-1]
     assert last == {"_reader": "BrokenPipeError: [Errno 32] Broken pipe",
                     "_writer": "OSError: handle is closed"}[which]  # fmt: skip
