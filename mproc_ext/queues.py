@@ -16,6 +16,7 @@ import collections
 import errno
 import io
 import operator
+import os
 import queue
 import sys
 import threading
@@ -91,6 +92,8 @@ class _End(connection.Connection):
         self._channel = channel
         self._objects = _core.SimpleQueue()
         self._objects._hold(channel, False, connection.__dict__)
+        self._lock = None
+        self._kept = None, b""
 
     def _close(self):
         if self._readable:
@@ -114,13 +117,16 @@ class _End(connection.Connection):
     def recv(self):
         self._check_closed()
         self._check_readable()
+        if self._has_kept():
+            return _core.loads(self._take_kept(), connection.__dict__)
         return self._objects.get()
 
     def _send_bytes(self, buf):
         self._channel._send_bytes(_escape(buf))
 
     def _recv_bytes(self, maxsize=None):
-        data = _unescape(self._channel._receive_bytes())
+        kept = self._take_kept() if self._has_kept() else self._channel._receive_bytes(None)
+        data = _unescape(kept)
         if maxsize is not None and len(data) > maxsize:
             return None
         buf = io.BytesIO()
@@ -128,7 +134,27 @@ class _End(connection.Connection):
         return buf
 
     def _poll(self, timeout):
-        return self._channel._poll(timeout)
+        if self._has_kept():
+            return True
+        if self._lock is None or not self._lock._semlock._is_mine():
+            return self._channel._poll(timeout)
+        # Who polls with the readers' lock relies on it that no other reader takes what is there:
+        # ours do not know that lock, so it is taken now, and given to whoever receives next.
+        try:
+            data = self._channel._receive_bytes(timeout)
+        except EOFError:
+            return True
+        if data is not None:
+            self._kept = os.getpid(), data
+        return data is not None
+
+    def _has_kept(self):
+        return self._kept[0] is not None and self._kept[0] == os.getpid()
+
+    def _take_kept(self):
+        data = self._kept[1]
+        self._kept = None, b""
+        return data
 
     def __reduce__(self):
         """For a child, which gets this end alone: it must not count as one that has the other."""
@@ -165,16 +191,23 @@ class _Ended:
                 end._handle = None  # another thread was first
         return self.__dict__[name]
 
-    def _lock(self):
+    def _new_lock(self):
         return synchronize.Lock(ctx=context._default_context.get_context())
+
+    def _new_read_lock(self):
+        lock = self._new_lock()
+        reader = self._reader
+        if reader._lock is None:
+            reader._lock = lock
+        return reader._lock
 
     # Nothing here needs the locks; Pool holds one while it drains a queue.
     _parts = {
         "_reader": lambda self: self._end("_reader"),
         "_writer": lambda self: self._end("_writer"),
         "_poll": lambda self: self._reader.poll,
-        "_rlock": _lock,
-        "_wlock": _lock,
+        "_rlock": _new_read_lock,
+        "_wlock": _new_lock,
     }
 
     def _begin(self, channel, is_limited):
@@ -238,6 +271,7 @@ class Queue(_core.Queue, _Ended, _std.Queue):
                 maxsize = operator.index(maxsize)
         self._maxsize = maxsize
         self._ignore_epipe = False
+        self._opid = os.getpid()
         self._begin(_make_channel(operator.index(maxsize), ctx))
 
     # What programs look at: nothing waits to be sent.
@@ -259,13 +293,13 @@ class Queue(_core.Queue, _Ended, _std.Queue):
         if self._channel is None:
             return super().__getstate__()
         context.assert_spawning(self)
-        return self._ignore_epipe, self._maxsize, self._channel
+        return self._ignore_epipe, self._maxsize, self._channel, self._opid
 
     def __setstate__(self, state):
-        if len(state) != 3:
+        if len(state) != 4:
             super().__setstate__(state)
             return
-        self._ignore_epipe, self._maxsize, channel = state
+        self._ignore_epipe, self._maxsize, channel, self._opid = state
         self._begin(channel)
 
     def _on_unsent(self, error, obj):
@@ -359,6 +393,7 @@ class JoinableQueue(Queue, _std.JoinableQueue):
     # Counts, for programs that look at them.
     _parts = Queue._parts | {
         "_unfinished_tasks": lambda self: synchronize._Count(self._channel._unfinished),
+        "_cond": lambda self: synchronize.Condition(ctx=context._default_context.get_context()),
     }
 
     def _on_dropped(self):

@@ -1,7 +1,6 @@
 import sys
 from collections.abc import Iterable, Iterator
 from multiprocessing import queues as _std
-from multiprocessing.context import BaseContext
 from queue import Empty as Empty, Full as Full
 from types import GenericAlias
 from typing import Any, TypeVar
@@ -16,7 +15,6 @@ else:
     class ShutDown(Exception): ...
 
 class Queue(_std.Queue[_T]):
-    def __init__(self, maxsize: int = 0, *, ctx: BaseContext) -> None: ...
     def put_many(
         self, iterable: Iterable[_T], block: bool = True, timeout: float | None = None
     ) -> None: ...
@@ -31,5 +29,4 @@ class Queue(_std.Queue[_T]):
 class JoinableQueue(Queue[_T], _std.JoinableQueue[_T]): ...
 
 class SimpleQueue(_std.SimpleQueue[_T]):
-    def __init__(self, *, ctx: BaseContext) -> None: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...

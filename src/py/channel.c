@@ -547,15 +547,21 @@ static PyObject *read_bytes(void *Py_UNUSED(context), const char *data, size_t s
     return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
 }
 
-PyDoc_STRVAR(Channel_receive_bytes_doc, "_receive_bytes($self, /)\n--\n\n"
-                                        "The bytes of the next message, which it waits for.");
+PyDoc_STRVAR(
+    Channel_receive_bytes_doc,
+    "_receive_bytes($self, timeout, /)\n--\n\n"
+    "The bytes of the next message, which it waits for: so many seconds (None: for ever), and "
+    "then it is None.");
 
-static PyObject *Channel_receive_bytes(PyObject *self, PyObject *Py_UNUSED(ignored))
+static PyObject *Channel_receive_bytes(PyObject *self, PyObject *timeout)
 {
     int status;
-    if (!is_made(self))
+    int64_t deadline;
+    if (!is_made(self) || mpx_deadline_of(timeout, &deadline) < 0)
         return NULL;
-    PyObject *bytes = mpx_channel_receive(channel(self), MPX_NEVER, read_bytes, NULL, &status);
+    PyObject *bytes = mpx_channel_receive(channel(self), deadline, read_bytes, NULL, &status);
+    if (status == MPX_CHANNEL_TIMEOUT)
+        Py_RETURN_NONE;
     if (status == MPX_CHANNEL_SHUT)
         PyErr_SetNone(PyExc_EOFError);
     return bytes;
@@ -720,7 +726,7 @@ static PyMethodDef Channel_methods[] = {
     {"_close_reader", Channel_close_reader, METH_NOARGS, Channel_close_reader_doc},
     {"_close_writer", Channel_close_writer, METH_NOARGS, Channel_close_writer_doc},
     {"_send_bytes", Channel_send_bytes, METH_O, Channel_send_bytes_doc},
-    {"_receive_bytes", Channel_receive_bytes, METH_NOARGS, Channel_receive_bytes_doc},
+    {"_receive_bytes", Channel_receive_bytes, METH_O, Channel_receive_bytes_doc},
     {"_drop", Channel_drop, METH_NOARGS, Channel_drop_doc},
     {"_poll", Channel_poll, METH_O, Channel_poll_doc},
     {"_count", Channel_count, METH_NOARGS, Channel_count_doc},

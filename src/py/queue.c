@@ -198,17 +198,22 @@ static int get_timeout_of(PyObject *timeout, int64_t *deadline)
     return status;
 }
 
+/* Then it takes a lock so, unless it waits for ever; and that has its own idea of a flag. */
 static int get_deadline_of(PyObject *block, PyObject *timeout, int64_t *deadline)
 {
+    bool flag;
     int blocks = PyObject_IsTrue(block);
     *deadline = MPX_NEVER;
     if (blocks < 0)
         return -1;
-    if (timeout != Py_None &&
-        (blocks ? get_timeout_of(timeout, deadline) : mpx_wait_deadline_of(timeout, deadline)) < 0)
+    if (blocks && timeout == Py_None)
+        return 0;
+    if (blocks)
+        return get_timeout_of(timeout, deadline) < 0 ? -1 : mpx_flag_of(block, &flag);
+    if (mpx_flag_of(block, &flag) < 0 ||
+        (timeout != Py_None && mpx_wait_deadline_of(timeout, deadline) < 0))
         return -1;
-    if (!blocks)
-        *deadline = MPX_CHANNEL_NOW;
+    *deadline = MPX_CHANNEL_NOW;
     return 0;
 }
 

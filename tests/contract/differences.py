@@ -77,6 +77,26 @@ for method in ("fork", "spawn", "forkserver"):
         "a TypeError that says what to do; the stdlib's names the mmap inside"
     )
 
+# Queues are types in C.
+for kind, methods in {
+    "Queue": "put put_nowait get get_nowait qsize empty full",
+    "JoinableQueue": "put put_nowait get get_nowait qsize empty full",
+    "SimpleQueue": "put get empty",
+}.items():
+    for name in methods.split():
+        DIFFERENCES[f"queues/{kind}.{name} signature"] = "a method in C: self has no name"
+    for name in ("__new__", "__getattr__"):
+        for fact in (name, f"{name} signature"):
+            DIFFERENCES[f"queues/{kind}.{fact}"] = (
+                "what the stdlib sets on each object is made when somebody asks for it"
+            )
+for kind in ("Queue", "JoinableQueue"):
+    for name in ("put_many", "get_many", "shutdown", "stats", "__iter__"):
+        for fact in (name, f"{name} signature"):
+            DIFFERENCES[f"queues/{kind}.{fact}"] = "beyond the stdlib"
+        if name != "__iter__":
+            DIFFERENCES[f"{kind}()/{name}"] = "beyond the stdlib"
+
 # The forkserver is ours, and so is what it and its clients say to each other.
 for name in (
     "ForkServer.connect_to_new_process signature",

@@ -22,15 +22,22 @@ def queues(package):
     return importlib.import_module(f"{package.__name__}.queues")
 
 
+def _our_context(method):
+    package = importlib.import_module("mproc_ext")
+    if not package.ACCELERATED:
+        pytest.skip("there are only the stdlib's queues")
+    return package.get_context(method)
+
+
 @pytest.fixture
 def ours():
     """Our context, for what the stdlib has not or does wrong."""
-    return importlib.import_module("mproc_ext").get_context("fork")
+    return _our_context("fork")
 
 
 @pytest.fixture
 def our_ctx(method):
-    return importlib.import_module("mproc_ext").get_context(method)
+    return _our_context(method)
 
 
 @pytest.fixture(params=["Queue", "JoinableQueue", "SimpleQueue"])

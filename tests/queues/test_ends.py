@@ -341,7 +341,8 @@ def test_put_that_nobody_can_receive_is_reported(mp, kind, which):
         q._writer.close()
     with stderr() as text:
         q.put(1)
-        wait_until(lambda: text.getvalue().endswith("\n") and q.qsize() == 0)
+        wait_until(lambda: "Error: " in text.getvalue() and q.qsize() == 0)
+        wait_until(lambda: text.getvalue().endswith("\n"))
     last = text.getvalue().splitlines()[-1]
     assert last == {"_reader": "BrokenPipeError: [Errno 32] Broken pipe",
                     "_writer": "OSError: handle is closed"}[which]  # fmt: skip
@@ -408,6 +409,32 @@ def test_an_end_outlives_its_queue(ours, kind):
     assert reader.recv() == "last"
     with pytest.raises(EOFError):
         reader.recv()
+
+
+@pytest.mark.skipif(not OURS, reason="the stdlib's readers wait with the lock")
+def test_the_readers_lock(ours):
+    """Who has it may rely on what poll() said, whoever else reads: as Pool.terminate does."""
+    q = ours.SimpleQueue()
+    stop = []
+
+    def read():
+        while (thing := q.get()) != "stop":
+            stop.append(thing)
+
+    tasks = [Task(read) for _ in range(2)]
+    mine = 0
+    for number in range(500):
+        q.put(number)
+        with q._rlock:
+            if q._reader.poll():
+                assert isinstance(q._reader.recv() if number % 2 else q._reader.recv_bytes(),
+                                  (int, bytes))  # fmt: skip
+                mine += 1
+    for _ in tasks:
+        q.put("stop")
+    for task in tasks:
+        task.get()
+    assert mine + len(stop) == 500
 
 
 def test_with(mp):

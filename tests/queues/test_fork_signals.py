@@ -37,12 +37,16 @@ def in_fork(mp, function):
 @pytest.mark.skipif(not OURS, reason="the stdlib's lock may be held in the child")
 @pytest.mark.parametrize("size", [10, 5000, 100_000])
 def test_fork_while_threads_put_and_get(ours, kind, size):
-    """Whatever a thread is in the middle of, the queue is whole in the child, and here."""
+    """Whatever a thread is in the middle of, the queue is whole in the child, and here.
+
+    Without a GIL the interpreter's own lock of an object that a thread is using stays locked in the
+    child: so child and threads share no closure.
+    """
     q, other = getattr(ours, kind)(), getattr(ours, kind)()
     stop = threading.Event()
     data = b"x" * size
 
-    def pump():
+    def pump(q, stop, data):
         count = 0
         while not stop.is_set():
             q.put(data)
@@ -50,12 +54,12 @@ def test_fork_while_threads_put_and_get(ours, kind, size):
             count += 1
         return count
 
-    def use():
+    def use(q=q, other=other, data=data):
         other.put(data)
         q.put(data)
         return other.get() == data and q.get() == data
 
-    tasks = [Task(pump) for _ in range(2)]
+    tasks = [Task(pump, q, stop, data) for _ in range(2)]
     try:
         for _ in range(15):
             assert in_fork(ours, use)

@@ -51,6 +51,12 @@ def queues() -> None:
     queue: mproc_ext.Queue[int] = mproc_ext.Queue()
     queue.put(1)
     assert_type(queue.get(timeout=1), int)
+    queue.put_many([1, 2], timeout=1)
+    queue.put_many(["one"])  # type: ignore[list-item]
+    assert_type(queue.get_many(2), list[int])
+    for number in queue:
+        assert_type(number, int)
+    queue.shutdown(immediate=True)
     queue.put("one")  # type: ignore[arg-type]
     made = mproc_ext.get_context("spawn").JoinableQueue(3)
     assert_type(made, mproc_ext.queues.JoinableQueue[Any])
