@@ -60,6 +60,7 @@ typedef struct {
     struct mpx_ring_segment *segment;
     unsigned char *data;
     uint32_t capacity; /* units, a power of two */
+    uint32_t left;     /* units of segments that were left since somebody looked */
 } mpx_ring_side_t;
 
 /* The members are private. */

@@ -76,6 +76,7 @@ static int find_segment(mpx_ring_t *ring, uint32_t position)
         (void)mpx_heap_free(ring->arena, block, ring->owner);
         MPX_STEP(ring_left_freed);
         control->leaving = 0;
+        side->left += side->capacity;
     }
     return -EPROTO;
 }
@@ -289,12 +290,16 @@ static void trim(mpx_ring_t *ring)
 
 /* ---- The interface --------------------------------------------------------------------------- */
 
-/* What comes after a get, outside the mutex. */
-static void finish(mpx_ring_t *ring, uint64_t before, bool was_long)
+/* What comes after a get, outside the mutex. The heap gives storage back where blocks are made,
+ * which a ring that is drained does no more. */
+static void finish(mpx_ring_t *ring, uint64_t before, bool was_long, uint32_t left)
 {
     mpx_ring_wake(&ring->control->head, before);
     if (MPX_UNLIKELY(was_long) && is_empty(ring)) {
         trim(ring);
+        mpx_heap_trim(ring->arena, MPX_STORAGE_DRAINED);
+    } else if (MPX_UNLIKELY(left > MPX_SEGMENT_KEPT)) {
+        mpx_heap_trim(ring->arena, MPX_STORAGE_IN_USE);
     }
 }
 
@@ -313,9 +318,11 @@ static int get_and_unlock(mpx_ring_t *ring, getting_t *getting)
 {
     int status = get_locked(ring, getting);
     bool was_long = is_long(&ring->consumer);
+    uint32_t left = ring->consumer.left;
+    ring->consumer.left = 0;
     mpx_mutex_unlock(&ring->control->consumers);
     if (status == 0) {
-        finish(ring, getting->before, was_long);
+        finish(ring, getting->before, was_long, left);
     }
     if (MPX_UNLIKELY(mpx_ring_is_watched(ring->control))) {
         look_at_bell(ring, status);

@@ -25,6 +25,12 @@
 /* A ring that is empty in a segment longer than this one goes back to the first length. */
 #define MPX_SEGMENT_KEPT (4 * MPX_SEGMENT_FIRST)
 
+/* So much storage of free blocks is kept: while a long ring is in use, and when it has been
+ * drained.
+ */
+#define MPX_STORAGE_IN_USE  ((size_t)64 * 1024 * 1024)
+#define MPX_STORAGE_DRAINED ((size_t)2 * 1024 * 1024)
+
 /* Positions are told apart up to this distance: the most units that a ring may hold. */
 #define MPX_RING_UNITS (UINT32_C(1) << 31)
 

@@ -8,6 +8,11 @@
 /* A message up to this length is received on the stack. */
 #define SMALL 2048
 
+/* Who has waited for so many pieces of time gives back what large messages have left behind, but
+ * for so much. */
+#define IDLE         10
+#define STORAGE_IDLE ((size_t)4 * 1024 * 1024)
+
 /* From here on, to copy is worth letting other threads run. */
 #define LARGE ((size_t)512 * 1024)
 
@@ -293,10 +298,13 @@ static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadl
         return status;
     if (!mpx_may_wait(deadline))
         return -EINTR;
+    int pieces = 0;
     do {
         int64_t piece = mpx_piece_of(deadline);
         Py_BEGIN_ALLOW_THREADS status =
             mpx_ring_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message, piece);
+        if (status == -EAGAIN && ++pieces == IDLE)
+            mpx_heap_trim(self->ring.arena, STORAGE_IDLE);
         Py_END_ALLOW_THREADS
     } while (waits_on(&status, deadline) && (status = check_for_writers(self)) == 0);
     return status;
@@ -683,10 +691,11 @@ static void Channel_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-PyDoc_STRVAR(heap_stats_doc,
-             "heap_stats()\n--\n\n"
-             "Bytes of shared memory that new objects get, after a look for what is nobody's: size, "
-             "owned,\nfree_stored.");
+PyDoc_STRVAR(
+    heap_stats_doc,
+    "heap_stats()\n--\n\n"
+    "Bytes of shared memory that new objects get, after a look for what is nobody's: size, "
+    "owned,\nfree_stored.");
 
 static PyObject *heap_stats(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {

@@ -147,7 +147,6 @@ def test_a_million_before_the_first_get(ours):
     assert q.get() == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the heap gives storage back only while blocks are taken")
 @pytest.mark.skipif(not OURS, reason="about ours")
 def test_memory_of_a_drained_queue(tmp_path):
     program = tmp_path / "program.py"
