@@ -227,7 +227,11 @@ static int get_locked(mpx_ring_t *ring, getting_t *getting)
         settle(ring);
     }
     uint64_t head = mpx_u64_load_relaxed(&control->head);
-    uint64_t tail = mpx_u64_load_acquire(&control->tail); /* R5: with R4 */
+    uint64_t tail = control->tail_seen;
+    if (mpx_ring_between(head, tail) == 0) {
+        tail = mpx_u64_load_acquire(&control->tail); /* R5: with R4 */
+        control->tail_seen = tail;
+    }
     if (mpx_ring_between(head, tail) == 0) {
         return -EAGAIN;
     }

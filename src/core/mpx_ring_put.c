@@ -78,6 +78,7 @@ static void ask_for_room(mpx_ring_t *ring)
     mpx_ring_control_t *control = ring->control;
     uint64_t block = mpx_u64_load_acquire(&control->head_block); /* R11: with R10 */
     uint64_t head = mpx_u64_load_acquire(&control->head);        /* R3: with R2 */
+    control->head_seen = head;
     control->room_from = block == mpx_u64_load_relaxed(&control->tail_block)
                              ? mpx_ring_position(head)
                              : ring->producer.segment->start;
@@ -326,8 +327,7 @@ static int64_t place(mpx_ring_t *ring, const mpx_message_t *message, uint32_t po
 }
 
 /* The same for the first one, for which a new segment is linked if need be. */
-static int make_place(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint64_t head,
-                      uint32_t *fill)
+static int make_place(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32_t *fill)
 {
     uint32_t position = mpx_ring_position(tail), units = units_of(putting->messages);
     int64_t found = place(ring, putting->messages, position);
@@ -337,7 +337,7 @@ static int make_place(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint6
     }
     if (putting->segment == 0) {
         putting->wanted = next_capacity(&ring->producer, units);
-        uint32_t used = position - mpx_ring_position(head);
+        uint32_t used = position - mpx_ring_position(ring->control->head_seen);
         return used > MPX_RING_UNITS - putting->wanted ? -ENOSPC : NEEDS_SEGMENT;
     }
     int status = link_segment(ring, putting->own, putting->segment, position);
@@ -349,10 +349,9 @@ static int make_place(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint6
 }
 
 /* Messages without blocks, the first one of which has its place; as many as have room at once. */
-static void put_some(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint64_t head,
-                     uint32_t fill)
+static void put_some(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32_t fill)
 {
-    uint32_t room = ring->control->limit - mpx_ring_between(head, tail);
+    uint32_t room = ring->control->limit - mpx_ring_between(ring->control->head_seen, tail);
     uint32_t position = write_message(ring, putting->messages, mpx_ring_position(tail), fill);
     for (putting->done = 1; putting->done < putting->count && putting->done < room;
          putting->done++) {
@@ -371,6 +370,18 @@ static bool is_full(mpx_ring_t *ring, uint64_t tail, uint64_t head)
     return mpx_ring_between(head, tail) >= ring->control->limit;
 }
 
+/* Under the mutex. What consumers write has to come from another processor: it is asked for where
+ * what was last seen of it leaves no room. */
+static bool is_full_now(mpx_ring_t *ring, uint64_t tail)
+{
+    mpx_ring_control_t *control = ring->control;
+    if (MPX_UNLIKELY(is_full(ring, tail, control->head_seen))) {
+        control->head_seen = mpx_u64_load_acquire(&control->head); /* R3: with R2 */
+        return is_full(ring, tail, control->head_seen);
+    }
+    return false;
+}
+
 /* Under the mutex: 0 where one message or more are put, NEEDS_SEGMENT, or an error. */
 static int put_locked(mpx_ring_t *ring, putting_t *putting)
 {
@@ -384,15 +395,14 @@ static int put_locked(mpx_ring_t *ring, putting_t *putting)
         status = -EPIPE;
     }
     uint64_t tail = mpx_u64_load_relaxed(&control->tail);
-    uint64_t head = mpx_u64_load_acquire(&control->head); /* R3: with R2 */
-    if (status == 0 && is_full(ring, tail, head)) {
+    if (status == 0 && is_full_now(ring, tail)) {
         status = -EAGAIN;
     }
     if (status == 0) {
         status = mpx_ring_map(ring, &ring->producer, mpx_u64_load_relaxed(&control->tail_block));
     }
     if (status == 0) {
-        status = make_place(ring, putting, tail, head, &fill);
+        status = make_place(ring, putting, tail, &fill);
     }
     if (status != 0) {
         return status;
@@ -403,7 +413,7 @@ static int put_locked(mpx_ring_t *ring, putting_t *putting)
     if (putting->messages->block) {
         return put_with_block(ring, putting, tail, fill);
     }
-    put_some(ring, putting, tail, head, fill);
+    put_some(ring, putting, tail, fill);
     return 0;
 }
 

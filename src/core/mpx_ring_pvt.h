@@ -44,6 +44,7 @@ typedef struct mpx_ring_control {
     mpx_heap_owner_t owner; /* of its blocks */
     uint32_t limit;         /* messages */
     mpx_atomic_u32 shut;
+    mpx_atomic_u32 watched;
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 tail;
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 head;
@@ -56,14 +57,15 @@ typedef struct mpx_ring_control {
     uint64_t linking;          /* note: a segment that becomes the last one */
     uint64_t giving;           /* note: a message's block, for the record at giving_at */
     uint32_t giving_at;
-    uint32_t room_from; /* no unit of the last segment is in use before this position */
-    mpx_atomic_u32 watched;
+    uint32_t room_from;  /* no unit of the last segment is in use before this position */
+    uint64_t head_seen;  /* `head`, as it was at some time */
     mpx_atomic_u32 rung; /* the bell has been, for certain, since it was last silent */
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_mutex_t consumers;
     mpx_atomic_u64 head_block; /* the segment in which `head` is, or at whose end */
     uint64_t leaving;          /* note: a segment that has been read to its end */
     uint64_t taking;           /* note: a message's block, of the record at taking_at */
+    uint64_t tail_seen;        /* `tail`, as it was at some time */
     uint32_t taking_at;
 } mpx_ring_control_t;
 

@@ -273,6 +273,7 @@ static void set_counters(mpx_ring_t *ring, uint32_t position, uint32_t messages)
 {
     mpx_u64_store_relaxed(&ring->control->head, mpx_ring_word(position, messages));
     mpx_u64_store_relaxed(&ring->control->tail, mpx_ring_word(position, messages));
+    ring->control->head_seen = ring->control->tail_seen = mpx_ring_word(position, messages);
     ring->control->room_from = position;
 }
 
