@@ -198,6 +198,18 @@ static void after_fork_in_child(void)
     mpx_arena_exit();
 }
 
+void mpx_arena_forked(pid_t pid)
+{
+    mpx_arena_enter();
+    for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
+        if (arena->unborn != NULL && arena->unborn_thread == mpx_os_self()->id) {
+            mpx_member_settle(arena->unborn, pid);
+            arena->unborn = NULL;
+        }
+    }
+    mpx_arena_exit();
+}
+
 void mpx_arena_fork_failed(void)
 {
     mpx_arena_enter();

@@ -410,6 +410,22 @@ TEST(a_fork_that_failed_leaves_no_member)
     CHECK_EQ(size_of(arena), size);
 }
 
+TEST(a_child_that_is_killed_before_it_is_a_member_holds_nothing)
+{
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot = make(arena);
+    for (int i = 0; i < times(20); i++) {
+        signal_at_step("member_adopting", SIGKILL);
+        pid_t child = fork();
+        signal_at_step(NULL, 0);
+        mpx_arena_forked(child);
+        CHECK(was_killed(wait_for(child)));
+    }
+    mpx_slot_drop(arena, slot);
+    overwrite(arena, times(MANY));
+    CHECK_EQ(make(arena), slot);
+}
+
 static void *fork_often(void *unused)
 {
     for (int i = 0; i < times(50); i++) {
