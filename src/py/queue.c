@@ -97,6 +97,8 @@ static PyObject *Queue_put(PyObject *self, PyObject *const *args, Py_ssize_t nar
     int64_t deadline;
     if (mpx_queue(self)->channel == NULL)
         return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "put", args, nargs, names);
+    if (MPX_LIKELY(nargs == 1 && names == NULL))
+        return check_open(self) ? put(self, args[0], MPX_NEVER) : NULL;
     if (mpx_parse_arguments("O|OO:put", args, nargs, names, keywords, values, 1, 3) < 0 ||
         !check_open(self) || put_deadline_of(values[1], values[2], &deadline) < 0)
         return NULL;
@@ -252,6 +254,8 @@ static PyObject *Queue_get(PyObject *self, PyObject *const *args, Py_ssize_t nar
     int64_t deadline;
     if (mpx_queue(self)->channel == NULL)
         return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "get", args, nargs, names);
+    if (MPX_LIKELY(nargs == 0 && names == NULL))
+        return check_open(self) ? get(self, MPX_NEVER) : NULL;
     if (mpx_parse_optional("|OO:get", args, nargs, names, keywords, values, 2) < 0 ||
         !check_open(self) || get_deadline_of(values[0], values[1], &deadline) < 0)
         return NULL;
