@@ -165,8 +165,9 @@ static uint64_t private_bit(const mpx_arena_t *arena, uint32_t region, uint32_t 
     return in_region / 64 == word ? UINT64_C(1) << in_region % 64 : 0;
 }
 
-/* Writes the bits of a record that is nobody's: `from`'s, which is this process's, or none. */
-static int write_bits(mpx_arena_t *arena, mpx_member_t *member, mpx_member_t *from)
+/* Writes the bits of a record that is nobody's: `from`'s, which is this process's, or none. Or adds
+ * them to those of this process's. */
+static int write_bits(mpx_arena_t *arena, mpx_member_t *member, mpx_member_t *from, bool adds)
 {
     for (uint32_t region = 0; region < MPX_REGIONS; region++) {
         mpx_atomic_u64 *source =
@@ -180,8 +181,9 @@ static int write_bits(mpx_arena_t *arena, mpx_member_t *member, mpx_member_t *fr
             return -ENOMEM;
         }
         for (uint32_t w = 0; bits != NULL && w < mpx_region_words(region); w++) {
-            uint64_t word = source == NULL ? 0 : mpx_u64_load_relaxed(source + w);
-            mpx_u64_store_relaxed(bits + w, word & ~private_bit(arena, region, w));
+            uint64_t kept = adds ? mpx_u64_load_relaxed(bits + w) : 0;
+            uint64_t more = source == NULL ? 0 : mpx_u64_load_relaxed(source + w);
+            mpx_u64_store_relaxed(bits + w, kept | (more & ~private_bit(arena, region, w)));
         }
         MPX_STEP(member_bits);
     }
@@ -223,7 +225,7 @@ static int add_record(mpx_arena_t *arena, mpx_member_t **member)
 /* Under the mutex. */
 static int seat(mpx_arena_t *arena, mpx_member_t *member, bool inherits)
 {
-    int status = write_bits(arena, member, inherits ? arena->self : NULL);
+    int status = write_bits(arena, member, inherits ? arena->self : NULL, false);
     if (status < 0) {
         return status;
     }
@@ -306,23 +308,11 @@ void mpx_member_unseat(mpx_member_t *member)
 /* Under the mutex. */
 int mpx_member_merge(mpx_arena_t *arena, mpx_member_t *member)
 {
-    for (uint32_t region = 0; region < MPX_REGIONS; region++) {
-        mpx_atomic_u64 *source = mpx_region_bits(arena, &member->held[region], region);
-        int status = source == NULL ? 0 : furnish(arena, arena->self, region);
-        if (status < 0) {
-            return status;
-        }
-        mpx_atomic_u64 *bits = mpx_region_bits(arena, &arena->self->held[region], region);
-        if (bits == NULL && source != NULL) {
-            return -ENOMEM;
-        }
-        for (uint32_t w = 0; source != NULL && w < mpx_region_words(region); w++) {
-            uint64_t both = mpx_u64_load_relaxed(bits + w) | mpx_u64_load_relaxed(source + w);
-            mpx_u64_store_relaxed(bits + w, both);
-        }
+    int status = write_bits(arena, arena->self, member, true);
+    if (status == 0) {
+        mpx_member_unseat(member);
     }
-    mpx_u64_store_release(&member->owner, 0);
-    return 0;
+    return status;
 }
 
 /* ---- Death ----------------------------------------------------------------------------------- */

@@ -452,8 +452,8 @@ TEST(the_living_are_counted)
     mpx_slot_t own = enter(shared->condition);
     leave_dead_waiter(shared);
     check_counts(shared->condition, 22, 0);
-    pid_t pid =
-        start_waiter(shared); /* who may have slept, and looked for the dead, on its return */
+    /* After that: who sleeps looks for the dead itself, before long. */
+    pid_t pid = start_waiter(shared);
     CHECK_EQ(mpx_condition_count_living(arena, shared->condition, &counts), 0);
     CHECK_EQ(counts.waiting, 2);
     check_counts(shared->condition, 2, 0);

@@ -141,20 +141,25 @@ class TaggedMixin:
         self.tag = state[1] + "!"
 
 
-def _tagged():
-    """{(package, name): a subclass} of every type that pickles itself."""
+def _subclass(title, package, name, mixins=(), **namespace):
+    """A class on top of one of the package's, which pickle finds here."""
     import importlib
 
+    base = getattr(importlib.import_module(f"{package}.synchronize"), name)
+    title = f"{title}_{package}_{name}"
+    globals()[title] = type(title, (*mixins, base), {"__module__": __name__, **namespace})
+    return globals()[title]
+
+
+def _tagged():
+    """{(package, name): a subclass} of every type that pickles itself."""
     found = {}
     for package in ("multiprocessing", "mproc_ext"):
-        synchronize = importlib.import_module(f"{package}.synchronize")
         for name in ("Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition"):
-            base = getattr(synchronize, name)
-            title = f"Tagged_{package}_{name}"
-            kind = type(title, (TaggedMixin, base), {"__module__": __name__})
+            kind = _subclass("Tagged", package, name, (TaggedMixin,))
             if name.endswith("Semaphore"):
                 kind.__init__ = _init_semaphore(kind)
-            globals()[title] = found[package, name] = kind
+            found[package, name] = kind
     return found
 
 
@@ -169,20 +174,11 @@ def _init_semaphore(kind):
 TAGGED = _tagged()
 
 
-def _slotted():
-    """{package: a subclass of its Event} that has a slot besides its dictionary."""
-    import importlib
-
-    found = {}
-    for package in ("multiprocessing", "mproc_ext"):
-        base = importlib.import_module(f"{package}.synchronize").Event
-        title = f"Slotted_{package}_Event"
-        kind = type(title, (base,), {"__module__": __name__, "__slots__": ("slot",)})
-        globals()[title] = found[package] = kind
-    return found
-
-
-SLOTTED = _slotted()
+# {package: a subclass of its Event} that has a slot besides its dictionary.
+SLOTTED = {
+    package: _subclass("Slotted", package, "Event", __slots__=("slot",))
+    for package in ("multiprocessing", "mproc_ext")
+}
 
 
 def describe_own(connection, event):

@@ -87,12 +87,12 @@ def test_a_wait_goes_on_after_a_handler(held):
         signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
         try:
             began = time.monotonic()
-            assert held.acquire(True, 0.32) is False
+            assert held.acquire(True, 1) is False
             took = time.monotonic() - began
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-    assert took > 0.3
-    assert seen  # on a busy machine one handler may be all there is time for
+    assert took > 0.98
+    assert len(seen) >= 3  # of 19: on a busy machine some come together
 
 
 def test_handler_tries_what_is_waited_for(held):
