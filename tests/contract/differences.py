@@ -146,6 +146,7 @@ SYNC = r"(Lock|RLock|Semaphore|BoundedSemaphore|Condition|SemLock)"
 NEWER = [
     ((3, 12), r"queues|context|\(package\)", r"(Joinable|Simple)?Queue\.__class_getitem__.*"),
     ((3, 12), r"(Joinable|Simple)?Queue\(\)", r"__class_getitem__.*"),
+    ((3, 12), r"queues", r"Queue\._terminate_broken.*"),
     ((3, 12), r"connection|managers", r"deliver_challenge signature"),
     ((3, 13), r"managers", r"(DictProxy|ListProxy)\.__class_getitem__.*"),
     ((3, 14), r".*", r"((\w*Process|Popen)\.)?interrupt( signature)?"),
