@@ -1,4 +1,4 @@
-"""What replaces a name of one of our modules for a while puts it back, in the stdlib's module too."""
+"""Who replaces a name of one of our modules for a while gets it back, in the stdlib's too."""
 
 import importlib
 from unittest import mock

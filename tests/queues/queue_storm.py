@@ -326,7 +326,7 @@ class Storm:
     def check_memory(self):
         """As much as of an empty queue that has never been used."""
         core = sys.modules["mproc_ext._core"]
-        # This finishes what the last ones left half done, and takes the queue back to its first size.
+        # Finishes what the last ones left half done, and takes the queue back to its first size.
         for _ in range(100):
             self.queue.put(bytes(10_000))
         for _ in range(100):
@@ -336,7 +336,7 @@ class Storm:
         of_one = core.heap_stats()["owned"] - used
         del another
         if used != of_one:
-            raise Failure(f"{used} bytes of shared memory are in use, {of_one} of them by the queue")
+            raise Failure(f"{used} bytes of shared memory are used, {of_one} of them by the queue")
 
 
 def print_table(storm):
