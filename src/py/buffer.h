@@ -15,8 +15,8 @@
 
 typedef struct mpx_buffer mpx_buffer_t;
 
-/* Makes room for `needed` bytes in all, where the owner has another place for the content: 1; 0 where
- * it has none, or -1 with an exception. */
+/* Makes room for `needed` bytes in all, where the owner has another place for the content: 1; 0
+ * where it has none, or -1 with an exception. */
 typedef int mpx_buffer_grower_t(mpx_buffer_t *buffer, size_t needed);
 
 struct mpx_buffer {

@@ -94,8 +94,9 @@ static int parse_by_tuple(const char *format, PyObject *const *args, Py_ssize_t 
         PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
     for (Py_ssize_t i = 0; status == 0 && names != NULL && i < PyTuple_GET_SIZE(names); i++)
         status = PyDict_SetItem(keyword_args, PyTuple_GET_ITEM(names, i), args[nargs + i]);
-    if (status == 0 && !PyArg_ParseTupleAndKeywords(positional, keyword_args, format,
-                                                    (char **)keywords, &rest[0], &rest[1], &rest[2]))
+    if (status == 0 &&
+        !PyArg_ParseTupleAndKeywords(positional, keyword_args, format, (char **)keywords, &rest[0],
+                                     &rest[1], &rest[2]))
         status = -1;
     for (int i = 0; status == 0 && i < 3; i++) {
         if (rest[i] != NULL)

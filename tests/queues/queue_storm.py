@@ -173,9 +173,7 @@ class Storm:
         core = core_of(package)
         self.points = core.kill_points() if core else ()
         self.concerned = [
-            n
-            for n, name in enumerate(self.points)
-            if name.startswith(POINTS) and name not in RARE
+            n for n, name in enumerate(self.points) if name.startswith(POINTS) and name not in RARE
         ]
         self.ledger = Ledger(path, len(self.points))
         self.queue = self.ctx.JoinableQueue()
