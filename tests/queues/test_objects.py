@@ -94,7 +94,7 @@ def test_the_report_shows_who_put_it(ours, thing):
     with stderr() as text:
         q.put(thing)  # here
     lines = text.getvalue().splitlines()
-    assert lines[0] == "Traceback (most recent call last):"
+    assert "Traceback (most recent call last):" in lines
     assert "    q.put(thing)  # here" in lines
     assert "in test_the_report_shows_who_put_it" in text.getvalue()
     assert q.empty()
@@ -206,10 +206,11 @@ def test_what_may_not_travel_through_a_queue(both, what):
         q = mp.Queue()
         with stderr() as text:
             q.put(thing)
-            wait_until(lambda text=text: text.getvalue().endswith("inheritance\n"))
+            wait_until(lambda text=text: "inheritance\n" in text.getvalue())
         end(q)
         simple = outcome(mp.SimpleQueue().put, thing)
-        results.append((text.getvalue().splitlines()[-1], simple))
+        said = [line for line in text.getvalue().splitlines() if line.endswith("inheritance")]
+        results.append((said, simple))
         assert simple[0] == "RuntimeError"
     if what != "Event":  # the stdlib's is made of others, which it names
         assert results[0] == results[1]
