@@ -132,7 +132,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->pickle_pickler);
     Py_VISIT(module_state(module)->pickling_namespace);
     for (int i = 0; i < MPX_PICKLINGS; i++)
-        Py_VISIT(module_state(module)->picklings[i]);
+        Py_VISIT((PyObject *)module_state(module)->picklings[i]);
     return 0;
 }
 
@@ -162,14 +162,14 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->pickle_pickler);
     Py_CLEAR(module_state(module)->pickling_namespace);
     for (int i = 0; i < MPX_PICKLINGS; i++)
-        Py_CLEAR(module_state(module)->picklings[i]);
+        Py_XDECREF((PyObject *)mpx_swap(&module_state(module)->picklings[i], NULL));
     return 0;
 }
 
 static void module_free(void *module)
 {
     module_clear(module);
-    mpx_buffer_free(&module_state(module)->buffer);
+    PyMem_RawFree(module_state(module)->buffer);
 }
 
 static PyModuleDef_Slot module_slots[] = {

@@ -62,12 +62,12 @@ typedef struct {
     PyObject *full_error;  /* these too */
     PyObject *shut_down_error;
     PyTypeObject *pickling_type;
-    PyObject *picklings[MPX_PICKLINGS];      /* those that nobody uses now; or NULL */
+    void *picklings[MPX_PICKLINGS];          /* objects that nobody uses now; or NULL */
     PyObject *pickler_class;                 /* which is like ForkingPickler, or NULL */
     unsigned pickler_version;                /* of that class: as long as it has it, it is */
     PyObject *pickler_tables;                /* of reducers, a tuple, or NULL */
     PyObject *pickle_loads, *pickle_pickler; /* of _pickle, or NULL */
-    mpx_buffer_t buffer;                     /* that nobody uses now */
+    void *buffer;                            /* that nobody uses now; or NULL */
     PyObject *pickling_namespace;            /* or NULL */
 } module_state_t;
 
@@ -100,6 +100,19 @@ static inline PyObject *mpx_put(PyObject **member, PyObject *value)
     *member = value;
 #endif
     return before;
+}
+
+/* Puts a pointer into what any thread may exchange, and returns the former one. There is no lock,
+ * which a fork in the middle would leave locked in the child. */
+static inline void *mpx_swap(void **member, void *value)
+{
+#ifdef Py_GIL_DISABLED
+    return _Py_atomic_exchange_ptr(member, value);
+#else
+    void *before = *member;
+    *member = value;
+    return before;
+#endif
 }
 
 /* A new reference to what a field of the module's state refers to, NULL where that is NULL. */

@@ -176,12 +176,8 @@ static PicklingObject *take_pickling(PyObject *module)
 {
     module_state_t *state = module_state(module);
     PicklingObject *self = NULL;
-    Py_BEGIN_CRITICAL_SECTION(module);
-    for (int i = 0; i < MPX_PICKLINGS && self == NULL; i++) {
-        self = (PicklingObject *)state->picklings[i];
-        state->picklings[i] = NULL;
-    }
-    Py_END_CRITICAL_SECTION();
+    for (int i = 0; i < MPX_PICKLINGS && self == NULL; i++)
+        self = mpx_swap(&state->picklings[i], NULL);
     if (self == NULL)
         self = (PicklingObject *)state->pickling_type->tp_alloc(state->pickling_type, 0);
     return self;
@@ -197,14 +193,8 @@ static void drop_pickling(PicklingObject *self)
 static void put_back_pickling(PyObject *module, PicklingObject *self)
 {
     module_state_t *state = module_state(module);
-    Py_BEGIN_CRITICAL_SECTION(module);
-    for (int i = 0; i < MPX_PICKLINGS && self != NULL; i++) {
-        if (state->picklings[i] == NULL) {
-            state->picklings[i] = (PyObject *)self;
-            self = NULL;
-        }
-    }
-    Py_END_CRITICAL_SECTION();
+    for (int i = 0; i < MPX_PICKLINGS && self != NULL; i++)
+        self = mpx_swap(&state->picklings[i], self);
     if (self != NULL)
         drop_pickling(self);
 }

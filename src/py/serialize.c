@@ -250,25 +250,22 @@ PyObject *mpx_loads(PyObject *module, PyObject *namespace, const char *data, siz
 
 /* ---- The idle buffer ---------------------------------------------------------------------- */
 
+/* It begins with its capacity, while it is idle. */
+
 #define KEPT ((size_t)1 << 20) /* bytes: a larger one goes back to the system */
 
 void mpx_take_buffer(PyObject *module, mpx_buffer_t *buffer)
 {
-    Py_BEGIN_CRITICAL_SECTION(module);
-    *buffer = module_state(module)->buffer;
-    module_state(module)->buffer = (mpx_buffer_t){.data = NULL};
-    Py_END_CRITICAL_SECTION();
-    buffer->size = 0;
+    *buffer = (mpx_buffer_t){.data = mpx_swap(&module_state(module)->buffer, NULL)};
+    if (buffer->data != NULL)
+        memcpy(&buffer->capacity, buffer->data, sizeof(buffer->capacity));
 }
 
 void mpx_give_buffer(PyObject *module, mpx_buffer_t *buffer)
 {
-    if (buffer->capacity <= KEPT) {
-        mpx_buffer_t mine = *buffer;
-        Py_BEGIN_CRITICAL_SECTION(module);
-        *buffer = module_state(module)->buffer;
-        module_state(module)->buffer = mine;
-        Py_END_CRITICAL_SECTION();
+    if (buffer->data != NULL && buffer->capacity <= KEPT) {
+        memcpy(buffer->data, &buffer->capacity, sizeof(buffer->capacity));
+        buffer->data = mpx_swap(&module_state(module)->buffer, buffer->data);
     }
     mpx_buffer_free(buffer);
 }
