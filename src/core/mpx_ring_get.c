@@ -85,7 +85,7 @@ static int find_segment(mpx_ring_t *ring, uint32_t position)
 
 /* Reads the header of the record at the position, with at most `limit` units before `tail`. */
 static inline int read_record(const mpx_ring_side_t *side, uint32_t position, uint32_t limit,
-                       found_t *found)
+                              found_t *found)
 {
     uint32_t at = position & (side->capacity - 1);
     uint32_t left = side->capacity - at;
@@ -341,9 +341,9 @@ static int get_and_unlock(mpx_ring_t *ring, getting_t *getting)
     return status;
 }
 
-/* Under the mutex: takes a message without a block from the segment at hand where nothing else needs
- * to be done: nobody has died, and no memory is to be given back. False where get_locked has to
- * look. */
+/* Under the mutex: takes a message without a block from the segment at hand where nothing else
+ * needs to be done: nobody has died, and no memory is to be given back. False where get_locked has
+ * to look. */
 static inline bool get_plainly(mpx_ring_t *ring, void *buffer, size_t capacity,
                                mpx_message_t *message, uint64_t *before)
 {

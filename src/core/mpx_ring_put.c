@@ -240,8 +240,8 @@ void mpx_ring_close_ends(mpx_ring_t *ring, bool reader, bool writer)
 
 /* ---- Put ------------------------------------------------------------------------------------- */
 
-static inline void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind, const void *data,
-                         size_t size, mpx_block_t block)
+static inline void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind,
+                                const void *data, size_t size, mpx_block_t block)
 {
     unsigned char *at = side->data + (size_t)(position & (side->capacity - 1)) * MPX_RING_UNIT;
     mpx_record_t record = {.size = (uint32_t)size, .kind = mpx_record_kind_at(kind, position)};
