@@ -572,7 +572,7 @@ def test_no_memory():
 
 def test_the_name_moves_in_the_module():
     """A queue remembers where it was, and finds out where it is."""
-    queue = mproc_ext.get_context("fork").Queue()
+    queue = mproc_ext.get_context("fork").SimpleQueue()
     names = vars(queues)
     original = names["_ForkingPickler"]
 
@@ -591,7 +591,7 @@ def test_the_name_moves_in_the_module():
             del names["_ForkingPickler"]
             names["_another_name"] = original  # behind the place, or at it
             with pytest.raises(NameError, match="_ForkingPickler"):
-                _core.dumps(1, names)
+                queue.put(1)
             names["_ForkingPickler"] = original
             assert sent() == sent() == plain
             del names["_ForkingPickler"], names["_another_name"]
