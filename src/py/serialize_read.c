@@ -156,14 +156,29 @@ static PyObject *read_bytes(reader_t *reader)
     return bytes;
 }
 
+/* A str of Latin 1. Most have no other characters than ASCII's, which is found out sooner here than
+ * by the interpreter's general function; that knows the one str of each single character. */
+static inline PyObject *make_str_1(const unsigned char *characters, size_t length)
+{
+    unsigned char all = 0;
+    for (size_t i = 0; i < length; i++)
+        all |= characters[i];
+    if (MPX_UNLIKELY(length < 2 || all > 0x7f))
+        return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, characters, (Py_ssize_t)length);
+    PyObject *str = PyUnicode_New((Py_ssize_t)length, 0x7f);
+    if (MPX_LIKELY(str != NULL))
+        memcpy(PyUnicode_1BYTE_DATA(str), characters, length);
+    return str;
+}
+
 static PyObject *read_str_1(reader_t *reader)
 {
     size_t length;
     if (!take_length(reader, 1, &length))
         return damaged();
-    const char *characters = (const char *)reader->at;
+    const unsigned char *characters = reader->at;
     reader->at += length;
-    return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, characters, (Py_ssize_t)length);
+    return make_str_1(characters, length);
 }
 
 /* The characters are copied before they are looked at: in the message they are not aligned. A str
@@ -300,7 +315,7 @@ static PyObject *find_key(reader_t *reader, const unsigned char *characters, siz
         keys->used_by[slot] = reader->message;
         return Py_NewRef(keys->strings[slot]);
     }
-    PyObject *str = PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, characters, (Py_ssize_t)length);
+    PyObject *str = make_str_1(characters, length);
     if (str != NULL && !is_there) {
         keys->used_by[slot] = reader->message;
         Py_XSETREF(keys->strings[slot], Py_NewRef(str));
@@ -412,11 +427,9 @@ static PyObject *read_value(reader_t *reader)
     return numbered(reader, object, is_numbered);
 }
 
-PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size)
+static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size)
 {
     reader_t reader;
-    if (size == 2 && (uint8_t)data[0] == MPX_TAG_INT8)
-        return PyLong_FromLong((int8_t)data[1]);
     reader.at = (const unsigned char *)data;
     reader.end = reader.at + size;
     reader.open = 0;
@@ -438,4 +451,15 @@ PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size)
     if (reader.capacity > KNOWN)
         PyMem_RawFree(reader.known);
     return object;
+}
+
+/* The shortest messages are read without more ado. */
+PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size)
+{
+    const unsigned char *bytes = (const unsigned char *)data;
+    if (size == 2 && bytes[0] == MPX_TAG_INT8)
+        return PyLong_FromLong((int8_t)bytes[1]);
+    if (size >= 2 && bytes[0] == MPX_TAG_STR_1 && bytes[1] == size - 2 && bytes[1] != 0xff)
+        return make_str_1(bytes + 2, size - 2);
+    return read_tree(keys, data, size);
 }
