@@ -230,7 +230,7 @@ class _Ended:
 
     def _begin(self, channel, is_limited):
         if self._channel is not None:  # it is initialised again
-            for name in _Part.names:
+            for name in (*_Part.names, "_ignore_epipe", "_joincancelled"):
                 self.__dict__.pop(name, None)
         self._hold(channel, is_limited, _std.__dict__)
 
@@ -289,9 +289,14 @@ class Queue(_core.Queue, _Ended, _std.Queue):
             if not isinstance(maxsize, int):
                 maxsize = operator.index(maxsize)
         self._maxsize = maxsize
-        self._ignore_epipe = False
         self._opid = os.getpid()
         self._begin(_make_channel(operator.index(maxsize), ctx))
+
+    # As the stdlib sets it on each object: here where it is anything else, as the interpreter finds
+    # methods soonest of an object whose dict has not been made.
+    _ignore_epipe = False
+    _close = _thread = _jointhread = None
+    _joincancelled = False
 
     # What programs look at: nothing waits to be sent.
     _buffer = _Part(lambda self: collections.deque())
@@ -303,8 +308,6 @@ class Queue(_core.Queue, _Ended, _std.Queue):
     def _begin(self, channel):
         super()._begin(channel, self._maxsize < _SEM_VALUE_MAX)
         self._closed = False
-        self._close = self._thread = self._jointhread = None
-        self._joincancelled = False
 
     def __getstate__(self):
         if self._channel is None:
@@ -316,8 +319,10 @@ class Queue(_core.Queue, _Ended, _std.Queue):
         if len(state) != 4:
             super().__setstate__(state)
             return
-        self._ignore_epipe, self._maxsize, channel, self._opid = state
+        ignore_epipe, self._maxsize, channel, self._opid = state
         self._begin(channel)
+        if ignore_epipe:
+            self._ignore_epipe = ignore_epipe
 
     def _on_unsent(self, error, obj):
         """What the stdlib's feeder thread does, in the thread that called put()."""

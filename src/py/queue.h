@@ -14,6 +14,8 @@ typedef struct {
     mpx_namespace_t namespace;       /* in which _ForkingPickler is looked up */
     PyObject *former; /* a list of the channels before this one, which threads may be in; or NULL */
     PyObject *late;   /* the exception of an object that ended a get_many, to be raised; or NULL */
+    PyObject *maxsize; /* what programs find as _maxsize; or NULL */
+    PyObject *opid;    /* and as _opid */
     PyObject *module;
     module_state_t *state; /* of the module */
     uint64_t closed_by;    /* the process that did; 0: none */

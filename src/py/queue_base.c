@@ -128,6 +128,8 @@ static int QueueBase_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(mpx_queue(self)->namespace.dict);
     Py_VISIT(mpx_queue(self)->former);
     Py_VISIT(mpx_queue(self)->late);
+    Py_VISIT(mpx_queue(self)->maxsize);
+    Py_VISIT(mpx_queue(self)->opid);
     Py_VISIT(mpx_queue(self)->module);
     return 0;
 }
@@ -147,6 +149,8 @@ static void QueueBase_dealloc(PyObject *self)
     Py_CLEAR(mpx_queue(self)->namespace.dict);
     Py_CLEAR(mpx_queue(self)->former);
     Py_CLEAR(mpx_queue(self)->late);
+    Py_CLEAR(mpx_queue(self)->maxsize);
+    Py_CLEAR(mpx_queue(self)->opid);
     Py_CLEAR(mpx_queue(self)->module);
     type->tp_free(self);
     Py_DECREF(type);
@@ -159,7 +163,11 @@ static PyMethodDef QueueBase_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* The interpreter finds methods soonest of an object whose dict has not been made: what all queues
+ * have lies here. */
 static PyMemberDef QueueBase_members[] = {
+    {"_maxsize", T_OBJECT_EX, offsetof(QueueObject, maxsize), 0, "as the standard library's"},
+    {"_opid", T_OBJECT_EX, offsetof(QueueObject, opid), 0, "as the standard library's"},
     {"_channel", T_OBJECT, offsetof(QueueObject, channel), READONLY,
      "None where the standard library's code is to be used"},
     {NULL, 0, 0, 0, NULL},
