@@ -144,8 +144,9 @@ typedef struct {
     size_t done;
     char *room;
     size_t capacity;
-    mpx_heap_owner_t own; /* where it has been asked for */
-    uint64_t before;      /* `head`, as it was */
+    mpx_ring_wanted_t *wanted; /* or NULL */
+    mpx_heap_owner_t own;      /* where it has been asked for */
+    uint64_t before;           /* `head`, as it was */
 } getting_t;
 
 /* Makes it visible that so many messages are taken, up to the position; `head` as it was. */
@@ -199,6 +200,11 @@ static bool goes_on(const mpx_ring_side_t *side, uint32_t position)
     return next == 0 || side->segment->end != position;
 }
 
+static bool is_wanted(const getting_t *getting, const found_t *found)
+{
+    return getting->wanted == NULL || getting->wanted(found->data, found->size, found->block);
+}
+
 /* The first message, which has no block, and those behind it as far as there is room for them. No
  * segment is left before `head` is behind it. */
 static void get_some(mpx_ring_t *ring, getting_t *getting, const found_t *first, uint64_t head,
@@ -209,7 +215,7 @@ static void get_some(mpx_ring_t *ring, getting_t *getting, const found_t *first,
     copy_message(getting, first);
     while (getting->done < getting->count && getting->done < there &&
            goes_on(&ring->consumer, end) && find_message(ring, end, tail, &found, &next) == 0 &&
-           found.block == 0 && found.size <= getting->capacity) {
+           found.block == 0 && found.size <= getting->capacity && is_wanted(getting, &found)) {
         copy_message(getting, &found);
         end = next;
     }
@@ -248,6 +254,9 @@ static int get_locked(mpx_ring_t *ring, getting_t *getting)
     }
     if (status < 0) {
         return status;
+    }
+    if (!is_wanted(getting, &found)) {
+        return -ENOMSG;
     }
     if (found.size > getting->capacity) {
         return -ENOBUFS;
@@ -447,12 +456,17 @@ int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_messag
     return get(ring, &getting, false, deadline);
 }
 
-int mpx_ring_get_many(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *messages,
-                      size_t count, size_t *done, int64_t deadline)
+int mpx_ring_try_get_many(mpx_ring_t *ring, void *buffer, size_t capacity,
+                          mpx_ring_wanted_t *wanted, mpx_message_t *messages, size_t count,
+                          size_t *done)
 {
-    getting_t getting = {
-        .messages = messages, .count = count, .room = buffer, .capacity = capacity};
-    int status = get(ring, &getting, true, deadline);
+    getting_t getting = {.messages = messages,
+                         .count = count,
+                         .room = buffer,
+                         .capacity = capacity,
+                         .wanted = wanted};
+    int status = mpx_mutex_try_lock(&ring->control->consumers);
+    status = status >= 0 ? try_get_and_unlock(ring, &getting) : status == -EAGAIN ? -EBUSY : status;
     *done = status == 0 ? getting.done : 0;
     return status;
 }

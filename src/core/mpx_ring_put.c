@@ -542,11 +542,17 @@ int mpx_ring_put_now(mpx_ring_t *ring, const mpx_message_t *message, int64_t dea
     return put(ring, &putting, false, deadline);
 }
 
-int mpx_ring_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_t count, size_t *done,
-                      int64_t deadline)
+int mpx_ring_try_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_t count,
+                          size_t *done)
 {
     putting_t putting = {.messages = messages, .count = count};
-    int status = put(ring, &putting, true, deadline);
+    int status = check_messages(ring, &putting);
+    if (status == 0) {
+        status = mpx_mutex_try_lock(&ring->control->producers);
+        status = status >= 0         ? try_put_and_unlock(ring, &putting)
+                 : status == -EAGAIN ? -EBUSY
+                                     : status;
+    }
     *done = status == 0 ? putting.done : 0;
     return status;
 }

@@ -201,6 +201,14 @@ int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t
                                                : send_copy(self, data, size, deadline);
 }
 
+size_t mpx_channel_send_some(ChannelObject *self, const mpx_message_t *messages, size_t count)
+{
+    size_t done = 0;
+    if (self->ring.bell.writer >= 0 && self->ring.bell.reader >= 0)
+        (void)!mpx_ring_try_put_many(&self->ring, messages, count, &done);
+    return done;
+}
+
 /* ---- Letters --------------------------------------------------------------------------------- */
 
 /* Goes on in a block. */
@@ -419,6 +427,26 @@ PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel
         return reader(context, arrival.small, arrival.message.size);
     }
     return receive_rest(self, &arrival, deadline, reader, context, result, status);
+}
+
+/* So many messages are received at once: what a consumer that is killed may take with it. */
+#define BATCH       64
+#define BATCH_BYTES 8192
+
+Py_ssize_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wanted_t *wanted,
+                                    mpx_channel_taker_t *taker, void *context)
+{
+    mpx_message_t messages[BATCH];
+    char room[BATCH_BYTES];
+    size_t done = 0;
+    if (self->ring.bell.reader >= 0)
+        (void)!mpx_ring_try_get_many(&self->ring, room, sizeof(room), wanted, messages,
+                                     most < BATCH ? most : BATCH, &done);
+    for (size_t i = 0; i < done; i++) {
+        if (taker(context, messages[i].room, messages[i].size) < 0)
+            return -1;
+    }
+    return (Py_ssize_t)done;
 }
 
 int mpx_channel_poll(ChannelObject *self, int64_t deadline)

@@ -220,6 +220,31 @@ int mpx_dumps(module_state_t *state, mpx_namespace_t *namespace, PyObject *objec
     return status;
 }
 
+bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace)
+{
+    PyObject *cls;
+    int status = is_plain(state, namespace, &cls);
+    if (status < 0)
+        PyErr_Clear();
+    else if (status == 0)
+        Py_DECREF(cls);
+    return status > 0;
+}
+
+bool mpx_dumps_quickly(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
+                       mpx_buffer_t *out)
+{
+    size_t before = out->size;
+    if (!mpx_reads_plainly(state, namespace))
+        return false;
+    int status = mpx_tree_write(object, out);
+    if (status < 0)
+        PyErr_Clear();
+    if (status != 0)
+        out->size = before;
+    return status == 0;
+}
+
 /* ---- Messages to objects ------------------------------------------------------------------ */
 
 #define COPIED ((size_t)1 << 10) /* up to there a copy takes less time than a view */
@@ -260,10 +285,10 @@ MPX_COLD static PyObject *unpickle(PyObject *module, const char *data, size_t si
 
 static inline PyObject *loads_plainly(module_state_t *state, const char *data, size_t size)
 {
-    unsigned char tag = size > 0 ? (unsigned char)*data : 0;
-    if (MPX_LIKELY(tag >= MPX_TAG_FIRST && tag != MPX_TAG_RAW))
+    if (MPX_LIKELY(mpx_is_tree(data, size)))
         return mpx_tree_read(&state->keys, data, size);
-    return unpickle(state->module, data + (tag == MPX_TAG_RAW), size - (tag == MPX_TAG_RAW));
+    bool is_raw = size > 0 && (unsigned char)*data == MPX_TAG_RAW;
+    return unpickle(state->module, data + is_raw, size - is_raw);
 }
 
 /* A tree is pickled first, as the program's class expects. */

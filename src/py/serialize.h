@@ -86,8 +86,24 @@ typedef struct {
 int mpx_dumps(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
               mpx_buffer_t *out);
 
+/* serialize.c: appends an object's message where that needs no Python code: the object is a plain
+ * tree, and the namespace's class is the standard library's. False, without an exception, where it
+ * is not so, or where the buffer does not grow; then it has what was in it before. */
+bool mpx_dumps_quickly(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
+                       mpx_buffer_t *out);
+
 /* serialize.c: the object of a message. The bytes must stay where they are until it returns. */
 PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const char *data,
                     size_t size);
+
+/* serialize.c: whether the namespace's class is the standard library's: then messages of plain trees
+ * are read without Python code of the program's. */
+bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace);
+
+static inline bool mpx_is_tree(const void *message, size_t size)
+{
+    unsigned char tag = size > 0 ? *(const unsigned char *)message : 0;
+    return tag >= MPX_TAG_FIRST && tag != MPX_TAG_RAW;
+}
 
 #endif
