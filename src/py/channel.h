@@ -83,15 +83,15 @@ typedef PyObject *mpx_channel_reader_t(void *context, const char *data, size_t s
 PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel_reader_t *reader,
                               void *context, int *status);
 
-/* Sends the first ones of several messages, as many as there is room for at once; how many. Where it
- * is none, mpx_channel_send of the first one does it, or says why it cannot be done. */
+/* Sends the first ones of several messages, as many as there is room for at once; how many. Where
+ * it is none, mpx_channel_send of the first one does it, or says why it cannot be done. */
 size_t mpx_channel_send_some(ChannelObject *self, const mpx_message_t *messages, size_t count);
 
 /* What becomes of a message of several. 0, or -1 with an exception: then the rest is lost. */
 typedef int mpx_channel_taker_t(void *context, const char *data, size_t size);
 
-/* Receives at most `most` short messages that are wanted and there now, in one step; how many, or -1
- * with the taker's exception. Where it is none, mpx_channel_receive says why. */
+/* Receives at most `most` short messages that are wanted and there now, in one step; how many, or
+ * -1 with the taker's exception. Where it is none, mpx_channel_receive says why. */
 Py_ssize_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wanted_t *wanted,
                                     mpx_channel_taker_t *taker, void *context);
 

@@ -96,8 +96,8 @@ bool mpx_dumps_quickly(module_state_t *state, mpx_namespace_t *namespace, PyObje
 PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const char *data,
                     size_t size);
 
-/* serialize.c: whether the namespace's class is the standard library's: then messages of plain trees
- * are read without Python code of the program's. */
+/* serialize.c: whether the namespace's class is the standard library's: then messages of plain
+ * trees are read without Python code of the program's. */
 bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace);
 
 static inline bool mpx_is_tree(const void *message, size_t size)
