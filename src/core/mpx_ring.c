@@ -27,8 +27,7 @@ static bool is_power_of_two(uint32_t number)
 int mpx_ring_map(mpx_ring_t *ring, mpx_ring_side_t *side, mpx_block_t block)
 {
     size_t size;
-    uint64_t process = mpx_os_own_word();
-    if (MPX_LIKELY(side->block == block && side->process == process)) {
+    if (MPX_LIKELY(mpx_ring_is_mapped(side, block))) {
         return 0;
     }
     mpx_ring_segment_t *segment = mpx_heap_at(ring->arena, block, &size);
@@ -45,7 +44,7 @@ int mpx_ring_map(mpx_ring_t *ring, mpx_ring_side_t *side, mpx_block_t block)
     side->segment = segment;
     side->data = (unsigned char *)segment + MPX_SEGMENT_HEADER;
     side->capacity = capacity;
-    side->process = process;
+    side->process = mpx_os_own_word();
     return 0;
 }
 
@@ -165,7 +164,7 @@ bool mpx_ring_is_full(mpx_ring_t *ring)
 
 bool mpx_ring_is_shut(mpx_ring_t *ring)
 {
-    return mpx_u32_load_acquire(&ring->control->shut) != 0; /* R7: with R6 */
+    return mpx_ring_was_shut(ring->control);
 }
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
@@ -176,11 +175,9 @@ static mpx_atomic_u32 *futex_of(mpx_atomic_u64 *word)
     return (mpx_atomic_u32 *)(void *)word;
 }
 
-void mpx_ring_wake(mpx_atomic_u64 *word, uint64_t before)
+void mpx_ring_wake_one(mpx_atomic_u64 *word)
 {
-    if (MPX_UNLIKELY(before & MPX_RING_SLEEPERS)) {
-        (void)!mpx_os_futex_wake(futex_of(word), 1);
-    }
+    (void)!mpx_os_futex_wake(futex_of(word), 1);
 }
 
 /* Says in the word that somebody sleeps; false where it is another by now. */
