@@ -13,6 +13,7 @@ after THOROUGH kills, where nobody has died at one of the points.
 """
 
 import argparse
+import faulthandler
 import importlib
 import itertools
 import mmap
@@ -269,6 +270,7 @@ class Storm:
             for worker in range(WORKERS):
                 self.start(worker)
             while self.kills < kills:
+                self.watch()
                 time.sleep(random.uniform(0, 0.004))
                 if random.random() < 0.4 or not self.concerned or not self.kill_at_a_point():
                     self.kill(random.choice([n for n, p in enumerate(self.processes) if p]))
@@ -286,9 +288,14 @@ class Storm:
         self.check()
         self.seconds = time.monotonic() - began
 
+    def watch(self):
+        """Ends this program, too, when it waits for the dead: to start another it needs a lock."""
+        faulthandler.dump_traceback_later(2 * self.patience + 5, exit=True, file=sys.stdout)
+
     # ---- The end -------------------------------------------------------------------------------
 
     def drain(self):
+        self.watch()
         for worker in range(PRODUCERS):
             self.kill(worker)
         self.bury()
@@ -299,6 +306,7 @@ class Storm:
             time.sleep(LOOK_INTERVAL)
 
     def check(self):
+        self.watch()
         put = got = lost = 0
         numbers = [
             range(worker * EACH, worker * EACH + self.ledger.of(worker, NEXT))
