@@ -49,7 +49,8 @@ def test_storm(method):
 @needs_kill_points
 def test_the_storm_finds_that_recovery_is_off():
     out = blow(5_000, "--patience", 2, env={"MPROC_EXT_RECOVERY": "0"}, expect=1)
-    assert re.search(r"^(Queue: no worker of .* got on|Queue: \d+ bytes of shared memory|Timeout)", out, re.M)
+    found = r"Queue: no worker of .* got on|Queue: \d+ bytes of shared memory|Timeout"
+    assert re.search(f"^({found})", out, re.M)
 
 
 @pytest.mark.timeout(120)
