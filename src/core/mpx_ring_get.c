@@ -350,6 +350,12 @@ static int get_and_unlock(mpx_ring_t *ring, getting_t *getting)
     return status;
 }
 
+/* Whether the last message may be taken from a long segment, which is given back after that. */
+static inline bool may_drain(const mpx_ring_side_t *side, uint64_t head, uint64_t tail)
+{
+    return is_long(side) && mpx_ring_between(head, tail) == 1;
+}
+
 /* Under the mutex: takes a message without a block from the segment at hand where nothing else
  * needs to be done: nobody has died, and no memory is to be given back. False where get_locked has
  * to look. */
@@ -363,7 +369,7 @@ static inline bool get_plainly(mpx_ring_t *ring, void *buffer, size_t capacity,
     uint32_t position = mpx_ring_position(head);
     found_t found;
     if (MPX_UNLIKELY((control->leaving | control->taking) != 0 || side->left != 0 ||
-                     mpx_ring_between(head, tail) == 0 || is_long(side) ||
+                     mpx_ring_between(head, tail) == 0 || may_drain(side, head, tail) ||
                      !mpx_ring_is_mapped(side, mpx_u64_load_relaxed(&control->head_block)) ||
                      !goes_on(side, position) ||
                      read_record(side, position, mpx_ring_position(tail) - position, &found) < 0 ||
