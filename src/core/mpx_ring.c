@@ -121,8 +121,7 @@ int mpx_ring_open(mpx_ring_t *ring, mpx_arena_t *arena, mpx_slot_t slot)
     }
     mpx_block_t block = mpx_u64_load_acquire(&room->control); /* R1: with R0 */
     ring->control = block == 0 ? NULL : mpx_heap_at(arena, block, &size);
-    if (ring->control == NULL || size < MPX_BLOCK_UNIT ||
-        ring->control->magic != MPX_RING_MAGIC) {
+    if (ring->control == NULL || size < MPX_BLOCK_UNIT || ring->control->magic != MPX_RING_MAGIC) {
         return -EPROTO;
     }
     ring->owner = ring->control->owner;
@@ -183,7 +182,8 @@ bool mpx_ring_announce(mpx_atomic_u64 *word, uint64_t seen)
 int mpx_ring_sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline)
 {
     MPX_STEP(ring_waiting);
-    int status = mpx_wait_a_while(mpx_ring_futex(word), (uint32_t)(seen | MPX_RING_SLEEPERS), deadline);
+    int status =
+        mpx_wait_a_while(mpx_ring_futex(word), (uint32_t)(seen | MPX_RING_SLEEPERS), deadline);
     MPX_STEP(ring_awake);
     return status == MPX_WAIT_LOOK ? 0 : status;
 }

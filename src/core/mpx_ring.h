@@ -35,9 +35,9 @@
  *
  * Processes. A handle is a process's own; a forked child may go on with the one it has copied.
  *
- * Done with. Who has taken a message says so when it is done with it, and others may wait until that
- * holds for all. A ring may count of each process what it has taken, so that what the dead had counts
- * as done: see mpx_ring_join.c.
+ * Done with. Who has taken a message says so when it is done with it, and others may wait until
+ * that holds for all. A ring may count of each process what it has taken, so that what the dead had
+ * counts as done: see mpx_ring_join.c.
  *
  * Corrupt memory: what is read from it is checked before it is used, and is -EPROTO.
  */
@@ -166,8 +166,8 @@ bool mpx_ring_is_full(mpx_ring_t *ring);
 /* Waits until there is a message: 0, -EAGAIN, -EINTR, -EPIPE as above. */
 MPX_NODISCARD int mpx_ring_wait(mpx_ring_t *ring, int64_t deadline);
 
-/* For a ring that nobody else has yet: what a process has taken counts as done once that process has
- * ended without finishing it, whoever looks for that: who joins does. Then a get may fail with
+/* For a ring that nobody else has yet: what a process has taken counts as done once that process
+ * has ended without finishing it, whoever looks for that: who joins does. Then a get may fail with
  * -EUSERS: some thousands of living processes have taken something. */
 void mpx_ring_count_takers(mpx_ring_t *ring);
 

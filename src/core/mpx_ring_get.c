@@ -261,8 +261,8 @@ static int get_locked(mpx_ring_t *ring, getting_t *getting)
     mpx_ring_control_t *control = ring->control;
     found_t found = {0};
     uint32_t end = 0;
-    if (MPX_UNLIKELY((control->leaving | control->taking |
-                      mpx_u32_load_relaxed(&control->counting)) != 0)) {
+    if (MPX_UNLIKELY(
+            (control->leaving | control->taking | mpx_u32_load_relaxed(&control->counting)) != 0)) {
         settle(ring);
     }
     uint64_t head = mpx_u64_load_relaxed(&control->head);

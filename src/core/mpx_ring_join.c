@@ -17,9 +17,9 @@
  *
  * A process may finish what another one has taken: when it has nothing open itself. Nobody knows
  * then whose that was, so it goes by the dead. `strangers` says how many were finished so, less
- * those that the dead had open: as long as it is above 0, what a dead one had open has been finished
- * already, as far as can be known, and is not counted again; as long as it is below, what is
- * finished so is a dead one's, and has been counted. So at each moment
+ * those that the dead had open: as long as it is above 0, what a dead one had open has been
+ * finished already, as far as can be known, and is not counted again; as long as it is below, what
+ * is finished so is a dead one's, and has been counted. So at each moment
  *
  *     done = taken - (the sum of all `open`) + (strangers where that is above 0)
  *
@@ -34,8 +34,8 @@
  *             at the same instant
  *   FINISHES  done, `open` and `strangers` get theirs
  *
- * Whoever takes the mutex next and finds a note goes through with it. Since it names the values, not
- * what is added, that can be done twice.
+ * Whoever takes the mutex next and finds a note goes through with it. Since it names the values,
+ * not what is added, that can be done twice.
  */
 #include "mpx_ring_pvt.h"
 
@@ -219,7 +219,8 @@ typedef struct {
     uint64_t next;
 } change_t;
 
-/* Goes through with the note of a FINISHES. Nobody else changes `done` now, but for the sleepers. */
+/* Goes through with the note of a FINISHES. Nobody else changes `done` now, but for the sleepers.
+ */
 static change_t go_through(mpx_ring_t *ring, taker_t *taker)
 {
     mpx_ring_control_t *control = ring->control;
@@ -260,7 +261,7 @@ void mpx_ring_settle_counts(mpx_ring_t *ring)
 static int lock(mpx_ring_t *ring, int64_t deadline)
 {
     int status = deadline == AT_ONCE ? mpx_mutex_try_lock(&ring->control->consumers)
-                               : mpx_mutex_lock(&ring->control->consumers, deadline);
+                                     : mpx_mutex_lock(&ring->control->consumers, deadline);
     if (status < 0) {
         return status == -EAGAIN || status == -ETIMEDOUT ? -EBUSY : status;
     }
@@ -316,7 +317,8 @@ static int finish_counted(mpx_ring_t *ring, int64_t deadline)
 
 int mpx_ring_try_finish(mpx_ring_t *ring)
 {
-    return MPX_UNLIKELY(ring->control->counts_takers) ? finish_counted(ring, AT_ONCE) : finish(ring);
+    return MPX_UNLIKELY(ring->control->counts_takers) ? finish_counted(ring, AT_ONCE)
+                                                      : finish(ring);
 }
 
 int mpx_ring_finish(mpx_ring_t *ring, int64_t deadline)

@@ -30,7 +30,8 @@ MPX_COLD static int raise_status(int status)
     else if (status == -ENOMEM)
         PyErr_NoMemory();
     else if (status == -EUSERS)
-        mpx_raise_message(status, "too many processes take from this queue (on_death='done')", NULL);
+        mpx_raise_message(status, "too many processes take from this queue (on_death='done')",
+                          NULL);
     else
         mpx_raise(status);
     return -EINTR;

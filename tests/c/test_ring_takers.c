@@ -488,12 +488,10 @@ TEST(a_stranger_killed_at_each_step_of_finish)
 
 TEST(who_joins_killed_at_each_step)
 {
-    static const char *const steps[] = {"ring_burying",        "mutex_announced",
-                                        "owned_taken",         "ring_count_noted",
-                                        "ring_finished",       "ring_finish_counted",
-                                        "ring_buried",         "mutex_releasing",
-                                        "mutex_released",      "mutex_woken",
-                                        "ring_waiting"};
+    static const char *const steps[] = {
+        "ring_burying",   "mutex_announced",     "owned_taken", "ring_count_noted",
+        "ring_finished",  "ring_finish_counted", "ring_buried", "mutex_releasing",
+        "mutex_released", "mutex_woken",         "ring_waiting"};
     for (size_t i = 0; i < MPX_ARRAY_LENGTH(steps); i++) {
         mpx_ring_t ring = make_ring();
         put(&ring, PUT);
