@@ -43,6 +43,7 @@ ANY_POINT = 2**31 - 1
 LOOK_INTERVAL = 0.0003
 AT_A_POINT = 0.05  # seconds that a plan has to come true
 POINTS = ("ring_", "heap_", "mutex_", "owned_")
+POINTS_ON_DEATH = ("ring_", "mutex_")
 # Passed once, or when the heap grows: tests/c kills there.
 RARE = ("ring_shut", "ring_watching", "heap_entry", "heap_extent", "heap_extended")
 
@@ -192,11 +193,12 @@ class Storm:
         self.package, self.patience, self.path = package, patience, path
         core = core_of(package)
         self.points = core.kill_points() if core else ()
+        points = POINTS_ON_DEATH if on_death else POINTS
         left_out = RARE if on_death else RARE + ON_DEATH
         self.concerned = [
             number
             for number, name in enumerate(self.points)
-            if name.startswith(POINTS) and name not in left_out
+            if name.startswith(points) and name not in left_out
         ]
         self.after = AFTER | AFTER_ON_DEATH if on_death else AFTER
         self.ledger = Ledger(path, len(self.points))
