@@ -521,6 +521,31 @@ TEST(who_joins_killed_where_another_one_was)
     }
 }
 
+static void join_when_stopped_before(void *argument)
+{
+    signal_at_step("ring_burying", SIGSTOP);
+    CHECK_EQ(join_for_a_while(argument), -EAGAIN);
+}
+
+/* What it has seen of a record says nothing by the time that it has the mutex. */
+TEST(who_joins_finds_another_one_in_the_record)
+{
+    mpx_ring_t ring = make_ring();
+    put(&ring, 2);
+    run_part(&ring, 1, 0);
+    pid_t joiner = start_process(join_when_stopped_before, &ring);
+    wait_until_stopped(joiner);
+    check_unfinished(&ring, 1);
+    pid_t holder = start_holding(&ring, 1);
+    CHECK_EQ(mpx_u32_load_relaxed(&ring.control->takers), 1);
+    kill(joiner, SIGCONT);
+    CHECK_EQ(wait_for(joiner), 0);
+    CHECK_EQ(mpx_ring_unfinished(&ring), 1);
+    end(holder);
+    check_unfinished(&ring, 0);
+    mpx_ring_drop(&ring);
+}
+
 static void join(void *argument)
 {
     CHECK_EQ(mpx_ring_join(argument, much_later()), 0);
