@@ -376,8 +376,8 @@ static int get_and_unlock(mpx_ring_t *ring, getting_t *getting)
 }
 
 /* Under the mutex: takes a message without a block from the segment at hand where nothing else
- * needs to be done: nobody counts or has died, and no memory is to be given back. False where get_locked has
- * to look. */
+ * needs to be done: nobody counts or has died, and no memory is to be given back. False where
+ * get_locked has to look. */
 static inline bool get_plainly(mpx_ring_t *ring, void *buffer, size_t capacity,
                                mpx_message_t *message, uint64_t *before)
 {
@@ -388,8 +388,7 @@ static inline bool get_plainly(mpx_ring_t *ring, void *buffer, size_t capacity,
     uint32_t position = mpx_ring_position(head);
     found_t found;
     if (MPX_UNLIKELY((control->leaving | control->taking | control->counts_takers) != 0 ||
-                     side->left != 0 ||
-                     mpx_ring_between(head, tail) == 0 || is_long(side) ||
+                     side->left != 0 || mpx_ring_between(head, tail) == 0 || is_long(side) ||
                      !mpx_ring_is_mapped(side, mpx_u64_load_relaxed(&control->head_block)) ||
                      !goes_on(side, position) ||
                      read_record(side, position, mpx_ring_position(tail) - position, &found) < 0 ||
