@@ -85,11 +85,11 @@ class BaseContext(_std.BaseContext):
 
         return Queue(maxsize, ctx=self.get_context())
 
-    def JoinableQueue(self, maxsize=0):
+    def JoinableQueue(self, maxsize=0, *, on_death=None):
         """Returns a queue object"""
         from mproc_ext.queues import JoinableQueue
 
-        return JoinableQueue(maxsize, ctx=self.get_context())
+        return JoinableQueue(maxsize, on_death=on_death, ctx=self.get_context())
 
     def SimpleQueue(self):
         """Returns a queue object"""

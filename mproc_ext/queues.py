@@ -404,13 +404,25 @@ class Queue(_core.Queue, _Ended, _std.Queue):
 
 @_core.own_methods
 class JoinableQueue(Queue, _std.JoinableQueue):
-    """A queue whose consumers say of each object when they are done with it."""
+    """A queue whose consumers say of each object when they are done with it.
 
-    def __init__(self, maxsize=0, *, ctx):
+    Where a process ends that has taken objects and not said so, they stay unfinished, and join()
+    waits for ever; with on_death='done' they count as done.  That goes by the process that took an
+    object, however it ends, and not by its children.  Where other processes call task_done() for
+    it, join() may wait until these takers have ended, too.
+    """
+
+    def __init__(self, maxsize=0, *, on_death=None, ctx):
+        if on_death is not None and on_death != "done":
+            raise ValueError(f"on_death must be None or 'done', not {on_death!r}")
         if _is_stdlibs(type(self), _OURS):
+            if on_death is not None:
+                raise NotImplementedError("on_death of a queue that is the standard library's")
             _std.JoinableQueue.__init__(self, maxsize, ctx=ctx)
-        else:
-            Queue.__init__(self, maxsize, ctx=ctx)
+            return
+        Queue.__init__(self, maxsize, ctx=ctx)
+        if on_death == "done":
+            self._channel._count_takers()
 
     # Counts, for programs that look at them.
     _unfinished_tasks = _Part(lambda self: synchronize._Count(self._channel._unfinished))

@@ -3,7 +3,7 @@ from collections.abc import Iterable, Iterator
 from multiprocessing import queues as _std
 from queue import Empty as Empty, Full as Full
 from types import GenericAlias
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 __all__ = ["Queue", "SimpleQueue", "JoinableQueue"]
 
@@ -26,7 +26,10 @@ class Queue(_std.Queue[_T]):
     def __iter__(self) -> Iterator[_T]: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
-class JoinableQueue(Queue[_T], _std.JoinableQueue[_T]): ...
+class JoinableQueue(Queue[_T], _std.JoinableQueue[_T]):
+    def __init__(
+        self, maxsize: int = 0, *, on_death: Literal["done"] | None = None, ctx: Any = ...
+    ) -> None: ...
 
 class SimpleQueue(_std.SimpleQueue[_T]):
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...

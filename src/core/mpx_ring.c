@@ -73,7 +73,7 @@ static int furnish(mpx_ring_t *ring, uint32_t limit)
 {
     mpx_block_t block, segment;
     void *address;
-    int status = mpx_heap_new(ring->arena, ring->owner, sizeof(*ring->control), &block, &address);
+    int status = mpx_heap_new(ring->arena, ring->owner, MPX_BLOCK_UNIT, &block, &address);
     if (status == 0) {
         MPX_STEP(ring_control); /* the slot's, as all that follows */
         status = mpx_ring_new_segment(ring, ring->owner, 0, &segment);
@@ -121,8 +121,7 @@ int mpx_ring_open(mpx_ring_t *ring, mpx_arena_t *arena, mpx_slot_t slot)
     }
     mpx_block_t block = mpx_u64_load_acquire(&room->control); /* R1: with R0 */
     ring->control = block == 0 ? NULL : mpx_heap_at(arena, block, &size);
-    if (ring->control == NULL || size < sizeof(*ring->control) ||
-        ring->control->magic != MPX_RING_MAGIC) {
+    if (ring->control == NULL || size < MPX_BLOCK_UNIT || ring->control->magic != MPX_RING_MAGIC) {
         return -EPROTO;
     }
     ring->owner = ring->control->owner;
@@ -169,29 +168,22 @@ bool mpx_ring_is_shut(mpx_ring_t *ring)
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
 
-/* The half that sleepers sleep on. The core is for little-endian machines. */
-static mpx_atomic_u32 *futex_of(mpx_atomic_u64 *word)
-{
-    return (mpx_atomic_u32 *)(void *)word;
-}
-
 void mpx_ring_wake_one(mpx_atomic_u64 *word)
 {
-    (void)!mpx_os_futex_wake(futex_of(word), 1);
+    (void)!mpx_os_futex_wake(mpx_ring_futex(word), 1);
 }
 
-/* Says in the word that somebody sleeps; false where it is another by now. */
-static bool announce(mpx_atomic_u64 *word, uint64_t seen)
+bool mpx_ring_announce(mpx_atomic_u64 *word, uint64_t seen)
 {
     return (seen & MPX_RING_SLEEPERS) ||
            mpx_u64_cas_acquire(word, &seen, seen | MPX_RING_SLEEPERS); /* R7: with R6 */
 }
 
-/* Sleeps while the word is `seen` and says that somebody does: 0 is "look again". */
-static int sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline)
+int mpx_ring_sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline)
 {
     MPX_STEP(ring_waiting);
-    int status = mpx_wait_a_while(futex_of(word), (uint32_t)(seen | MPX_RING_SLEEPERS), deadline);
+    int status =
+        mpx_wait_a_while(mpx_ring_futex(word), (uint32_t)(seen | MPX_RING_SLEEPERS), deadline);
     MPX_STEP(ring_awake);
     return status == MPX_WAIT_LOOK ? 0 : status;
 }
@@ -214,8 +206,8 @@ int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *
         *slept = true;
         tries = MPX_WAIT_YIELDS;
         /* To shut the ring changes the word; what was done before that is seen. */
-        if (announce(word, seen) && !mpx_ring_is_shut(ring)) {
-            status = sleep_on(word, seen, deadline);
+        if (mpx_ring_announce(word, seen) && !mpx_ring_is_shut(ring)) {
+            status = mpx_ring_sleep_on(word, seen, deadline);
         }
     }
 }
@@ -224,12 +216,12 @@ void mpx_ring_pass_on(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *
 {
     uint64_t seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
     while (!ready(ring, seen)) {
-        if (announce(word, seen)) {
+        if (mpx_ring_announce(word, seen)) {
             return; /* the next one to come wakes one */
         }
         seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
     }
-    (void)!mpx_os_futex_wake(futex_of(word), 1);
+    (void)!mpx_os_futex_wake(mpx_ring_futex(word), 1);
 }
 
 void mpx_ring_shut(mpx_ring_t *ring)
@@ -239,62 +231,7 @@ void mpx_ring_shut(mpx_ring_t *ring)
     MPX_STEP(ring_shut);
     for (size_t i = 0; i < MPX_ARRAY_LENGTH(words); i++) {
         (void)mpx_u64_fetch_and_acq_rel(words[i], ~MPX_RING_SLEEPERS); /* R6: with R7 */
-        (void)!mpx_os_futex_wake(futex_of(words[i]), INT_MAX);
+        (void)!mpx_os_futex_wake(mpx_ring_futex(words[i]), INT_MAX);
     }
     mpx_ring_toll(ring);
-}
-
-/* ---- Messages that are done with ------------------------------------------------------------- */
-
-/* `done` goes by the same words as `head` and `tail`, without a position. */
-static bool is_finished(mpx_ring_t *ring, uint64_t done)
-{
-    return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)) ==
-           0; /* R5: with R4 */
-}
-
-uint32_t mpx_ring_unfinished(mpx_ring_t *ring)
-{
-    uint64_t done = mpx_u64_load_acquire(&ring->control->done);                /* R15: with R14 */
-    return mpx_ring_between(done, mpx_u64_load_acquire(&ring->control->tail)); /* R5: with R4 */
-}
-
-int mpx_ring_finish(mpx_ring_t *ring)
-{
-    mpx_atomic_u64 *word = &ring->control->done;
-    uint64_t seen = mpx_u64_load_acquire(word), next; /* R15: with R14 */
-    do {
-        if (is_finished(ring, seen)) {
-            return -ERANGE;
-        }
-        next = mpx_ring_word(0, mpx_ring_messages(seen) + 1);
-        next = is_finished(ring, next) ? next : next | (seen & MPX_RING_SLEEPERS);
-    } while (!mpx_u64_cas_acq_rel(word, &seen, next)); /* R14: with R15, R15: with R14 */
-    MPX_STEP(ring_finished);
-    if ((seen & ~next) & MPX_RING_SLEEPERS) {
-        (void)!mpx_os_futex_wake(futex_of(word), INT_MAX);
-    }
-    return 0;
-}
-
-int mpx_ring_join(mpx_ring_t *ring, int64_t deadline)
-{
-    mpx_atomic_u64 *word = &ring->control->done;
-    int status = 0;
-    for (unsigned tries = 0;; tries++) {
-        uint64_t seen = mpx_u64_load_acquire(word); /* R15: with R14 */
-        if (is_finished(ring, seen)) {
-            return 0;
-        }
-        if (status < 0) {
-            return status == -ETIMEDOUT ? -EAGAIN : status;
-        }
-        if (mpx_wait_yields(&ring->mood, tries, deadline)) {
-            continue;
-        }
-        tries = MPX_WAIT_YIELDS;
-        if (announce(word, seen)) {
-            status = sleep_on(word, seen, deadline);
-        }
-    }
 }

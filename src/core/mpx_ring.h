@@ -35,6 +35,10 @@
  *
  * Processes. A handle is a process's own; a forked child may go on with the one it has copied.
  *
+ * Done with. Who has taken a message says so when it is done with it, and others may wait until
+ * that holds for all. A ring may count of each process what it has taken, so that what the dead had
+ * counts as done: see mpx_ring_join.c.
+ *
  * Corrupt memory: what is read from it is checked before it is used, and is -EPROTO.
  */
 #ifndef MPX_RING_H
@@ -73,6 +77,7 @@ typedef struct {
     mpx_wait_mood_t mood;
     mpx_ring_side_t producer;
     mpx_ring_side_t consumer;
+    uint32_t taker; /* where this process's record is, perhaps: see mpx_ring_join.c */
 } mpx_ring_t;
 
 /* A message: `size` bytes (MPX_RING_INLINE at most), and a block or 0. */
@@ -161,9 +166,18 @@ bool mpx_ring_is_full(mpx_ring_t *ring);
 /* Waits until there is a message: 0, -EAGAIN, -EINTR, -EPIPE as above. */
 MPX_NODISCARD int mpx_ring_wait(mpx_ring_t *ring, int64_t deadline);
 
+/* For a ring that nobody else has yet: what a process has taken counts as done once that process
+ * has ended without finishing it, whoever looks for that: who joins does. Then a get may fail with
+ * -EUSERS: some thousands of living processes have taken something. */
+void mpx_ring_count_takers(mpx_ring_t *ring);
+
 /* Counts a message as done with: one that was taken, and worked on. -ERANGE: all that were ever put
- * are. */
-MPX_NODISCARD int mpx_ring_finish(mpx_ring_t *ring);
+ * are. -EBUSY, -EINTR as with get, where takers are counted. */
+MPX_NODISCARD int mpx_ring_finish(mpx_ring_t *ring, int64_t deadline);
+
+/* The same without any wait or system call, but to wake sleepers; -EBUSY: mpx_ring_finish might do
+ * it. */
+MPX_NODISCARD int mpx_ring_try_finish(mpx_ring_t *ring);
 
 /* How many have been put and are not done with: exact, now. */
 uint32_t mpx_ring_unfinished(mpx_ring_t *ring);

@@ -6,6 +6,7 @@
  *
  *   message half copied    nothing: it lies at `head` still
  *   `leaving` noted        the segment is `head`'s no more, and is freed, or it still is
+ *   `counting` noted       see mpx_ring_join.c
  *   `taking` noted         the record has been taken, and then its block is freed unless it is the
  *                          dead one's already: the message is lost with it; or it has not
  */
@@ -18,6 +19,9 @@
 
 /* The message brings a block, and the caller did not say whose it is to be. */
 #define NEEDS_OWNER 1
+
+/* There is no record for this process, of a ring that counts who takes. */
+#define NEEDS_TAKER 2
 
 /* More empty segments are not linked to each other but where memory is damaged. */
 #define MOST_EMPTY 1000
@@ -34,6 +38,9 @@ typedef struct {
 static void settle(mpx_ring_t *ring)
 {
     mpx_ring_control_t *control = ring->control;
+    if (mpx_u32_load_relaxed(&control->counting) != 0) {
+        mpx_ring_settle_counts(ring);
+    }
     if (control->leaving != 0) {
         if (mpx_u64_load_relaxed(&control->head_block) != control->leaving) {
             (void)mpx_heap_free(ring->arena, control->leaving, ring->owner);
@@ -160,6 +167,20 @@ static inline uint64_t claim(mpx_ring_t *ring, uint64_t head, uint32_t end, size
     return before;
 }
 
+/* The same of a ring that may count who takes. */
+static uint64_t claim_for_taker(mpx_ring_t *ring, uint64_t head, uint32_t end, size_t count)
+{
+    bool counts_takers = ring->control->counts_takers;
+    if (MPX_UNLIKELY(counts_takers)) {
+        mpx_ring_note_taking(ring, head, (uint32_t)count);
+    }
+    uint64_t before = claim(ring, head, end, count);
+    if (MPX_UNLIKELY(counts_takers)) {
+        mpx_ring_count_taken(ring);
+    }
+    return before;
+}
+
 static void copy_message(getting_t *getting, const found_t *found)
 {
     mpx_message_t *message = getting->messages + getting->done++;
@@ -186,7 +207,7 @@ static int get_with_block(mpx_ring_t *ring, getting_t *getting, const found_t *f
     mpx_compiler_barrier(); /* whoever dies here leaves no note, or a whole one */
     control->taking = found->block;
     MPX_STEP(ring_take_noted);
-    getting->before = claim(ring, head, end, 1);
+    getting->before = claim_for_taker(ring, head, end, 1);
     bool given = mpx_heap_give(ring->arena, found->block, ring->owner, getting->own);
     MPX_STEP(ring_take_given);
     control->taking = 0;
@@ -219,7 +240,7 @@ static void get_some(mpx_ring_t *ring, getting_t *getting, const found_t *first,
         copy_message(getting, &found);
         end = next;
     }
-    getting->before = claim(ring, head, end, getting->done);
+    getting->before = claim_for_taker(ring, head, end, getting->done);
 }
 
 /* `tail` where there may be messages since `head`. What producers write has to come from another
@@ -240,13 +261,17 @@ static int get_locked(mpx_ring_t *ring, getting_t *getting)
     mpx_ring_control_t *control = ring->control;
     found_t found = {0};
     uint32_t end = 0;
-    if (MPX_UNLIKELY(control->leaving != 0 || control->taking != 0)) {
+    if (MPX_UNLIKELY(
+            (control->leaving | control->taking | mpx_u32_load_relaxed(&control->counting)) != 0)) {
         settle(ring);
     }
     uint64_t head = mpx_u64_load_relaxed(&control->head);
     uint64_t tail = tail_behind(control, head);
     if (mpx_ring_between(head, tail) == 0) {
         return -EAGAIN;
+    }
+    if (MPX_UNLIKELY(control->counts_takers) && !mpx_ring_is_taker(ring)) {
+        return NEEDS_TAKER;
     }
     int status = find_segment(ring, mpx_ring_position(head));
     if (status == 0) {
@@ -357,8 +382,8 @@ static inline bool may_drain(const mpx_ring_side_t *side, uint64_t head, uint64_
 }
 
 /* Under the mutex: takes a message without a block from the segment at hand where nothing else
- * needs to be done: nobody has died, and no memory is to be given back. False where get_locked has
- * to look. */
+ * needs to be done: nobody counts or has died, and no memory is to be given back. False where
+ * get_locked has to look. */
 static inline bool get_plainly(mpx_ring_t *ring, void *buffer, size_t capacity,
                                mpx_message_t *message, uint64_t *before)
 {
@@ -368,8 +393,9 @@ static inline bool get_plainly(mpx_ring_t *ring, void *buffer, size_t capacity,
     uint64_t tail = tail_behind(control, head);
     uint32_t position = mpx_ring_position(head);
     found_t found;
-    if (MPX_UNLIKELY((control->leaving | control->taking) != 0 || side->left != 0 ||
-                     mpx_ring_between(head, tail) == 0 || may_drain(side, head, tail) ||
+    if (MPX_UNLIKELY((control->leaving | control->taking | control->counts_takers) != 0 ||
+                     side->left != 0 || mpx_ring_between(head, tail) == 0 ||
+                     may_drain(side, head, tail) ||
                      !mpx_ring_is_mapped(side, mpx_u64_load_relaxed(&control->head_block)) ||
                      !goes_on(side, position) ||
                      read_record(side, position, mpx_ring_position(tail) - position, &found) < 0 ||
@@ -396,6 +422,9 @@ MPX_COLD static int try_get_and_unlock(mpx_ring_t *ring, getting_t *getting)
             return status == -EAGAIN ? -EBUSY : status;
         }
         status = get_and_unlock(ring, getting);
+    }
+    if (status == NEEDS_TAKER) {
+        return -EBUSY;
     }
     return status == -EAGAIN && mpx_ring_is_shut(ring) && is_empty(ring) ? -EPIPE : status;
 }
@@ -434,6 +463,8 @@ static int get(mpx_ring_t *ring, getting_t *getting, bool may_wait, int64_t dead
         status = get_and_unlock(ring, getting);
         if (status == NEEDS_OWNER) {
             status = mpx_heap_own(ring->arena, &getting->own);
+        } else if (status == NEEDS_TAKER) {
+            status = mpx_ring_make_taker(ring, deadline);
         } else if (status != -EAGAIN) {
             break;
         } else if (mpx_ring_is_shut(ring) && is_empty(ring)) {

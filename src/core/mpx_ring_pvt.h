@@ -6,6 +6,7 @@
  * reference is in the slot, and segments.
  *
  *     slot      key of the heap | control block
+ *     control   control structure | records of takers ...    up to a unit of the heap
  *     segment   header | records ...        as many units as a power of two
  *     record    length, kind, check | the message | filling up to the next unit
  *
@@ -38,6 +39,13 @@
 
 #define MPX_RING_SLEEPERS UINT64_C(1)
 
+/* What a note says of counts: see mpx_ring_join.c. */
+typedef struct {
+    uint32_t messages; /* of `head`, before; or of `done`, after */
+    uint64_t open;
+    int64_t strangers;
+} mpx_ring_counts_t;
+
 /* Of the notes: a block that is just changing hands, or 0. Each is written before, and cleared
  * after, the stores that it speaks of; whoever takes the mutex next and finds one finishes what it
  * says. See settle in mpx_ring_put.c and mpx_ring_get.c. */
@@ -69,7 +77,15 @@ typedef struct mpx_ring_control {
     uint64_t taking;           /* note: a message's block, of the record at taking_at */
     uint64_t tail_seen;        /* `tail`, as it was at some time */
     uint32_t taking_at;
+    uint32_t counts_takers;  /* whether this ring does */
+    mpx_atomic_u32 counting; /* note: `counts`, of what and whom */
+
+    MPX_ALIGNED(MPX_CACHE_LINE) mpx_ring_counts_t counts;
+    int64_t strangers;     /* see mpx_ring_join.c */
+    mpx_atomic_u32 takers; /* how many records there are */
 } mpx_ring_control_t;
+
+MPX_STATIC_ASSERT(sizeof(mpx_ring_control_t) < MPX_BLOCK_UNIT / 2, "with room for takers");
 
 /* `end` counts where `next` is not 0. */
 typedef struct mpx_ring_segment {
@@ -194,6 +210,18 @@ void mpx_ring_pass_on(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *
 /* Wakes one who sleeps on the word. */
 void mpx_ring_wake_one(mpx_atomic_u64 *word);
 
+/* The half of a word that sleepers sleep on. The core is for little-endian machines. */
+static inline mpx_atomic_u32 *mpx_ring_futex(mpx_atomic_u64 *word)
+{
+    return (mpx_atomic_u32 *)(void *)word;
+}
+
+/* Says in the word that somebody sleeps; false where it is another by now. */
+bool mpx_ring_announce(mpx_atomic_u64 *word, uint64_t seen);
+
+/* Sleeps while the word is `seen` and says that somebody does: 0 is "look again". */
+MPX_NODISCARD int mpx_ring_sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline);
+
 /* After an exchange that found `before` in the word, and outside the mutexes. */
 static inline void mpx_ring_wake(mpx_atomic_u64 *word, uint64_t before)
 {
@@ -201,5 +229,21 @@ static inline void mpx_ring_wake(mpx_atomic_u64 *word, uint64_t before)
         mpx_ring_wake_one(word);
     }
 }
+
+/* ---- mpx_ring_join.c: only where takers are counted, and under the consumers' mutex ---------- */
+
+/* Whether this process has a record, or gets one now; false where mpx_ring_make_taker has to. */
+bool mpx_ring_is_taker(mpx_ring_t *ring);
+
+/* Before and after `head`, as it was, goes on by so many messages. */
+void mpx_ring_note_taking(mpx_ring_t *ring, uint64_t head, uint32_t messages);
+void mpx_ring_count_taken(mpx_ring_t *ring);
+
+/* Goes through with what a dead one has noted. */
+void mpx_ring_settle_counts(mpx_ring_t *ring);
+
+/* Outside the mutex: looks for the dead, so that there is a record for this process. -EUSERS: there
+ * are too many; -EBUSY, -EINTR. */
+MPX_NODISCARD int mpx_ring_make_taker(mpx_ring_t *ring, int64_t deadline);
 
 #endif

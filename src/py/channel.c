@@ -29,6 +29,9 @@ MPX_COLD static int raise_status(int status)
         mpx_raise_message(status, "the queue's shared memory is damaged", NULL);
     else if (status == -ENOMEM)
         PyErr_NoMemory();
+    else if (status == -EUSERS)
+        mpx_raise_message(status, "too many processes take from this queue (on_death='done')",
+                          NULL);
     else
         mpx_raise(status);
     return -EINTR;
@@ -716,13 +719,37 @@ static PyObject *Channel_stats(PyObject *self, PyObject *Py_UNUSED(ignored))
     return Py_BuildValue("II", (unsigned)put, (unsigned)count);
 }
 
+PyDoc_STRVAR(Channel_count_takers_doc,
+             "_count_takers($self, /)\n--\n\n"
+             "From its begin, count as done with what a process had taken that has ended.");
+
+static PyObject *Channel_count_takers(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    mpx_ring_count_takers(&channel(self)->ring);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(Channel_finish_doc,
              "_finish($self, /)\n--\n\n"
              "Count a message as done with; False where all that were put are already.");
 
 static PyObject *Channel_finish(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return is_made(self) ? PyBool_FromLong(mpx_ring_finish(&channel(self)->ring) == 0) : NULL;
+    if (!is_made(self))
+        return NULL;
+    int status = mpx_ring_try_finish(&channel(self)->ring);
+    if (status == -EBUSY) {
+        do {
+            int64_t piece = mpx_piece_of(MPX_NEVER);
+            Py_BEGIN_ALLOW_THREADS status = mpx_ring_finish(&channel(self)->ring, piece);
+            Py_END_ALLOW_THREADS
+        } while (waits_on(&status, MPX_NEVER));
+    }
+    if (status == -EINTR)
+        return NULL;
+    return PyBool_FromLong(status == 0);
 }
 
 PyDoc_STRVAR(Channel_unfinished_doc, "_unfinished($self, /)\n--\n\n"
@@ -821,6 +848,7 @@ static PyMethodDef Channel_methods[] = {
     {"_poll", Channel_poll, METH_O, Channel_poll_doc},
     {"_count", Channel_count, METH_NOARGS, Channel_count_doc},
     {"_stats", Channel_stats, METH_NOARGS, Channel_stats_doc},
+    {"_count_takers", Channel_count_takers, METH_NOARGS, Channel_count_takers_doc},
     {"_finish", Channel_finish, METH_NOARGS, Channel_finish_doc},
     {"_unfinished", Channel_unfinished, METH_NOARGS, Channel_unfinished_doc},
     {"_join", Channel_join, METH_NOARGS, Channel_join_doc},

@@ -6,6 +6,9 @@ MPROC_EXT_KILL_POINTS=1, at points in the middle of what the core does, and repl
 have got on without it.  Every message has a number and a checksum, and a ledger says which were put
 and which were got.
 
+With --on-death the queue counts as done what the dead had taken, and one more worker joins it,
+again and again; in the end join() has to return.
+
 Ends with a table of the points, a line of figures and status 0; with 1 and a line that says why,
 where one does not get on for so many seconds, where a message is torn, comes twice or out of its
 producer's order, where more are lost than consumers were killed, where shared memory is lost, and,
@@ -22,6 +25,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from multiprocessing import connection
@@ -29,8 +33,9 @@ from multiprocessing import connection
 import mproc_ext
 
 THOROUGH = 3_000
-PRODUCERS, CONSUMERS = 3, 3
-WORKERS = PRODUCERS + CONSUMERS
+PRODUCERS, CONSUMERS, JOINERS = 3, 3, 1  # joiners only with --on-death
+TAKERS = range(PRODUCERS, PRODUCERS + CONSUMERS)
+WORKERS = PRODUCERS + CONSUMERS + JOINERS
 EACH = 10_000_000  # numbers of messages of one producer, its successors' included
 SIZES = [1, 10, 100, 1_000, 10_000, 60_000, 70_000, 300_000, 2_000_000, 8_000_000]
 WEIGHTS = [50, 50, 50, 30, 10, 5, 5, 2, 1, 0.5]
@@ -39,16 +44,24 @@ ANY_POINT = 2**31 - 1
 LOOK_INTERVAL = 0.0003
 AT_A_POINT = 0.05  # seconds that a plan has to come true
 POINTS = ("ring_", "heap_", "mutex_", "owned_")
+POINTS_ON_DEATH = ("ring_", "mutex_")
 # Passed once, or when the heap grows: tests/c kills there.
 RARE = ("ring_shut", "ring_watching", "heap_entry", "heap_extent", "heap_extended")
 
+# Of queues that count who has taken what.
+ON_DEATH = (
+    "ring_taker_made", "ring_count_noted", "ring_counted", "ring_finish_counted",
+    "ring_settled_count", "ring_burying", "ring_buried",
+)  # fmt: skip
+
 # What is passed when somebody has died there, who was one of these.
 AFTER = {
-    "ring_settled_take": ("ring_take_noted", range(PRODUCERS, WORKERS)),
-    "ring_settled_leave": ("ring_leave_noted", range(PRODUCERS, WORKERS)),
+    "ring_settled_take": ("ring_take_noted", TAKERS),
+    "ring_settled_leave": ("ring_leave_noted", TAKERS),
     "ring_settled_gift": ("ring_gift_noted", range(PRODUCERS)),
     "ring_settled_link": ("ring_link_noted", range(PRODUCERS)),
 }
+AFTER_ON_DEATH = {"ring_settled_count": ("ring_count_noted", TAKERS)}
 
 # Rows of eight words, one of each worker: what different processes write is a cache line apart.
 TURNS, NEXT, PLAN = range(3)
@@ -154,6 +167,13 @@ def consume(queue, ledger, worker):
         ledger.add_to(worker, TURNS)
 
 
+def join(queue, ledger, worker):
+    while True:
+        queue.join()
+        ledger.add_to(worker, TURNS)
+        time.sleep(0.001)
+
+
 def run_worker(queue, worker, path, package):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     random.seed()
@@ -161,24 +181,31 @@ def run_worker(queue, worker, path, package):
     ledger = Ledger(path, len(core.kill_points()) if core else 0)
     if core:
         core.kill_points_enrol(ledger.map, ledger.counts_at, ledger.plan_at(worker))
-    (produce if worker < PRODUCERS else consume)(queue, ledger, worker)
+    work = produce if worker < PRODUCERS else consume if worker in TAKERS else join
+    work(queue, ledger, worker)
 
 
 # ---- The killing -------------------------------------------------------------------------------
 
 
 class Storm:
-    def __init__(self, method, package, patience, path):
+    def __init__(self, method, package, patience, path, on_death=False):
         self.ctx = importlib.import_module(package).get_context(method)
         self.package, self.patience, self.path = package, patience, path
         core = core_of(package)
         self.points = core.kill_points() if core else ()
+        points = POINTS_ON_DEATH if on_death else POINTS
+        left_out = RARE if on_death else RARE + ON_DEATH
         self.concerned = [
-            n for n, name in enumerate(self.points) if name.startswith(POINTS) and name not in RARE
+            number
+            for number, name in enumerate(self.points)
+            if name.startswith(points) and name not in left_out
         ]
+        self.after = AFTER | AFTER_ON_DEATH if on_death else AFTER
         self.ledger = Ledger(path, len(self.points))
-        self.queue = self.ctx.JoinableQueue()
-        self.processes = [None] * WORKERS
+        self.on_death = on_death
+        self.queue = self.ctx.JoinableQueue(**{"on_death": "done"} if on_death else {})
+        self.processes = [None] * (WORKERS if on_death else WORKERS - JOINERS)
         self.kills = self.of_consumers = self.at_points = 0
         self.longest = 0.0
 
@@ -197,7 +224,7 @@ class Storm:
                     raise Failure(f"worker {worker} ended with {process.exitcode}")
                 self.processes[worker] = None
                 self.kills += 1
-                self.of_consumers += worker >= PRODUCERS
+                self.of_consumers += worker in TAKERS
         return self.processes.count(None)
 
     def kill(self, worker):
@@ -219,10 +246,7 @@ class Storm:
         def has_nothing_to_get():
             return self.processes[:PRODUCERS].count(None) == PRODUCERS and self.queue.empty()
 
-        while not (
-            has_got_on(range(PRODUCERS))
-            and (has_got_on(range(PRODUCERS, WORKERS)) or has_nothing_to_get())
-        ):
+        while not (has_got_on(range(PRODUCERS)) and (has_got_on(TAKERS) or has_nothing_to_get())):
             if time.monotonic() - began > self.patience:
                 living = [n for n, process in enumerate(self.processes) if process is not None]
                 raise Failure(
@@ -248,7 +272,7 @@ class Storm:
         if random.random() < 0.2:
             # One dies, and then another one where it clears up after the first.
             wanted = 2
-            second, (first, workers) = random.choice(list(AFTER.items()))
+            second, (first, workers) = random.choice(list(self.after.items()))
             plans = [(self.points.index(second) + 1, 1)] * WORKERS
             plans[random.choice(workers)] = self.points.index(first) + 1, 1
         else:
@@ -267,7 +291,7 @@ class Storm:
     def blow(self, kills):
         began = time.monotonic()
         try:
-            for worker in range(WORKERS):
+            for worker in range(len(self.processes)):
                 self.start(worker)
             while self.kills < kills:
                 self.watch()
@@ -304,6 +328,21 @@ class Storm:
             if time.monotonic() > deadline:
                 raise Failure(f"{self.queue.qsize()} messages are left")
             time.sleep(LOOK_INTERVAL)
+        if self.on_death:
+            self.join()
+
+    def join(self):
+        """The consumers are killed too, so all that they have taken is done."""
+        for worker in TAKERS:
+            if self.processes[worker] is not None:
+                self.kill(worker)
+        self.bury()
+        task = threading.Thread(target=self.queue.join, daemon=True)
+        task.start()
+        task.join(self.patience)
+        left = self.queue._unfinished_tasks.get_value()
+        if task.is_alive() or left:
+            raise Failure(f"join() does not return, or too early: {left} messages are unfinished")
 
     def check(self):
         self.watch()
@@ -361,11 +400,14 @@ def main():
     parser.add_argument("--method", default="fork")
     parser.add_argument("--package", default="mproc_ext")
     parser.add_argument("--patience", type=float, default=20, help="seconds until it is a hang")
+    parser.add_argument("--on-death", action="store_true", help="JoinableQueue(on_death='done')")
     options = parser.parse_args()
     seed = int(os.environ.get("MPROC_EXT_STORM_SEED", os.getpid()))
     random.seed(seed)
     with tempfile.NamedTemporaryFile() as file:
-        storm = Storm(options.method, options.package, options.patience, file.name)
+        storm = Storm(
+            options.method, options.package, options.patience, file.name, options.on_death
+        )
         try:
             storm.blow(options.kills)
         except Failure as failure:

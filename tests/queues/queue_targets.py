@@ -262,3 +262,95 @@ def storm_consumer(q, results, who, sizes):
     while True:
         sender, number, size, data = q.get()
         results.put((sender, number, data == pattern(sender * 1000 + number, size)))
+
+
+# ---- What has been taken and is not done with ------------------------------------------------
+
+
+def take(connection, q, takes, done, ending=None):
+    """Take some, be done with some, and then end in that way, or do what one is told."""
+    taken = [q.get() for _ in range(takes)]
+    for _ in range(done):
+        q.task_done()
+    connection.send(taken)
+    if ending == "os._exit":
+        os._exit(0)
+    elif ending == "sys.exit":
+        raise SystemExit(0)
+    while ending is None and (order := connection.recv()) is not None:
+        if order == "done":
+            q.task_done()
+        elif order == "get_many":
+            taken = q.get_many(3)
+        elif order == "recv":
+            taken = [q._reader.recv()]
+        elif order == "fork":
+            pid = os.fork()
+            if pid == 0:
+                q.task_done()
+                os._exit(0)
+            os.waitpid(pid, 0)
+        connection.send((order, taken))
+
+
+def take_in_threads(connection, q, threads, each):
+    """Each thread is done with all but one of what it takes."""
+
+    def work():
+        for number in range(each):
+            q.get()
+            if number:
+                q.task_done()
+
+    _run([threading.Thread(target=work) for _ in range(threads)])
+    connection.send("taken")
+    connection.recv()
+
+
+DONE = 255
+
+
+def hold_some(q, path, who, seed):
+    """Take and be done with, with some in hand; end now and then.  The file says of each number who
+    took it, or that it is done."""
+    import mmap
+    import queue
+    import random
+
+    rng = random.Random(seed)
+    with open(path, "r+b") as file:
+        states = mmap.mmap(file.fileno(), 0)
+    held = []
+
+    def finish_one():
+        states[held.pop(rng.randrange(len(held)))] = DONE
+        q.task_done()
+
+    while True:
+        try:
+            if rng.random() < 0.2:
+                taken = q.get_many(3, timeout=0.02)
+            else:
+                taken = [q.get(timeout=0.02)]
+        except queue.Empty:
+            while held:
+                finish_one()
+            continue
+        for number in taken:
+            states[number] = who
+            held.append(number)
+        while held and (len(held) > 4 or rng.random() < 0.5):
+            finish_one()
+        chance = rng.random()
+        if chance < 0.002:
+            os._exit(3)
+        if chance < 0.004:
+            raise SystemExit(4)
+
+
+def join_again_and_again(q):
+    import time
+
+    while True:
+        q.join()
+        time.sleep(0.001)

@@ -45,6 +45,12 @@ def test_storm(method):
     assert int(found[1]) >= kills
 
 
+@pytest.mark.timeout(1800)
+def test_storm_while_somebody_joins():
+    out = blow(KILLS, "--on-death")
+    assert re.search(r"^Queue, fork: \d+ kills, .* lost", out, re.M)
+
+
 @pytest.mark.timeout(120)
 @needs_kill_points
 def test_the_storm_finds_that_recovery_is_off():

@@ -61,6 +61,11 @@ def queues() -> None:
     made = mproc_ext.get_context("spawn").JoinableQueue(3)
     assert_type(made, mproc_ext.queues.JoinableQueue[Any])
     made.task_done()
+    mproc_ext.JoinableQueue(on_death="done").join()
+    context = mproc_ext.get_context("spawn")
+    context.JoinableQueue(3, on_death="done").join()
+    mproc_ext.queues.JoinableQueue[int](3, on_death=None, ctx=context).put(1)
+    mproc_ext.JoinableQueue(on_death="other")  # type: ignore[arg-type]
 
 
 def locks() -> None:
