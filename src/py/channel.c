@@ -26,7 +26,10 @@ static ChannelObject *channel(PyObject *self)
 static int raise_status(int status)
 {
     if (status == -EPROTO)
-        mpx_raise_message(status, "the queue's shared memory is damaged", NULL);
+        mpx_raise_message(status,
+                          "the queue's shared memory is damaged: some process has written to what "
+                          "is not its own; make another queue",
+                          NULL);
     else if (status == -ENOMEM)
         PyErr_NoMemory();
     else

@@ -1,5 +1,5 @@
 /* test_ring.c - the ring: order, contents, growth and trimming, limits, counters that wrap,
- * waiting, and memory that is damaged. Deaths are in test_ring_crash.c.
+ * waiting. Deaths are in test_ring_crash.c, memory that is damaged in test_fuzz.c.
  */
 #include "harness.h"
 
@@ -741,46 +741,4 @@ TEST(threads_put_and_get)
     CHECK_EQ(mpx_ring_count(&crowd->ring), 0);
     mpx_ring_drop(&crowd->ring);
     free_shared_memory(crowd, sizeof(*crowd));
-}
-
-/* ---- Damage ---------------------------------------------------------------------------------- */
-
-/* Random bytes over the control structure (but the mutexes, on which it would wait for somebody
- * who is not there) and over the first segment. Whatever comes, it is an error or a message. */
-static void use_damaged(void *argument)
-{
-    mpx_ring_t *ring = argument;
-    random_state = (uint32_t)getpid() * 2654435761u | 1;
-    for (uint32_t i = 0; i < 20; i++) {
-        CHECK_EQ(put(ring, i, random_size(i)), 0);
-    }
-    mpx_ring_control_t before = *ring->control;
-    uint64_t first = mpx_u64_load_relaxed(&before.head_block);
-    size_t size;
-    unsigned char *segment = mpx_heap_at(ring->arena, first, &size);
-    unsigned char *control = (unsigned char *)ring->control;
-    for (int i = 0; i < 1 + (int)random_below(20); i++) {
-        if (random_below(2)) {
-            control[random_below(sizeof(before))] = (unsigned char)random_below(256);
-        } else {
-            segment[random_below(random_below(2) ? 64 : 4096)] = (unsigned char)random_below(256);
-        }
-    }
-    ring->control->producers = before.producers;
-    ring->control->consumers = before.consumers;
-    ring->producer.process = ring->consumer.process = 0;
-    for (int i = 0; i < 50; i++) {
-        mpx_message_t message = {.data = "damaged", .size = 7};
-        (void)!mpx_ring_try_put(ring, &message);
-        (void)!mpx_ring_try_get(ring, buffer, MPX_RING_INLINE, &message);
-    }
-}
-
-TEST(a_damaged_ring_crashes_nobody)
-{
-    for (int i = 0; i < (emulated() ? 20 : 500); i++) {
-        mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED);
-        CHECK_EQ(wait_for(start_process(use_damaged, &ring)), 0);
-        mpx_ring_drop(&ring);
-    }
 }

@@ -253,6 +253,49 @@ print("good")
     assert out == "good\n"
 
 
+def test_damaged_memory(run):
+    """Something has written to the queue's memory: an error that says so, here and in a child.
+
+    A record's header is overwritten; it is found by the message behind it.
+    """
+    out = run(
+        """
+import errno, mmap
+def overwrite(text):
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if "memfd" not in os.readlink(f"/proc/self/fd/{fd}"):
+                continue
+        except OSError:
+            continue
+        with mmap.mmap(fd, 0) as memory:
+            at = memory.find(text)
+            assert at > 0
+            memory[at - at % 16 : at - at % 16 + 8] = b"\\xff" * 8
+def check_damage(which):
+    error = raises(OSError, which.get)
+    assert error.errno == errno.EPROTO, error
+    assert "queue's shared memory is damaged" in str(error), error
+    assert "make another queue" in str(error), error
+for kind in ("Queue", "SimpleQueue"):
+    q, other = getattr(ctx, kind)(), getattr(ctx, kind)()
+    q.put(f"it is in this {kind}")
+    overwrite(f"it is in this {kind}".encode())
+    for _ in range(3):
+        check_damage(q)
+        q.put("behind it")
+    child = ctx.Process(target=check_damage, args=(q,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    check(other)
+    q.close()
+print("good")
+"""
+    )
+    assert out == "good\n"
+
+
 def test_resource_limits_are_those_of_the_test():
     """The programs set soft limits; they need hard ones that allow it."""
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] >= 64
