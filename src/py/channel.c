@@ -109,6 +109,15 @@ static int send_slowly(ChannelObject *self, const mpx_message_t *message, int64_
     return status;
 }
 
+/* To wait for room would be to wait for ever. */
+static int raise_too_long(ChannelObject *self, const mpx_message_t *message)
+{
+    PyErr_Format(PyExc_ValueError, "the object takes %llu bytes, the queue has max_bytes=%llu",
+                 (unsigned long long)(message->block ? message->bytes : message->size),
+                 (unsigned long long)mpx_ring_most_bytes(&self->ring));
+    return -EINTR;
+}
+
 static int send_message(ChannelObject *self, const mpx_message_t *message, int64_t deadline)
 {
     int status = mpx_ring_try_put(&self->ring, message);
@@ -116,6 +125,8 @@ static int send_message(ChannelObject *self, const mpx_message_t *message, int64
         status = send_now(self, message);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
         status = send_slowly(self, message, deadline);
+    if (MPX_UNLIKELY(status == -EMSGSIZE))
+        return raise_too_long(self, message);
     return is_told(status) ? status : raise_status(status);
 }
 
@@ -139,7 +150,8 @@ static int check_for_sending(ChannelObject *self)
 static int send_block(ChannelObject *self, mpx_block_t block, size_t size, int64_t deadline)
 {
     uint64_t length = size;
-    mpx_message_t message = {.data = &length, .size = sizeof(length), .block = block};
+    mpx_message_t message = {
+        .data = &length, .size = sizeof(length), .block = block, .bytes = size};
     return send_message(self, &message, deadline);
 }
 
@@ -416,15 +428,18 @@ static int create(mpx_ring_t *ring, uint32_t limit)
     return status;
 }
 
-PyDoc_STRVAR(Channel_make_doc, "_make($self, limit, /)\n--\n\n"
-                               "Make an empty channel of at most limit messages (0: any number).");
+PyDoc_STRVAR(Channel_make_doc,
+             "_make($self, limit, max_bytes, /)\n--\n\n"
+             "Make an empty channel of at most limit messages, and so many bytes of them (0: any "
+             "number).");
 
-static PyObject *Channel_make(PyObject *self, PyObject *argument)
+static PyObject *Channel_make(PyObject *self, PyObject *args)
 {
     mpx_ring_t ring;
     mpx_bell_t bell;
-    unsigned long limit = PyLong_AsUnsignedLong(argument);
-    if (limit == (unsigned long)-1 && PyErr_Occurred())
+    unsigned long limit;
+    long long max_bytes;
+    if (!PyArg_ParseTuple(args, "kL:_make", &limit, &max_bytes))
         return NULL;
     if (mpx_shared_room((SharedObject *)self) != NULL) {
         PyErr_SetString(PyExc_ValueError, "the channel has been made");
@@ -440,6 +455,8 @@ static PyObject *Channel_make(PyObject *self, PyObject *argument)
     if (status < 0)
         return mpx_raise(status);
     ring.bell = bell;
+    if (max_bytes > 0)
+        mpx_ring_limit_bytes(&ring, (uint64_t)max_bytes);
     return take_ring(self, ring) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -622,20 +639,34 @@ static PyObject *Channel_count(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(Channel_stats_doc,
              "_stats($self, /)\n--\n\n"
-             "(how many messages have been put ever, modulo 2**31; how many there are).");
+             "(how many messages have been put ever, modulo 2**31; how many there are; their bytes "
+             "and the limit\nof those, 0 where there is none; bytes of memory; processes that died "
+             "in the middle, modulo 2**32).");
 
 static PyObject *Channel_stats(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     mpx_ring_t *ring = &channel(self)->ring;
     if (!is_made(self))
         return NULL;
-    uint32_t count, before, put = mpx_ring_count_put(ring);
-    do { /* so that the two were so at one time */
-        before = put;
-        count = mpx_ring_count(ring);
+    uint32_t put, count;
+    unsigned long long bytes, most = mpx_ring_most_bytes(ring);
+    do { /* so that all of it was so at one time */
         put = mpx_ring_count_put(ring);
-    } while (put != before);
-    return Py_BuildValue("II", (unsigned)put, (unsigned)count);
+        count = mpx_ring_count(ring);
+        bytes = most ? mpx_ring_bytes(ring) : 0;
+    } while (put != mpx_ring_count_put(ring) || count != mpx_ring_count(ring));
+    unsigned long long memory = mpx_ring_memory(ring);
+    return Py_BuildValue("IIKKKI", put, count, bytes, most, memory, mpx_ring_deaths(ring));
+}
+
+PyDoc_STRVAR(Channel_max_bytes_doc, "_max_bytes($self, /)\n--\n\n"
+                                    "How many bytes all messages may have; 0: any number.");
+
+static PyObject *Channel_max_bytes(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    return PyLong_FromUnsignedLongLong(mpx_ring_most_bytes(&channel(self)->ring));
 }
 
 PyDoc_STRVAR(Channel_finish_doc,
@@ -730,7 +761,7 @@ ChannelObject *mpx_channel_of(PyObject *module, PyObject *object)
 PyDoc_STRVAR(Channel_doc, "A ring of messages in shared memory; the base of the one in queues.");
 
 static PyMethodDef Channel_methods[] = {
-    {"_make", Channel_make, METH_O, Channel_make_doc},
+    {"_make", Channel_make, METH_VARARGS, Channel_make_doc},
     {"_take", Channel_take, METH_VARARGS, Channel_take_doc},
     {"_ends", Channel_ends, METH_NOARGS, Channel_ends_doc},
     {"_check_ends", Channel_check_ends, METH_NOARGS, Channel_check_ends_doc},
@@ -743,6 +774,7 @@ static PyMethodDef Channel_methods[] = {
     {"_poll", Channel_poll, METH_O, Channel_poll_doc},
     {"_count", Channel_count, METH_NOARGS, Channel_count_doc},
     {"_stats", Channel_stats, METH_NOARGS, Channel_stats_doc},
+    {"_max_bytes", Channel_max_bytes, METH_NOARGS, Channel_max_bytes_doc},
     {"_finish", Channel_finish, METH_NOARGS, Channel_finish_doc},
     {"_unfinished", Channel_unfinished, METH_NOARGS, Channel_unfinished_doc},
     {"_join", Channel_join, METH_NOARGS, Channel_join_doc},

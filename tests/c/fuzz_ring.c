@@ -84,6 +84,7 @@ static void begin(void)
     require(mpx_arena_home(&arena) == 0, "no arena");
     require(mpx_ring_create(&first_ring, arena, MPX_RING_UNLIMITED) == 0, "no ring");
     require(mpx_bell_new(&first_ring.bell) == 0, "no bell");
+    mpx_ring_limit_bytes(&first_ring, UINT64_C(1) << 30);
     for (uint32_t i = 0; i < 200; i++) { /* so many that there are two segments */
         message.size = i % 5 == 0 ? 3000 : i % 40;
         message.block = i == 3 ? (first_block = make_block(150000)) : 0;
@@ -339,7 +340,8 @@ static void put_many(mpx_ring_t *ring, program_t *program)
 static void put_block(mpx_ring_t *ring, uint32_t size)
 {
     mpx_heap_owner_t own;
-    mpx_message_t message = {.data = bytes, .size = 8, .block = make_block(size * 16)};
+    mpx_message_t message = {
+        .data = bytes, .size = 8, .block = make_block(size * 16), .bytes = size * 16};
     if (message.block != 0 && mpx_ring_put(ring, &message, 0) != 0 &&
         mpx_heap_own(arena, &own) == 0) {
         (void)mpx_heap_free(arena, message.block, own);

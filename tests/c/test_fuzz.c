@@ -1,11 +1,13 @@
 /* test_fuzz.c - what fuzz_ring.c does with the inputs of corpus/ and with random ones, the same
- * ones each time: so every configuration runs some, and those of a fuzzer that found something for
- * good.
+ * ones each time, as many as there is time for: so every configuration runs some, and those of a
+ * fuzzer that found something for good.
  */
 #define _GNU_SOURCE
 
 #include "fuzz_ring.h"
 #include "harness.h"
+
+#include "mpx_os.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -14,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { LONGEST = 2048, BATCH = 250, SECONDS_EACH = 10 };
+enum { LONGEST = 2048, BATCHES = 40, BATCH = 250, SECONDS_EACH = 10, SECONDS_IN_ALL = 10 };
 
 /* Where the parent finds what a child died of. */
 typedef struct {
@@ -75,8 +77,8 @@ static void check_end(int status, const input_t *input, const char *name)
 TEST(random_damage)
 {
     input_t *input = shared_memory(sizeof(*input));
-    uint32_t batches = emulated() ? 2 : 40;
-    for (uint32_t batch = 1; batch <= batches; batch++) {
+    int64_t end = mpx_os_deadline(SECONDS_IN_ALL * MPX_NANOS_PER_SEC);
+    for (uint32_t batch = 1; batch <= BATCHES && mpx_os_now() < end; batch++) {
         input->seed = batch * UINT32_C(2654435761);
         check_end(wait_for(start_process(run_batch, input)), input, "(random)");
     }
