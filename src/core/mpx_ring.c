@@ -163,6 +163,11 @@ uint32_t mpx_ring_count_put(mpx_ring_t *ring)
     return mpx_ring_messages(mpx_u64_load_acquire(&ring->control->tail)); /* R5: with R4 */
 }
 
+uint32_t mpx_ring_count_got(mpx_ring_t *ring)
+{
+    return mpx_ring_messages(mpx_u64_load_acquire(&ring->control->head)); /* R3: with R2 */
+}
+
 uint32_t mpx_ring_deaths(mpx_ring_t *ring)
 {
     return mpx_u32_load_relaxed(&ring->control->deaths);

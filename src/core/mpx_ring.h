@@ -153,9 +153,10 @@ MPX_NODISCARD int mpx_ring_get_many(mpx_ring_t *ring, void *buffer, size_t capac
                                     mpx_message_t *messages, size_t count, size_t *done,
                                     int64_t deadline);
 
-/* How many messages there are, and how many there were ever (modulo 2^31). */
+/* How many messages there are; how many were put ever, and taken (modulo 2^31). */
 uint32_t mpx_ring_count(mpx_ring_t *ring);
 uint32_t mpx_ring_count_put(mpx_ring_t *ring);
+uint32_t mpx_ring_count_got(mpx_ring_t *ring);
 
 /* How many bytes they may be, 0 for any number; and how many they are, where that is limited. */
 uint64_t mpx_ring_most_bytes(mpx_ring_t *ring);

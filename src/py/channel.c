@@ -68,10 +68,28 @@ static bool waits_on(int *status, int64_t deadline)
     return goes_on;
 }
 
-/* The same where nothing is waited for but that others are done. */
-static bool waits_for_others(int *status)
+/* Who is not to wait waits for others to be done with what they are in the middle of: that takes
+ * microseconds, and longer on a busy machine. So many pieces of time in which nobody gets on mean
+ * that one was stopped there. */
+#define PATIENCE 10
+
+/* Such a wait: of the messages that go through, to see whether others get on. */
+typedef struct {
+    uint32_t count;
+    int pieces;
+} patience_t;
+
+/* Whether to go on; where it is given up, that is a timeout. */
+static bool waits_for_others(int *status, patience_t *patience, uint32_t count)
 {
-    return *status != -EAGAIN && waits_on(status, MPX_NEVER);
+    if (*status == -EAGAIN || !waits_on(status, MPX_NEVER))
+        return false;
+    patience->pieces = count == patience->count ? patience->pieces + 1 : 0;
+    patience->count = count;
+    if (patience->pieces < PATIENCE)
+        return true;
+    *status = MPX_CHANNEL_TIMEOUT;
+    return false;
 }
 
 /* ---- Sending --------------------------------------------------------------------------------- */
@@ -87,12 +105,13 @@ static int check_for_readers(ChannelObject *self)
 
 static int send_now(ChannelObject *self, const mpx_message_t *message)
 {
+    patience_t patience = {0};
     int status;
     do {
         int64_t piece = mpx_piece_of(MPX_NEVER);
         Py_BEGIN_ALLOW_THREADS status = mpx_ring_put_now(&self->ring, message, piece);
         Py_END_ALLOW_THREADS
-    } while (waits_for_others(&status));
+    } while (waits_for_others(&status, &patience, mpx_ring_count_put(&self->ring)));
     return status;
 }
 
@@ -296,13 +315,14 @@ static int check_for_writers(ChannelObject *self)
 
 static int receive_now(ChannelObject *self, arrival_t *arrival)
 {
+    patience_t patience = {0};
     int status;
     do {
         int64_t piece = mpx_piece_of(MPX_NEVER);
         Py_BEGIN_ALLOW_THREADS status = mpx_ring_get_now(
             &self->ring, arrival->buffer, arrival->capacity, &arrival->message, piece);
         Py_END_ALLOW_THREADS
-    } while (waits_for_others(&status));
+    } while (waits_for_others(&status, &patience, mpx_ring_count_got(&self->ring)));
     return status;
 }
 

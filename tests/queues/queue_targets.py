@@ -262,3 +262,10 @@ def storm_consumer(q, results, who, sizes):
     while True:
         sender, number, size, data = q.get()
         results.put((sender, number, data == pattern(sender * 1000 + number, size)))
+
+
+def put_and_get_for_ever(connection, q, thing):
+    connection.send("begins")
+    while True:
+        q.put(thing)
+        q.get()

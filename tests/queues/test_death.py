@@ -2,6 +2,7 @@
 
 import collections
 import os
+import queue
 import random
 import signal
 import time
@@ -142,6 +143,47 @@ def test_storm(ours, limit, sizes):
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_storm_of_started_processes(our_ctx, method):
     storm(our_ctx, 0, 10, (0, 100_000), pause=1)
+
+
+def test_stopped_in_the_middle(ours):
+    """Whoever does not want to wait does not: Full or Empty after about a second.
+
+    The child is stopped again and again until it happens to be copying a message under a lock.
+    """
+    q = ours.Queue()
+    child = Child(ours, queue_targets.put_and_get_for_ever, q, b"x" * 65_000)
+    child.expect("begins")
+    met, until = set(), time.monotonic() + LIMIT
+    while met != {"put", "get"} and time.monotonic() < until:
+        time.sleep(random.random() / 500)
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(child.pid) == "T")
+        for name, call in (("put", lambda: q.put_nowait("x")), ("get", q.get_nowait)):
+            began = time.monotonic()
+            try:
+                call()
+            except queue.Full:
+                met.add("put")
+                with pytest.raises(queue.Full):
+                    q.put("x", timeout=0.1)
+            except queue.Empty:
+                if q.qsize() > 0:
+                    met.add("get")
+                    with pytest.raises(queue.Empty):
+                        q.get(timeout=0.1)
+            took = time.monotonic() - began
+            assert took < 0.5 * LIMIT, name
+        os.kill(child.pid, signal.SIGCONT)
+    assert met == {"put", "get"}
+    child.kill()
+    q.put("after")
+    assert "after" in q.get_many()
+    end(q)
+
+
+def state_of(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
 
 
 def test_a_stopped_consumer_is_waited_for_by_nobody(ours):
