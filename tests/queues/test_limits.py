@@ -235,6 +235,60 @@ print("good")
     assert out == "good\n"
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_descriptors_that_were_duplicated(run, watched, tmp_path):
+    """A program may dup all that is open, or have other files under our numbers: of the user's
+    files not one byte changes, and a queue goes on with what it has mapped."""
+    out = run(
+        f"""
+q, simple = ctx.Queue(), ctx.SimpleQueue()
+readers = {{which: which._reader.fileno() for which in (q, simple)}} if {watched} else {{}}
+listed = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
+listed = [fd for fd in listed if os.path.exists(f"/proc/self/fd/{{fd}}")]  # but the folder's
+copies = {{fd: os.dup(fd) for fd in listed}}
+for which in (q, simple):
+    check(which)
+    which.put(pattern(1, 3_000_000))
+    assert which.get() == pattern(1, 3_000_000)
+    if which in readers:
+        which.put(1)
+        assert select.select([readers[which]], [], [], 5)[0]
+        assert which.get() == 1
+        assert not select.select([readers[which]], [], [], 0)[0]
+user = os.open({str(tmp_path)!r} + "/file", os.O_RDWR | os.O_CREAT)
+os.write(user, b"the user's")
+for fd in copies:
+    os.dup2(user, fd)
+os.lseek(user, 4, os.SEEK_SET)
+for which in (q, simple):
+    check(which)
+    for number in range(1000):
+        which.put(number)
+        assert which.get() == number
+    try:
+        which.put(b"x" * 30_000_000)
+    except (OSError, MemoryError):
+        pass
+    else:
+        assert which.get() == b"x" * 30_000_000
+assert os.lseek(user, 0, os.SEEK_CUR) == 4
+assert os.pread(user, 100, 0) == b"the user's"
+for fd, copy in copies.items():
+    os.dup2(copy, fd)
+    os.close(copy)
+for which in (q, simple):
+    which.put(pattern(2, 30_000_000))
+    assert which.get() == pattern(2, 30_000_000)
+    if which in readers:
+        which.put(1)
+        assert select.select([readers[which]], [], [], 5)[0]
+    which.close()
+print("good")
+"""
+    )
+    assert out == "good\n"
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_closed_descriptors_do_not_travel(run, method, tmp_path):
     """A child is not given a user's file in their place."""
