@@ -51,6 +51,9 @@
 /* A result that must not be dropped: a status, or a descriptor that would leak. */
 #define MPX_NODISCARD __attribute__((warn_unused_result))
 
+/* A function that is rarely called: kept out of line, so that its caller can be in line. */
+#define MPX_COLD __attribute__((noinline, cold))
+
 #define MPX_LIKELY(condition)   __builtin_expect(!!(condition), 1)
 #define MPX_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 

@@ -268,12 +268,10 @@ static mpx_atomic_u32 *futex_of(mpx_atomic_u64 *word)
 }
 
 /* Of those who wait for room for their bytes, one may have it and the next one not. */
-void mpx_ring_wake(mpx_ring_t *ring, mpx_atomic_u64 *word, uint64_t before)
+void mpx_ring_wake_sleepers(mpx_ring_t *ring, mpx_atomic_u64 *word)
 {
-    if (MPX_UNLIKELY(before & MPX_RING_SLEEPERS)) {
-        bool all = word == &ring->control->head && ring->control->most_bytes != 0;
-        (void)!mpx_os_futex_wake(futex_of(word), all ? INT_MAX : 1);
-    }
+    bool all = word == &ring->control->head && ring->control->most_bytes != 0;
+    (void)!mpx_os_futex_wake(futex_of(word), all ? INT_MAX : 1);
 }
 
 /* Says in the word that somebody sleeps; false where it is another by now. */

@@ -148,7 +148,8 @@ typedef struct {
     uint64_t before;      /* `head`, as it was */
 } getting_t;
 
-static void add_bytes(mpx_ring_t *ring, const getting_t *getting, uint64_t head, uint64_t after)
+MPX_COLD static void add_bytes(mpx_ring_t *ring, const getting_t *getting, uint64_t head,
+                               uint64_t after)
 {
     uint64_t bytes = 0;
     for (size_t i = 0; i < getting->done; i++) {
@@ -158,7 +159,7 @@ static void add_bytes(mpx_ring_t *ring, const getting_t *getting, uint64_t head,
 }
 
 /* Makes it visible that messages are taken. */
-static void claim(mpx_ring_t *ring, getting_t *getting, uint64_t head, uint32_t end)
+static inline void claim(mpx_ring_t *ring, getting_t *getting, uint64_t head, uint32_t end)
 {
     uint64_t after = mpx_ring_word(end, mpx_ring_messages(head) + (uint32_t)getting->done);
     if (MPX_UNLIKELY(ring->control->most_bytes != 0)) {

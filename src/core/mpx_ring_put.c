@@ -286,7 +286,8 @@ static uint32_t write_message(mpx_ring_t *ring, const mpx_message_t *message, ui
     return position + fill + units_of(message);
 }
 
-static void add_bytes(mpx_ring_t *ring, const putting_t *putting, uint64_t tail, uint64_t after)
+MPX_COLD static void add_bytes(mpx_ring_t *ring, const putting_t *putting, uint64_t tail,
+                               uint64_t after)
 {
     uint64_t bytes = 0;
     for (size_t i = 0; i < putting->done; i++) {
@@ -296,7 +297,7 @@ static void add_bytes(mpx_ring_t *ring, const putting_t *putting, uint64_t tail,
 }
 
 /* Makes all visible that was written up to the position. */
-static void publish(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32_t position)
+static inline void publish(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32_t position)
 {
     uint64_t after = mpx_ring_word(position, mpx_ring_messages(tail) + (uint32_t)putting->done);
     if (MPX_UNLIKELY(ring->control->most_bytes != 0)) {
@@ -402,7 +403,7 @@ static bool is_full_now(mpx_ring_t *ring, uint64_t tail)
 }
 
 /* Under the mutex: whether there is room for the bytes of the first message. */
-static int find_spare(mpx_ring_t *ring, putting_t *putting, uint64_t tail)
+MPX_COLD static int find_spare(mpx_ring_t *ring, putting_t *putting, uint64_t tail)
 {
     mpx_ring_control_t *control = ring->control;
     uint64_t most = control->most_bytes, bytes = mpx_message_bytes(putting->messages), put;

@@ -197,7 +197,15 @@ MPX_NODISCARD int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_
 /* After such a wait, and what it was for: others may sleep on, whose wake came here. */
 void mpx_ring_pass_on(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready);
 
+/* Wakes who sleeps on the word. */
+void mpx_ring_wake_sleepers(mpx_ring_t *ring, mpx_atomic_u64 *word);
+
 /* After an exchange that found `before` in the word, and outside the mutexes. */
-void mpx_ring_wake(mpx_ring_t *ring, mpx_atomic_u64 *word, uint64_t before);
+static inline void mpx_ring_wake(mpx_ring_t *ring, mpx_atomic_u64 *word, uint64_t before)
+{
+    if (MPX_UNLIKELY(before & MPX_RING_SLEEPERS)) {
+        mpx_ring_wake_sleepers(ring, word);
+    }
+}
 
 #endif
