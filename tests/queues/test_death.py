@@ -75,11 +75,11 @@ def test_what_the_dead_had_put_stays(our_ctx, kind):
     assert q.get() == b"x" * 100_000
 
 
-def storm(ctx, limit, seconds, sizes, pause=0.02):
+def storm(ctx, limit, seconds, sizes, pause=0.02, max_bytes=0):
     """Producers and consumers are killed at random. Each message tells who sent it, its number and
     its length."""
     rng = random.Random(limit + 7)
-    q, results = ctx.Queue(limit), ctx.Queue()
+    q, results = ctx.Queue(limit, max_bytes=max_bytes), ctx.Queue()
     made = {"producer": 0, "consumer": 0}
 
     def start(role):
@@ -131,6 +131,7 @@ def storm(ctx, limit, seconds, sizes, pause=0.02):
     lost = sum(last[who] - count[who] for who in last)
     assert lost <= killed, (lost, killed)
     assert len(read) > 20
+    assert q.stats()["bytes"] == (0 if max_bytes else None)
     return len(read), lost, killed
 
 
@@ -138,6 +139,12 @@ def storm(ctx, limit, seconds, sizes, pause=0.02):
 @pytest.mark.parametrize("sizes", [(0, 3000), (0, 400_000)])
 def test_storm(ours, limit, sizes):
     storm(ours, limit, 4, sizes)
+
+
+@pytest.mark.parametrize("sizes", [(0, 3000), (0, 400_000)])
+def test_storm_with_a_limit_of_bytes(ours, sizes):
+    """No byte stays counted that a dead process had put, or taken."""
+    storm(ours, 0, 4, sizes, max_bytes=sizes[1] + 1000)
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
@@ -173,11 +180,14 @@ def test_stopped_in_the_middle(ours):
                         q.get(timeout=0.1)
             took = time.monotonic() - began
             assert took < 0.5 * LIMIT, name
-        os.kill(child.pid, signal.SIGCONT)
+        if met != {"put", "get"}:
+            os.kill(child.pid, signal.SIGCONT)
     assert met == {"put", "get"}
+    assert q.stats()["deaths"] == 0
     child.kill()
     q.put("after")
     assert "after" in q.get_many()
+    assert q.stats()["deaths"] == 1
     end(q)
 
 
