@@ -34,6 +34,7 @@ EACH = 10_000_000  # numbers of messages of one producer, its successors' includ
 SIZES = [1, 10, 100, 1_000, 10_000, 60_000, 70_000, 300_000, 2_000_000, 8_000_000]
 WEIGHTS = [50, 50, 50, 30, 10, 5, 5, 2, 1, 0.5]
 BACKLOG = 300  # messages at which producers pause
+NEVER_REACHED = 2**40  # bytes: but they are counted
 ANY_POINT = 2**31 - 1
 LOOK_INTERVAL = 0.0003
 AT_A_POINT = 0.05  # seconds that a plan has to come true
@@ -176,7 +177,8 @@ class Storm:
             n for n, name in enumerate(self.points) if name.startswith(POINTS) and name not in RARE
         ]
         self.ledger = Ledger(path, len(self.points))
-        self.queue = self.ctx.JoinableQueue()
+        limit = {"max_bytes": NEVER_REACHED} if package == "mproc_ext" else {}
+        self.queue = self.ctx.JoinableQueue(**limit)
         self.processes = [None] * WORKERS
         self.kills = self.of_consumers = self.at_points = 0
         self.longest = 0.0
@@ -329,6 +331,9 @@ class Storm:
             self.queue.put(bytes(10_000))
         for _ in range(100):
             self.queue.get()
+        stats = self.queue.stats()
+        if stats["size"] or stats["bytes"]:
+            raise Failure(f"{stats} of a queue that is empty")
         used = core.heap_stats()["owned"]
         another = self.ctx.Queue()  # of the same size
         of_one = core.heap_stats()["owned"] - used
