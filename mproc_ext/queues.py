@@ -174,14 +174,33 @@ def _end_of(state, is_reader):
     return _End(channel, is_reader)
 
 
-class _Ended:
-    """What queues have in common: the parts of the stdlib's, made when somebody asks for them."""
+class _Part:
+    """An attribute of the stdlib's queues that is made when somebody asks for it.
 
-    def __getattr__(self, name):
-        make = None if self._channel is None else self._parts.get(name)
-        if make is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return self.__dict__.setdefault(name, make(self))
+    A class with a __getattr__ would do too, but then the interpreter looks up put() and get() in
+    the slow way.
+    """
+
+    names = set()
+
+    def __init__(self, make):
+        self._make = make
+
+    def __set_name__(self, cls, name):
+        self._name = name
+        self.names.add(name)
+
+    def __get__(self, queue, cls=None):
+        if queue is None:
+            return self
+        if queue._channel is None:
+            cls = type(queue).__name__
+            raise AttributeError(f"{cls!r} object has no attribute {self._name!r}")
+        return queue.__dict__.setdefault(self._name, self._make(queue))
+
+
+class _Ended:
+    """What queues have in common: the two ends, and the locks of the stdlib's."""
 
     def _end(self, name):
         # Both: a connection closes its end when it is dropped, and so they have to go together.
@@ -201,18 +220,18 @@ class _Ended:
             reader._lock = lock
         return reader._lock
 
+    _reader = _Part(lambda self: self._end("_reader"))
+    _writer = _Part(lambda self: self._end("_writer"))
+    _poll = _Part(lambda self: self._reader.poll)
+
     # Nothing here needs the locks; Pool holds one while it drains a queue.
-    _parts = {
-        "_reader": lambda self: self._end("_reader"),
-        "_writer": lambda self: self._end("_writer"),
-        "_poll": lambda self: self._reader.poll,
-        "_rlock": _new_read_lock,
-        "_wlock": _new_lock,
-    }
+    _rlock = _Part(_new_read_lock)
+    _wlock = _Part(_new_lock)
 
     def _begin(self, channel, is_limited):
-        for name in self._parts:
-            self.__dict__.pop(name, None)
+        if self._channel is not None:  # it is initialised again
+            for name in (*_Part.names, "_ignore_epipe", "_joincancelled"):
+                self.__dict__.pop(name, None)
         self._hold(channel, is_limited, _std.__dict__)
 
     def _close_ends(self):
@@ -281,24 +300,25 @@ class Queue(_core.Queue, _Ended, _std.Queue):
             if not isinstance(maxsize, int):
                 maxsize = operator.index(maxsize)
         self._maxsize = maxsize
-        self._ignore_epipe = False
         self._opid = os.getpid()
         self._begin(_make_channel(operator.index(maxsize), max_bytes, ctx))
 
+    # As the stdlib sets it on each object: here where it is anything else, as the interpreter finds
+    # methods soonest of an object whose dict has not been made.
+    _ignore_epipe = False
+    _close = _thread = _jointhread = None
+    _joincancelled = False
+
     # What programs look at: nothing waits to be sent.
-    _parts = _Ended._parts | {
-        "_buffer": lambda self: collections.deque(),
-        "_notempty": lambda self: threading.Condition(threading.Lock()),
-        "_recv_bytes": lambda self: self._reader.recv_bytes,
-        "_send_bytes": lambda self: self._writer.send_bytes,
-        "_sem": lambda self: synchronize._Count(lambda: self._maxsize - self.qsize()),
-    }
+    _buffer = _Part(lambda self: collections.deque())
+    _notempty = _Part(lambda self: threading.Condition(threading.Lock()))
+    _recv_bytes = _Part(lambda self: self._reader.recv_bytes)
+    _send_bytes = _Part(lambda self: self._writer.send_bytes)
+    _sem = _Part(lambda self: synchronize._Count(lambda: self._maxsize - self.qsize()))
 
     def _begin(self, channel):
         super()._begin(channel, self._maxsize < _SEM_VALUE_MAX or channel._max_bytes() > 0)
         self._closed = False
-        self._close = self._thread = self._jointhread = None
-        self._joincancelled = False
 
     def __getstate__(self):
         if self._channel is None:
@@ -310,8 +330,10 @@ class Queue(_core.Queue, _Ended, _std.Queue):
         if len(state) != 4:
             super().__setstate__(state)
             return
-        self._ignore_epipe, self._maxsize, channel, self._opid = state
+        ignore_epipe, self._maxsize, channel, self._opid = state
         self._begin(channel)
+        if ignore_epipe:
+            self._ignore_epipe = ignore_epipe
 
     def _on_unsent(self, error, obj):
         """What the stdlib's feeder thread does, in the thread that called put()."""
@@ -416,10 +438,8 @@ class JoinableQueue(Queue, _std.JoinableQueue):
             Queue.__init__(self, maxsize, max_bytes=max_bytes, ctx=ctx)
 
     # Counts, for programs that look at them.
-    _parts = Queue._parts | {
-        "_unfinished_tasks": lambda self: synchronize._Count(self._channel._unfinished),
-        "_cond": lambda self: synchronize.Condition(ctx=context._default_context.get_context()),
-    }
+    _unfinished_tasks = _Part(lambda self: synchronize._Count(self._channel._unfinished))
+    _cond = _Part(lambda self: synchronize.Condition(ctx=context._default_context.get_context()))
 
     def _on_dropped(self):
         self._channel._finish()

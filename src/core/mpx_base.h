@@ -51,7 +51,7 @@
 /* A result that must not be dropped: a status, or a descriptor that would leak. */
 #define MPX_NODISCARD __attribute__((warn_unused_result))
 
-/* A function that is rarely called: kept out of line, so that its caller can be in line. */
+/* A function that is called rarely, and kept out of those that call it. */
 #define MPX_COLD __attribute__((noinline, cold))
 
 #define MPX_LIKELY(condition)   __builtin_expect(!!(condition), 1)

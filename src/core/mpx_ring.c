@@ -30,8 +30,7 @@ static bool is_power_of_two(uint32_t number)
 int mpx_ring_map(mpx_ring_t *ring, mpx_ring_side_t *side, mpx_block_t block)
 {
     size_t size;
-    uint64_t process = mpx_os_own_word();
-    if (MPX_LIKELY(side->block == block && side->process == process)) {
+    if (MPX_LIKELY(mpx_ring_is_mapped(side, block))) {
         return 0;
     }
     mpx_ring_segment_t *segment = mpx_heap_at(ring->arena, block, &size);
@@ -48,7 +47,7 @@ int mpx_ring_map(mpx_ring_t *ring, mpx_ring_side_t *side, mpx_block_t block)
     side->segment = segment;
     side->data = (unsigned char *)segment + MPX_SEGMENT_HEADER;
     side->capacity = capacity;
-    side->process = process;
+    side->process = mpx_os_own_word();
     return 0;
 }
 
@@ -187,7 +186,7 @@ bool mpx_ring_is_full(mpx_ring_t *ring)
 
 bool mpx_ring_is_shut(mpx_ring_t *ring)
 {
-    return mpx_u32_load_acquire(&ring->control->shut) != 0; /* R7: with R6 */
+    return mpx_ring_was_shut(ring->control);
 }
 
 /* ---- Bytes ----------------------------------------------------------------------------------- */

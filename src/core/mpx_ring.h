@@ -129,16 +129,20 @@ MPX_NODISCARD int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *messag
 
 /* Puts the first ones of several messages, one or more, as many as there is room for at once, in
  * one step: whoever gets one of them may get them all. *done says how many; a message with a block
- * is put alone. Else as mpx_ring_put. */
-MPX_NODISCARD int mpx_ring_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_t count,
-                                    size_t *done, int64_t deadline);
+ * is put alone. Else as mpx_ring_try_put; -EBUSY: begin with mpx_ring_put_now. */
+MPX_NODISCARD int mpx_ring_try_put_many(mpx_ring_t *ring, const mpx_message_t *messages,
+                                        size_t count, size_t *done);
 
 /* Takes the oldest message, and copies it to `buffer`, which has `capacity` bytes. Its block
- * belongs to this process then. 0           done: message->data is the buffer -ENOBUFS    it is
- * longer than that (no message is than MPX_RING_INLINE): it stays in the ring -EAGAIN     there is
- * none, and the deadline has passed -EBUSY      as with put -EINTR      a signal handler ran: call
- * again -EPIPE      there is none, and the ring was shut -EPROTO     the ring is damaged -ENOMEM,
- * -EBADF, ...   its segment cannot be mapped: it stays in the ring */
+ * belongs to this process then.
+ *   0           done: message->data is the buffer
+ *   -ENOBUFS    it is longer than that (no message is than MPX_RING_INLINE): it stays in the ring
+ *   -EAGAIN     there is none, and the deadline has passed
+ *   -EBUSY      as with put
+ *   -EINTR      a signal handler ran: call again
+ *   -EPIPE      there is none, and the ring was shut
+ *   -EPROTO     the ring is damaged
+ *   -ENOMEM, -EBADF, ...   its segment cannot be mapped: it stays in the ring */
 MPX_NODISCARD int mpx_ring_get(mpx_ring_t *ring, void *buffer, size_t capacity,
                                mpx_message_t *message, int64_t deadline);
 MPX_NODISCARD int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capacity,
@@ -146,12 +150,17 @@ MPX_NODISCARD int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capaci
 MPX_NODISCARD int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity,
                                    mpx_message_t *message);
 
-/* Takes the oldest messages, up to `count`, as many as there are and the buffer has room for, in
- * one step. *done says how many: one or more; a message with a block is taken alone. Else as
- * mpx_ring_get. */
-MPX_NODISCARD int mpx_ring_get_many(mpx_ring_t *ring, void *buffer, size_t capacity,
-                                    mpx_message_t *messages, size_t count, size_t *done,
-                                    int64_t deadline);
+/* Whether to take a message, which has a block or 0. Called under the mutex: it looks at the bytes,
+ * which are not to be trusted, and does nothing else. */
+typedef bool mpx_ring_wanted_t(const void *data, size_t size, mpx_block_t block);
+
+/* Takes the oldest messages, up to `count`, as many as there are, as are wanted (NULL: all are) and
+ * as the buffer has room for, in one step. *done says how many: one or more; a message with a block
+ * is taken alone. Else as mpx_ring_try_get, and
+ *   -ENOMSG   the oldest one is not wanted */
+MPX_NODISCARD int mpx_ring_try_get_many(mpx_ring_t *ring, void *buffer, size_t capacity,
+                                        mpx_ring_wanted_t *wanted, mpx_message_t *messages,
+                                        size_t count, size_t *done);
 
 /* How many messages there are; how many were put ever, and taken (modulo 2^31). */
 uint32_t mpx_ring_count(mpx_ring_t *ring);

@@ -84,8 +84,8 @@ static int find_segment(mpx_ring_t *ring, uint32_t position)
 /* ---- Records --------------------------------------------------------------------------------- */
 
 /* Reads the header of the record at the position, with at most `limit` units before `tail`. */
-static int read_record(const mpx_ring_side_t *side, uint32_t position, uint32_t limit,
-                       found_t *found)
+static inline int read_record(const mpx_ring_side_t *side, uint32_t position, uint32_t limit,
+                              found_t *found)
 {
     uint32_t at = position & (side->capacity - 1);
     uint32_t left = side->capacity - at;
@@ -144,31 +144,40 @@ typedef struct {
     size_t done;
     char *room;
     size_t capacity;
-    mpx_heap_owner_t own; /* where it has been asked for */
-    uint64_t before;      /* `head`, as it was */
+    mpx_ring_wanted_t *wanted; /* or NULL */
+    mpx_heap_owner_t own;      /* where it has been asked for */
+    uint64_t before;           /* `head`, as it was */
 } getting_t;
 
-MPX_COLD static void add_bytes(mpx_ring_t *ring, const getting_t *getting, uint64_t head,
-                               uint64_t after)
+/* Makes it visible that so many messages are taken, up to the position; `head` as it was. */
+static inline uint64_t claim(mpx_ring_t *ring, uint64_t head, uint32_t end, size_t count)
 {
+    uint32_t messages = mpx_ring_messages(head) + (uint32_t)count;
+    MPX_STEP(ring_copied);
+    uint64_t before = mpx_u64_exchange_acq_rel(
+        &ring->control->head, mpx_ring_word(end, messages)); /* R2: with R3, R7: with R6 */
+    MPX_STEP(ring_taken);
+    return before;
+}
+
+/* What is about to be taken, up to the position, is taken of the bytes. */
+MPX_COLD static void take_bytes(mpx_ring_t *ring, const getting_t *getting, uint64_t head,
+                                uint32_t end)
+{
+    uint32_t messages = mpx_ring_messages(head) + (uint32_t)getting->done;
     uint64_t bytes = 0;
     for (size_t i = 0; i < getting->done; i++) {
         bytes += mpx_message_bytes(getting->messages + i);
     }
-    mpx_ring_add_bytes(ring->control->got, head, after, bytes);
+    mpx_ring_add_bytes(ring->control->got, head, mpx_ring_word(end, messages), bytes);
 }
 
-/* Makes it visible that messages are taken. */
-static inline void claim(mpx_ring_t *ring, getting_t *getting, uint64_t head, uint32_t end)
+static void claim_all(mpx_ring_t *ring, getting_t *getting, uint64_t head, uint32_t end)
 {
-    uint64_t after = mpx_ring_word(end, mpx_ring_messages(head) + (uint32_t)getting->done);
     if (MPX_UNLIKELY(ring->control->most_bytes != 0)) {
-        add_bytes(ring, getting, head, after);
+        take_bytes(ring, getting, head, end);
     }
-    MPX_STEP(ring_copied);
-    getting->before =
-        mpx_u64_exchange_acq_rel(&ring->control->head, after); /* R2: with R3, R7: with R6 */
-    MPX_STEP(ring_taken);
+    getting->before = claim(ring, head, end, getting->done);
 }
 
 static void copy_message(getting_t *getting, const found_t *found)
@@ -178,9 +187,7 @@ static void copy_message(getting_t *getting, const found_t *found)
                                .size = found->size,
                                .block = found->enclosed.block,
                                .bytes = found->enclosed.bytes};
-    if (found->size > 0) {
-        memcpy(getting->room, found->data, found->size);
-    }
+    mpx_ring_copy(getting->room, found->data, found->size);
     getting->room += found->size;
     getting->capacity -= found->size;
 }
@@ -202,7 +209,7 @@ static int get_with_block(mpx_ring_t *ring, getting_t *getting, const found_t *f
     mpx_compiler_barrier(); /* whoever dies here leaves no note, or a whole one */
     control->taking = found->enclosed.block;
     MPX_STEP(ring_take_noted);
-    claim(ring, getting, head, end);
+    claim_all(ring, getting, head, end);
     bool given = mpx_heap_give(ring->arena, found->enclosed.block, ring->owner, getting->own);
     MPX_STEP(ring_take_given);
     control->taking = 0;
@@ -216,6 +223,12 @@ static bool goes_on(const mpx_ring_side_t *side, uint32_t position)
     return next == 0 || side->segment->end != position;
 }
 
+static bool is_wanted(const getting_t *getting, const found_t *found)
+{
+    return getting->wanted == NULL ||
+           getting->wanted(found->data, found->size, found->enclosed.block);
+}
+
 /* The first message, which has no block, and those behind it as far as there is room for them. No
  * segment is left before `head` is behind it. */
 static void get_some(mpx_ring_t *ring, getting_t *getting, const found_t *first, uint64_t head,
@@ -226,11 +239,24 @@ static void get_some(mpx_ring_t *ring, getting_t *getting, const found_t *first,
     copy_message(getting, first);
     while (getting->done < getting->count && getting->done < there &&
            goes_on(&ring->consumer, end) && find_message(ring, end, tail, &found, &next) == 0 &&
-           found.enclosed.block == 0 && found.size <= getting->capacity) {
+           found.enclosed.block == 0 && found.size <= getting->capacity &&
+           is_wanted(getting, &found)) {
         copy_message(getting, &found);
         end = next;
     }
-    claim(ring, getting, head, end);
+    claim_all(ring, getting, head, end);
+}
+
+/* `tail` where there may be messages since `head`. What producers write has to come from another
+ * processor: it is asked for where what was last seen of it has been read. */
+static inline uint64_t tail_behind(mpx_ring_control_t *control, uint64_t head)
+{
+    uint64_t tail = control->tail_seen;
+    if (mpx_ring_between(head, tail) == 0) {
+        tail = mpx_u64_load_acquire(&control->tail); /* R5: with R4 */
+        control->tail_seen = tail;
+    }
+    return tail;
 }
 
 /* Under the mutex. */
@@ -243,11 +269,7 @@ static int get_locked(mpx_ring_t *ring, getting_t *getting)
         settle(ring);
     }
     uint64_t head = mpx_u64_load_relaxed(&control->head);
-    uint64_t tail = control->tail_seen;
-    if (mpx_ring_between(head, tail) == 0) {
-        tail = mpx_u64_load_acquire(&control->tail); /* R5: with R4 */
-        control->tail_seen = tail;
-    }
+    uint64_t tail = tail_behind(control, head);
     if (mpx_ring_between(head, tail) == 0) {
         return -EAGAIN;
     }
@@ -257,6 +279,9 @@ static int get_locked(mpx_ring_t *ring, getting_t *getting)
     }
     if (status < 0) {
         return status;
+    }
+    if (!is_wanted(getting, &found)) {
+        return -ENOMSG;
     }
     if (found.size > getting->capacity) {
         return -ENOBUFS;
@@ -351,11 +376,41 @@ static int get_and_unlock(mpx_ring_t *ring, getting_t *getting)
     return status;
 }
 
-int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message)
+/* Under the mutex: takes a message without a block from the segment at hand where nothing else
+ * needs to be done: nobody has died, and no memory is to be given back. False where get_locked has
+ * to look. */
+static inline bool get_plainly(mpx_ring_t *ring, void *buffer, size_t capacity,
+                               mpx_message_t *message, uint64_t *before)
 {
-    getting_t getting = {.messages = message, .count = 1, .room = buffer, .capacity = capacity};
-    int status;
-    do {
+    mpx_ring_control_t *control = ring->control;
+    mpx_ring_side_t *side = &ring->consumer;
+    uint64_t head = mpx_u64_load_relaxed(&control->head);
+    uint64_t tail = tail_behind(control, head);
+    uint32_t position = mpx_ring_position(head);
+    found_t found;
+    if (MPX_UNLIKELY((control->leaving | control->taking | control->most_bytes) != 0 ||
+                     side->left != 0 || mpx_ring_between(head, tail) == 0 || is_long(side) ||
+                     !mpx_ring_is_mapped(side, mpx_u64_load_relaxed(&control->head_block)) ||
+                     !goes_on(side, position) ||
+                     read_record(side, position, mpx_ring_position(tail) - position, &found) < 0 ||
+                     found.is_pad || found.enclosed.block != 0 || found.size > capacity)) {
+        return false;
+    }
+    *message = (mpx_message_t){.room = buffer, .size = found.size};
+    mpx_ring_copy(buffer, found.data, found.size);
+    *before = claim(ring, head, position + found.units, 1);
+    return true;
+}
+
+/* With the mutex taken; where the message is to be this process's, that is asked for without it. */
+MPX_COLD static int try_get_and_unlock(mpx_ring_t *ring, getting_t *getting)
+{
+    int status = get_and_unlock(ring, getting);
+    while (status == NEEDS_OWNER) {
+        status = mpx_heap_own(ring->arena, &getting->own);
+        if (status < 0) {
+            return status;
+        }
         status = mpx_mutex_try_lock(&ring->control->consumers);
         if (MPX_UNLIKELY(status != 0)) {
             if (status < 0) {
@@ -363,14 +418,33 @@ int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_messag
             }
             mpx_ring_count_death(ring->control);
         }
-        status = get_and_unlock(ring, &getting);
-        if (status == NEEDS_OWNER) {
-            status = mpx_heap_own(ring->arena, &getting.own);
-        } else {
-            break;
-        }
-    } while (status == 0);
+        status = get_and_unlock(ring, getting);
+    }
     return status == -EAGAIN && mpx_ring_is_shut(ring) && is_empty(ring) ? -EPIPE : status;
+}
+
+int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *message)
+{
+    mpx_mutex_t *mutex = &ring->control->consumers;
+    const mpx_thread_t *self = mpx_os_self();
+    uint64_t before;
+    int status = mpx_mutex_try_lock_as(self, mutex);
+    if (MPX_UNLIKELY(status != 0)) {
+        if (status < 0) {
+            return status == -EAGAIN ? -EBUSY : status;
+        }
+        mpx_ring_count_death(ring->control);
+    }
+    if (MPX_UNLIKELY(!get_plainly(ring, buffer, capacity, message, &before))) {
+        getting_t getting = {.messages = message, .count = 1, .room = buffer, .capacity = capacity};
+        return try_get_and_unlock(ring, &getting);
+    }
+    mpx_mutex_unlock_as(self, mutex);
+    mpx_ring_wake(ring, &ring->control->head, before);
+    if (MPX_UNLIKELY(mpx_ring_is_watched(ring->control))) {
+        look_at_bell(ring, 0);
+    }
+    return 0;
 }
 
 static int get(mpx_ring_t *ring, getting_t *getting, bool may_wait, int64_t deadline)
@@ -417,12 +491,17 @@ int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_messag
     return get(ring, &getting, false, deadline);
 }
 
-int mpx_ring_get_many(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_message_t *messages,
-                      size_t count, size_t *done, int64_t deadline)
+int mpx_ring_try_get_many(mpx_ring_t *ring, void *buffer, size_t capacity,
+                          mpx_ring_wanted_t *wanted, mpx_message_t *messages, size_t count,
+                          size_t *done)
 {
-    getting_t getting = {
-        .messages = messages, .count = count, .room = buffer, .capacity = capacity};
-    int status = get(ring, &getting, true, deadline);
+    getting_t getting = {.messages = messages,
+                         .count = count,
+                         .room = buffer,
+                         .capacity = capacity,
+                         .wanted = wanted};
+    int status = mpx_mutex_try_lock(&ring->control->consumers);
+    status = status >= 0 ? try_get_and_unlock(ring, &getting) : status == -EAGAIN ? -EBUSY : status;
     *done = status == 0 ? getting.done : 0;
     return status;
 }

@@ -240,8 +240,8 @@ void mpx_ring_close_ends(mpx_ring_t *ring, bool reader, bool writer)
 
 /* ---- Put ------------------------------------------------------------------------------------- */
 
-static void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind, const void *data,
-                         size_t size, const mpx_enclosed_t *enclosed)
+static inline void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind,
+                                const void *data, size_t size, const mpx_enclosed_t *enclosed)
 {
     unsigned char *at = side->data + (size_t)(position & (side->capacity - 1)) * MPX_RING_UNIT;
     mpx_record_t record = {.size = (uint32_t)size, .kind = mpx_record_kind_at(kind, position)};
@@ -249,8 +249,8 @@ static void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind
         record.size += (uint32_t)sizeof(*enclosed);
         memcpy(at + sizeof(record), enclosed, sizeof(*enclosed));
         memcpy(at + sizeof(record) + sizeof(*enclosed), data, size);
-    } else if (size > 0) {
-        memcpy(at + sizeof(record), data, size);
+    } else {
+        mpx_ring_copy(at + sizeof(record), data, size);
     }
     memcpy(at, &record, sizeof(record));
 }
@@ -286,27 +286,35 @@ static uint32_t write_message(mpx_ring_t *ring, const mpx_message_t *message, ui
     return position + fill + units_of(message);
 }
 
-MPX_COLD static void add_bytes(mpx_ring_t *ring, const putting_t *putting, uint64_t tail,
-                               uint64_t after)
+/* Makes visible so many messages, which were written up to the position; `tail` as it was. */
+static inline uint64_t publish(mpx_ring_t *ring, uint64_t tail, uint32_t position, size_t count)
 {
+    uint32_t messages = mpx_ring_messages(tail) + (uint32_t)count;
+    MPX_STEP(ring_written);
+    uint64_t before = mpx_u64_exchange_acq_rel(
+        &ring->control->tail, mpx_ring_word(position, messages)); /* R4: with R5, R7: with R6 */
+    MPX_STEP(ring_published);
+    return before;
+}
+
+/* What is about to be made visible, up to the position, is added to the bytes. */
+MPX_COLD static void add_bytes(mpx_ring_t *ring, const putting_t *putting, uint64_t tail,
+                               uint32_t position)
+{
+    uint32_t messages = mpx_ring_messages(tail) + (uint32_t)putting->done;
     uint64_t bytes = 0;
     for (size_t i = 0; i < putting->done; i++) {
         bytes += mpx_message_bytes(putting->messages + i);
     }
-    mpx_ring_add_bytes(ring->control->put, tail, after, bytes);
+    mpx_ring_add_bytes(ring->control->put, tail, mpx_ring_word(position, messages), bytes);
 }
 
-/* Makes all visible that was written up to the position. */
-static inline void publish(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32_t position)
+static void publish_all(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32_t position)
 {
-    uint64_t after = mpx_ring_word(position, mpx_ring_messages(tail) + (uint32_t)putting->done);
     if (MPX_UNLIKELY(ring->control->most_bytes != 0)) {
-        add_bytes(ring, putting, tail, after);
+        add_bytes(ring, putting, tail, position);
     }
-    MPX_STEP(ring_written);
-    putting->before =
-        mpx_u64_exchange_acq_rel(&ring->control->tail, after); /* R4: with R5, R7: with R6 */
-    MPX_STEP(ring_published);
+    putting->before = publish(ring, tail, position, putting->done);
 }
 
 /* The first message, for which there is room, and which has a block of this process. */
@@ -324,7 +332,8 @@ static int put_with_block(mpx_ring_t *ring, putting_t *putting, uint64_t tail, u
     }
     MPX_STEP(ring_given);
     putting->done = 1;
-    publish(ring, putting, tail, write_message(ring, message, mpx_ring_position(tail), fill));
+    uint32_t position = write_message(ring, message, mpx_ring_position(tail), fill);
+    publish_all(ring, putting, tail, position);
     control->giving = 0;
     return 0;
 }
@@ -382,7 +391,7 @@ static void put_some(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32
         }
         position = write_message(ring, next, position, (uint32_t)found);
     }
-    publish(ring, putting, tail, position);
+    publish_all(ring, putting, tail, position);
 }
 
 static bool is_full(mpx_ring_t *ring, uint64_t tail, uint64_t head)
@@ -492,22 +501,57 @@ static int put_and_unlock(mpx_ring_t *ring, putting_t *putting)
     return status;
 }
 
+/* Under the mutex: puts a message without a block where nothing needs to be done before: there is
+ * room behind the last one, nobody has died, and no bell is to be rung. False where put_locked has
+ * to look. */
+static inline bool put_plainly(mpx_ring_t *ring, const mpx_message_t *message, uint64_t *before)
+{
+    mpx_ring_control_t *control = ring->control;
+    mpx_ring_side_t *side = &ring->producer;
+    uint64_t tail = mpx_u64_load_relaxed(&control->tail);
+    uint32_t position = mpx_ring_position(tail), units = mpx_record_units(message->size);
+    if (MPX_UNLIKELY((control->linking | control->giving | control->most_bytes) != 0 ||
+                     mpx_ring_was_shut(control) || mpx_ring_is_watched(control) ||
+                     is_full(ring, tail, control->head_seen) ||
+                     !mpx_ring_is_mapped(side, mpx_u64_load_relaxed(&control->tail_block)) ||
+                     filling(side, position, units) > 0 || !has_room(ring, position, units))) {
+        return false;
+    }
+    write_record(side, position, MPX_RECORD_MESSAGE, message->data, message->size, NULL);
+    *before = publish(ring, tail, position + units, 1);
+    return true;
+}
+
+MPX_COLD static int try_put_and_unlock(mpx_ring_t *ring, putting_t *putting)
+{
+    int status = put_and_unlock(ring, putting);
+    return status == NEEDS_SEGMENT ? -EBUSY : status;
+}
+
 int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *message)
 {
+    mpx_mutex_t *mutex = &ring->control->producers;
     putting_t putting = {.messages = message, .count = 1};
-    int status = check_messages(ring, &putting);
+    uint64_t before;
+    bool is_plain = message->block == 0 && message->size <= MPX_RING_INLINE;
+    int status = MPX_LIKELY(is_plain) ? 0 : check_messages(ring, &putting);
     if (status < 0) {
         return status;
     }
-    status = mpx_mutex_try_lock(&ring->control->producers);
+    const mpx_thread_t *self = mpx_os_self();
+    status = mpx_mutex_try_lock_as(self, mutex);
     if (MPX_UNLIKELY(status != 0)) {
         if (status < 0) {
             return status == -EAGAIN ? -EBUSY : status;
         }
         mpx_ring_count_death(ring->control);
     }
-    status = put_and_unlock(ring, &putting);
-    return status == NEEDS_SEGMENT ? -EBUSY : status;
+    if (MPX_UNLIKELY(!is_plain || !put_plainly(ring, message, &before))) {
+        return try_put_and_unlock(ring, &putting);
+    }
+    mpx_mutex_unlock_as(self, mutex);
+    mpx_ring_wake(ring, &ring->control->tail, before);
+    return 0;
 }
 
 static int put(mpx_ring_t *ring, putting_t *putting, bool may_wait, int64_t deadline)
@@ -558,11 +602,17 @@ int mpx_ring_put_now(mpx_ring_t *ring, const mpx_message_t *message, int64_t dea
     return put(ring, &putting, false, deadline);
 }
 
-int mpx_ring_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_t count, size_t *done,
-                      int64_t deadline)
+int mpx_ring_try_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_t count,
+                          size_t *done)
 {
     putting_t putting = {.messages = messages, .count = count};
-    int status = put(ring, &putting, true, deadline);
+    int status = check_messages(ring, &putting);
+    if (status == 0) {
+        status = mpx_mutex_try_lock(&ring->control->producers);
+        status = status >= 0         ? try_put_and_unlock(ring, &putting)
+                 : status == -EAGAIN ? -EBUSY
+                                     : status;
+    }
     *done = status == 0 ? putting.done : 0;
     return status;
 }

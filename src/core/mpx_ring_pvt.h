@@ -17,6 +17,8 @@
 
 #include "mpx_ring.h"
 
+#include <string.h>
+
 #define MPX_RING_MAGIC    UINT64_C(0x00ff676e69727fff)
 #define MPX_RING_UNIT     16
 #define MPX_SEGMENT_FIRST (UINT32_C(64) * 1024 / MPX_RING_UNIT)        /* units */
@@ -151,7 +153,39 @@ static inline uint32_t mpx_record_units(size_t size)
     return (uint32_t)((sizeof(mpx_record_t) + size + MPX_RING_UNIT - 1) / MPX_RING_UNIT);
 }
 
+/* Most messages are too short for a call of memcpy. Two pieces that overlap have any of the sizes
+ * in between. */
+static inline void mpx_ring_copy(void *to, const void *from, size_t size)
+{
+    char *into = to;
+    const char *data = from;
+    if (size > 16) {
+        memcpy(into, data, size);
+    } else if (size >= 8) {
+        memcpy(into, data, 8);
+        memcpy(into + size - 8, data + size - 8, 8);
+    } else if (size >= 4) {
+        memcpy(into, data, 4);
+        memcpy(into + size - 4, data + size - 4, 4);
+    } else if (size > 0) {
+        into[0] = data[0];
+        into[size / 2] = data[size / 2];
+        into[size - 1] = data[size - 1];
+    }
+}
+
 /* ---- mpx_ring.c ------------------------------------------------------------------------------ */
+
+/* Whether it is the segment in that block which the side knows. Under its mutex. */
+static inline bool mpx_ring_is_mapped(const mpx_ring_side_t *side, mpx_block_t block)
+{
+    return side->block == block && side->process == mpx_os_own_word();
+}
+
+static inline bool mpx_ring_was_shut(mpx_ring_control_t *control)
+{
+    return mpx_u32_load_acquire(&control->shut) != 0; /* R7: with R6 */
+}
 
 /* The segment in the block, as the side knows it from now on. Under its mutex. */
 MPX_NODISCARD int mpx_ring_map(mpx_ring_t *ring, mpx_ring_side_t *side, mpx_block_t block);

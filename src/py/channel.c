@@ -23,7 +23,7 @@ static ChannelObject *channel(PyObject *self)
 
 /* ---- Errors ---------------------------------------------------------------------------------- */
 
-static int raise_status(int status)
+MPX_COLD static int raise_status(int status)
 {
     if (status == -EPROTO)
         mpx_raise_message(status,
@@ -45,12 +45,15 @@ static bool is_told(int status)
 }
 
 /* What a program gets that has no such end any more; the standard library's messages. */
-static int check_end(int fd)
+MPX_COLD static int raise_no_end(void)
 {
-    if (fd >= 0)
-        return 0;
     PyErr_SetString(PyExc_OSError, "handle is closed");
     return MPX_CHANNEL_NO_END;
+}
+
+static inline int check_end(int fd)
+{
+    return MPX_LIKELY(fd >= 0) ? 0 : raise_no_end();
 }
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
@@ -95,12 +98,17 @@ static bool waits_for_others(int *status, patience_t *patience, uint32_t count)
 /* ---- Sending --------------------------------------------------------------------------------- */
 
 /* A process that has closed its own reading end may be the last one that has an interest in it. */
-static int check_for_readers(ChannelObject *self)
+MPX_COLD static int look_for_readers(ChannelObject *self)
 {
-    if (MPX_LIKELY(self->ring.bell.reader >= 0) || !mpx_bell_has_no_reader(&self->ring.bell))
+    if (!mpx_bell_has_no_reader(&self->ring.bell))
         return 0;
     mpx_raise(-EPIPE);
     return MPX_CHANNEL_NO_END;
+}
+
+static inline int check_for_readers(ChannelObject *self)
+{
+    return MPX_LIKELY(self->ring.bell.reader >= 0) ? 0 : look_for_readers(self);
 }
 
 static int send_now(ChannelObject *self, const mpx_message_t *message)
@@ -137,9 +145,10 @@ static int raise_too_long(ChannelObject *self, const mpx_message_t *message)
     return -EINTR;
 }
 
-static int send_message(ChannelObject *self, const mpx_message_t *message, int64_t deadline)
+/* After a try that was in vain. */
+MPX_COLD static int send_at_last(ChannelObject *self, const mpx_message_t *message,
+                                 int64_t deadline, int status)
 {
-    int status = mpx_ring_try_put(&self->ring, message);
     if (status == -EBUSY && deadline == MPX_CHANNEL_NOW)
         status = send_now(self, message);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
@@ -147,6 +156,12 @@ static int send_message(ChannelObject *self, const mpx_message_t *message, int64
     if (MPX_UNLIKELY(status == -EMSGSIZE))
         return raise_too_long(self, message);
     return is_told(status) ? status : raise_status(status);
+}
+
+static inline int send_message(ChannelObject *self, const mpx_message_t *message, int64_t deadline)
+{
+    int status = mpx_ring_try_put(&self->ring, message);
+    return MPX_LIKELY(status == 0) ? 0 : send_at_last(self, message, deadline, status);
 }
 
 static void copy(void *to, const void *from, size_t size)
@@ -159,7 +174,7 @@ static void copy(void *to, const void *from, size_t size)
     Py_END_ALLOW_THREADS
 }
 
-static int check_for_sending(ChannelObject *self)
+static inline int check_for_sending(ChannelObject *self)
 {
     int status = check_end(self->ring.bell.writer);
     return status < 0 ? status : check_for_readers(self);
@@ -174,7 +189,7 @@ static int send_block(ChannelObject *self, mpx_block_t block, size_t size, int64
     return send_message(self, &message, deadline);
 }
 
-static int send_record(ChannelObject *self, const char *data, size_t size, int64_t deadline)
+static inline int send_record(ChannelObject *self, const char *data, size_t size, int64_t deadline)
 {
     mpx_message_t message = {.data = data, .size = size};
     return send_message(self, &message, deadline);
@@ -197,16 +212,11 @@ static int make_block(ChannelObject *self, size_t size, mpx_block_t *block, void
     return status < 0 ? raise_status(status) : 0;
 }
 
-int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t deadline)
+MPX_COLD static int send_copy(ChannelObject *self, const char *data, size_t size, int64_t deadline)
 {
     mpx_block_t block;
     void *address;
-    int status = check_for_sending(self);
-    if (status < 0)
-        return status;
-    if (size <= MPX_RING_INLINE)
-        return send_record(self, data, size, deadline);
-    status = make_block(self, size, &block, &address);
+    int status = make_block(self, size, &block, &address);
     if (status < 0)
         return status;
     copy(address, data, size);
@@ -216,15 +226,31 @@ int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t
     return status;
 }
 
+int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t deadline)
+{
+    int status = check_for_sending(self);
+    if (MPX_UNLIKELY(status < 0))
+        return status;
+    return MPX_LIKELY(size <= MPX_RING_INLINE) ? send_record(self, data, size, deadline)
+                                               : send_copy(self, data, size, deadline);
+}
+
+size_t mpx_channel_send_some(ChannelObject *self, const mpx_message_t *messages, size_t count)
+{
+    size_t done = 0;
+    if (self->ring.bell.writer >= 0 && self->ring.bell.reader >= 0)
+        (void)!mpx_ring_try_put_many(&self->ring, messages, count, &done);
+    return done;
+}
+
 /* ---- Letters --------------------------------------------------------------------------------- */
 
-static int grow_letter(mpx_buffer_t *buffer, size_t needed)
+/* Goes on in a block. */
+static int move_to_block(mpx_letter_t *letter, size_t needed)
 {
-    mpx_letter_t *letter = (mpx_letter_t *)buffer;
+    mpx_buffer_t *buffer = &letter->buffer;
     mpx_block_t block;
     void *address;
-    if (needed <= MPX_RING_INLINE)
-        return 0;
     size_t capacity =
         letter->block == 0 || needed > 2 * buffer->capacity ? needed : 2 * buffer->capacity;
     if (make_block(letter->channel, capacity, &block, &address) < 0) {
@@ -232,7 +258,7 @@ static int grow_letter(mpx_buffer_t *buffer, size_t needed)
         return -1;
     }
     memcpy(address, buffer->data, buffer->size);
-    if (!letter->has_moved)
+    if (!letter->has_moved && buffer->data != letter->small)
         letter->spare = (mpx_buffer_t){.data = buffer->data, .capacity = buffer->capacity};
     letter->has_moved = true;
     free_own_block(letter->channel, letter->block);
@@ -242,14 +268,28 @@ static int grow_letter(mpx_buffer_t *buffer, size_t needed)
     return 1;
 }
 
-void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *channel)
+/* Goes on in the module's buffer. */
+static int leave_small(mpx_letter_t *letter, size_t needed)
 {
-    mpx_take_buffer(module, &letter->buffer);
-    letter->buffer.grower = grow_letter;
-    letter->channel = channel;
-    letter->block = 0;
-    letter->has_moved = false;
-    letter->lacks_memory = false;
+    mpx_buffer_t *buffer = &letter->buffer, idle;
+    mpx_take_buffer(letter->module, &idle);
+    if (mpx_buffer_grow(&idle, needed) < 0) {
+        mpx_give_buffer(letter->module, &idle);
+        letter->lacks_memory = true;
+        return -1;
+    }
+    memcpy(idle.data, buffer->data, buffer->size);
+    buffer->data = idle.data;
+    buffer->capacity = idle.capacity;
+    return 1;
+}
+
+int mpx_letter_grow(mpx_buffer_t *buffer, size_t needed)
+{
+    mpx_letter_t *letter = (mpx_letter_t *)buffer;
+    if (needed > MPX_RING_INLINE)
+        return move_to_block(letter, needed);
+    return buffer->data == letter->small ? leave_small(letter, needed) : 0;
 }
 
 int mpx_letter_send(mpx_letter_t *letter, int64_t deadline)
@@ -268,13 +308,14 @@ int mpx_letter_send(mpx_letter_t *letter, int64_t deadline)
     return status;
 }
 
-void mpx_letter_end(mpx_letter_t *letter, PyObject *module)
+void mpx_letter_clear(mpx_letter_t *letter)
 {
     if (!letter->has_moved)
         letter->spare =
             (mpx_buffer_t){.data = letter->buffer.data, .capacity = letter->buffer.capacity};
     free_own_block(letter->channel, letter->block);
-    mpx_give_buffer(module, &letter->spare);
+    if (letter->spare.data != NULL)
+        mpx_give_buffer(letter->module, &letter->spare);
 }
 
 /* ---- Receiving ------------------------------------------------------------------------------- */
@@ -288,7 +329,7 @@ typedef struct {
 } arrival_t;
 
 /* Makes room for any message that has no block. */
-static int make_room(arrival_t *arrival)
+MPX_COLD static int make_room(arrival_t *arrival)
 {
     arrival->buffer = PyMem_RawMalloc(MPX_RING_INLINE);
     if (arrival->buffer == NULL) {
@@ -345,10 +386,10 @@ static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadl
     return status;
 }
 
-static int receive_message(ChannelObject *self, arrival_t *arrival, int64_t deadline)
+/* After a try that was in vain. */
+MPX_COLD static int receive_at_last(ChannelObject *self, arrival_t *arrival, int64_t deadline,
+                                    int status)
 {
-    int status =
-        mpx_ring_try_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message);
     if (status == -EBUSY && deadline == MPX_CHANNEL_NOW)
         status = receive_now(self, arrival);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
@@ -358,8 +399,15 @@ static int receive_message(ChannelObject *self, arrival_t *arrival, int64_t dead
     return status;
 }
 
-static PyObject *read_block(ChannelObject *self, const arrival_t *arrival,
-                            mpx_channel_reader_t *reader, void *context)
+static inline int receive_message(ChannelObject *self, arrival_t *arrival, int64_t deadline)
+{
+    int status =
+        mpx_ring_try_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message);
+    return MPX_LIKELY(status == 0) ? 0 : receive_at_last(self, arrival, deadline, status);
+}
+
+MPX_COLD static PyObject *read_block(ChannelObject *self, const arrival_t *arrival,
+                                     mpx_channel_reader_t *reader, void *context)
 {
     mpx_block_t block = arrival->message.block;
     mpx_heap_owner_t own;
@@ -378,29 +426,62 @@ static PyObject *read_block(ChannelObject *self, const arrival_t *arrival,
     return result;
 }
 
+/* What is no short message, or none at all: `result` is that of the first try. */
+MPX_COLD static PyObject *receive_rest(ChannelObject *self, arrival_t *arrival, int64_t deadline,
+                                       mpx_channel_reader_t *reader, void *context, int result,
+                                       int *status)
+{
+    PyObject *object = NULL;
+    if (result == -ENOBUFS) {
+        result = make_room(arrival);
+        if (result == 0)
+            result = receive_message(self, arrival, deadline);
+    }
+    if (result == 0)
+        object = arrival->message.block ? read_block(self, arrival, reader, context)
+                                        : reader(context, arrival->buffer, arrival->message.size);
+    else if (!is_told(result))
+        result = raise_status(result);
+    if (arrival->buffer != arrival->small)
+        PyMem_RawFree(arrival->buffer);
+    *status = result;
+    return object;
+}
+
 PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel_reader_t *reader,
                               void *context, int *status)
 {
     arrival_t arrival;
-    PyObject *result = NULL;
     arrival.buffer = arrival.small;
     arrival.capacity = SMALL;
-    *status = check_end(self->ring.bell.reader);
-    if (*status == 0)
-        *status = receive_message(self, &arrival, deadline);
-    if (*status == -ENOBUFS) {
-        *status = make_room(&arrival);
-        if (*status == 0)
-            *status = receive_message(self, &arrival, deadline);
+    int result = check_end(self->ring.bell.reader);
+    if (MPX_LIKELY(result == 0))
+        result = receive_message(self, &arrival, deadline);
+    if (MPX_LIKELY(result == 0 && arrival.message.block == 0)) {
+        *status = 0;
+        return reader(context, arrival.small, arrival.message.size);
     }
-    if (*status == 0)
-        result = arrival.message.block ? read_block(self, &arrival, reader, context)
-                                       : reader(context, arrival.buffer, arrival.message.size);
-    else if (!is_told(*status))
-        *status = raise_status(*status);
-    if (arrival.buffer != arrival.small)
-        PyMem_RawFree(arrival.buffer);
-    return result;
+    return receive_rest(self, &arrival, deadline, reader, context, result, status);
+}
+
+/* So many messages are received at once: what a consumer that is killed may take with it. */
+#define BATCH       64
+#define BATCH_BYTES 8192
+
+Py_ssize_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wanted_t *wanted,
+                                    mpx_channel_taker_t *taker, void *context)
+{
+    mpx_message_t messages[BATCH];
+    char room[BATCH_BYTES];
+    size_t done = 0;
+    if (self->ring.bell.reader >= 0)
+        (void)!mpx_ring_try_get_many(&self->ring, room, sizeof(room), wanted, messages,
+                                     most < BATCH ? most : BATCH, &done);
+    for (size_t i = 0; i < done; i++) {
+        if (taker(context, messages[i].room, messages[i].size) < 0)
+            return -1;
+    }
+    return (Py_ssize_t)done;
 }
 
 int mpx_channel_poll(ChannelObject *self, int64_t deadline)

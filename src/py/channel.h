@@ -31,24 +31,49 @@ typedef struct {
  * or -EINTR with an exception. */
 int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t deadline);
 
-/* A message that is being written. It begins in the module's idle buffer; what does not fit into a
- * record goes on in a block of shared memory, so that it is copied only once. */
+/* A message up to this length is written on the stack. */
+#define MPX_LETTER_SMALL 256
+
+/* A message that is being written. It begins in the letter itself and goes on in the module's idle
+ * buffer; what does not fit into a record, in a block of shared memory, so that it is copied only
+ * once. */
 typedef struct {
     mpx_buffer_t buffer; /* the first member: its grower finds the letter by it */
+    PyObject *module;
     ChannelObject *channel;
     mpx_block_t block;  /* which has the content, or 0: none, or it was sent */
-    bool has_moved;     /* the content is not in the module's buffer any more */
+    bool has_moved;     /* the content is, or was, in a block */
     bool lacks_memory;  /* it could not grow: that is no fault of the object */
-    mpx_buffer_t spare; /* but that is here */
+    mpx_buffer_t spare; /* the module's buffer then, or none */
+    char small[MPX_LETTER_SMALL];
 } mpx_letter_t;
 
-void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *channel);
+int mpx_letter_grow(mpx_buffer_t *buffer, size_t needed);
+
+static inline void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *channel)
+{
+    letter->buffer = (mpx_buffer_t){
+        .data = letter->small, .capacity = sizeof(letter->small), .grower = mpx_letter_grow};
+    letter->module = module;
+    letter->channel = channel;
+    letter->block = 0;
+    letter->has_moved = false;
+    letter->lacks_memory = false;
+    letter->spare.data = NULL;
+}
 
 /* Sends what was written. As mpx_channel_send. */
 int mpx_letter_send(mpx_letter_t *letter, int64_t deadline);
 
-/* Gives back what the letter has, sent or not. */
-void mpx_letter_end(mpx_letter_t *letter, PyObject *module);
+/* Gives back what a letter has that is not in itself. */
+void mpx_letter_clear(mpx_letter_t *letter);
+
+/* Is due for each letter, sent or not. */
+static inline void mpx_letter_end(mpx_letter_t *letter)
+{
+    if (MPX_UNLIKELY(letter->buffer.data != letter->small))
+        mpx_letter_clear(letter);
+}
 
 /* What becomes of the bytes of a message, which do not outlive the call. */
 typedef PyObject *mpx_channel_reader_t(void *context, const char *data, size_t size);
@@ -57,6 +82,18 @@ typedef PyObject *mpx_channel_reader_t(void *context, const char *data, size_t s
  * *status is MPX_CHANNEL_TIMEOUT or MPX_CHANNEL_SHUT. */
 PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel_reader_t *reader,
                               void *context, int *status);
+
+/* Sends the first ones of several messages, as many as there is room for at once; how many. Where
+ * it is none, mpx_channel_send of the first one does it, or says why it cannot be done. */
+size_t mpx_channel_send_some(ChannelObject *self, const mpx_message_t *messages, size_t count);
+
+/* What becomes of a message of several. 0, or -1 with an exception: then the rest is lost. */
+typedef int mpx_channel_taker_t(void *context, const char *data, size_t size);
+
+/* Receives at most `most` short messages that are wanted and there now, in one step; how many, or
+ * -1 with the taker's exception. Where it is none, mpx_channel_receive says why. */
+Py_ssize_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wanted_t *wanted,
+                                    mpx_channel_taker_t *taker, void *context);
 
 /* Whether there is a message by the deadline: 1, 0, or -1 with an exception. */
 int mpx_channel_poll(ChannelObject *self, int64_t deadline);

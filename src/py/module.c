@@ -92,6 +92,7 @@ static int see_asserts(module_state_t *state)
 
 static int module_exec(PyObject *module)
 {
+    module_state(module)->module = module;
     if (apply_switches() < 0 || intern_names(module_state(module)) < 0 ||
         see_asserts(module_state(module)) < 0 || mpx_add_child(module) < 0 ||
         mpx_add_program(module) < 0 || mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 ||
@@ -163,6 +164,8 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->pickling_namespace);
     for (int i = 0; i < MPX_PICKLINGS; i++)
         Py_XDECREF((PyObject *)mpx_swap(&module_state(module)->picklings[i], NULL));
+    for (int i = 0; i < MPX_KEYS; i++)
+        Py_CLEAR(module_state(module)->keys.strings[i]);
     return 0;
 }
 

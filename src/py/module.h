@@ -43,7 +43,18 @@ enum {
 /* How many idle picklers are kept. */
 #define MPX_PICKLINGS 4
 
+/* Short keys of dicts that were received: the next message has the same ones, mostly, and to make a
+ * str and its hash takes longer than to find it. */
+#define MPX_KEYS 256
+
 typedef struct {
+    PyObject *strings[MPX_KEYS]; /* or NULL */
+    uint64_t used_by[MPX_KEYS];  /* the message that had it last */
+    uint64_t messages;           /* counted */
+} mpx_keys_t;
+
+typedef struct {
+    PyObject *module;           /* whose state it is: borrowed */
     PyObject *names[MPX_NAMES]; /* strings */
     PyTypeObject *child_type;
     PyTypeObject *shared_type;
@@ -68,7 +79,9 @@ typedef struct {
     PyObject *pickler_tables;                /* of reducers, a tuple, or NULL */
     PyObject *pickle_loads, *pickle_pickler; /* of _pickle, or NULL */
     void *buffer;                            /* that nobody uses now; or NULL */
-    PyObject *pickling_namespace;            /* or NULL */
+    mpx_keys_t keys;
+    PyObject *pickling_namespace; /* or NULL */
+    Py_ssize_t pickling_place;    /* in that: see mpx_namespace_t */
 } module_state_t;
 
 extern struct PyModuleDef mpx_core_module;

@@ -126,25 +126,135 @@ PyDoc_STRVAR(Queue_put_many_doc,
              "queue.Full, whose\nargs[0] says how many are in the queue (or were dropped, as put() "
              "does with an object that cannot be\npickled).");
 
-/* Other processes see each object as soon as it is in the queue. */
-static int put_all(PyObject *self, PyObject *iterator, int64_t deadline)
+/* Objects that were written, but not yet sent. They are kept: what cannot be sent at once is put as
+ * by put(), which waits, or says what is wrong with it. */
+#define BATCH       64
+#define BATCH_BYTES 8192
+
+typedef struct {
+    mpx_buffer_t buffer; /* their messages, one behind the other */
+    Py_ssize_t done;     /* how many objects were sent before them */
+    size_t count;
+    size_t ends[BATCH];
+    PyObject *objects[BATCH];
+    char room[BATCH_BYTES];
+} batch_t;
+
+static int batch_is_full(mpx_buffer_t *Py_UNUSED(buffer), size_t Py_UNUSED(needed))
+{
+    return -1;
+}
+
+/* As many as there is room for at once, the first of which is the one at `first`. */
+static size_t send_batch(PyObject *self, batch_t *batch, size_t first)
+{
+    mpx_message_t messages[BATCH];
+    for (size_t i = first; i < batch->count; i++) {
+        size_t start = i == 0 ? 0 : batch->ends[i - 1];
+        messages[i - first] =
+            (mpx_message_t){.data = batch->buffer.data + start, .size = batch->ends[i] - start};
+    }
+    return mpx_channel_send_some(mpx_queue_channel(self), messages, batch->count - first);
+}
+
+/* Like put, and counts; queue.Full says how many there are. */
+static int put_one(PyObject *self, PyObject *object, int64_t deadline, Py_ssize_t *count)
 {
     PyObject *full = mpx_queue_state(self)->full_error;
-    PyObject *object;
-    for (Py_ssize_t count = 0; (object = PyIter_Next(iterator)) != NULL; count++) {
-        PyObject *done = check_open(self) ? put(self, object, deadline) : NULL;
-        Py_DECREF(object);
-        if (done == NULL && PyErr_ExceptionMatches(full)) {
-            PyObject *number = PyLong_FromSsize_t(count);
-            if (number != NULL)
-                PyErr_SetObject(full, number);
-            Py_XDECREF(number);
-        }
-        if (done == NULL)
-            return -1;
+    PyObject *done = check_open(self) ? put(self, object, deadline) : NULL;
+    if (done != NULL) {
         Py_DECREF(done);
+        ++*count;
+        return 0;
     }
-    return PyErr_Occurred() ? -1 : 0;
+    if (PyErr_ExceptionMatches(full)) {
+        PyObject *number = PyLong_FromSsize_t(*count);
+        if (number != NULL)
+            PyErr_SetObject(full, number);
+        Py_XDECREF(number);
+    }
+    return -1;
+}
+
+static int put_batch(PyObject *self, batch_t *batch, int64_t deadline)
+{
+    int status = 0;
+    for (size_t first = 0; status == 0 && first < batch->count;) {
+        size_t sent = check_open(self) ? send_batch(self, batch, first) : 0;
+        batch->done += (Py_ssize_t)sent;
+        first += sent;
+        if (PyErr_Occurred())
+            status = -1;
+        else if (sent == 0)
+            status = put_one(self, batch->objects[first++], deadline, &batch->done);
+    }
+    for (size_t i = 0; i < batch->count; i++)
+        Py_DECREF(batch->objects[i]);
+    batch->count = 0;
+    batch->buffer.size = 0;
+    return status;
+}
+
+/* Whether the object is in the batch now. One that is not goes behind it. */
+static bool add_to_batch(PyObject *self, batch_t *batch, PyObject *object)
+{
+    QueueObject *queue = mpx_queue(self);
+    if (batch->count == BATCH ||
+        !mpx_dumps_quickly(queue->state, &queue->namespace, object, &batch->buffer))
+        return false;
+    batch->ends[batch->count] = batch->buffer.size;
+    batch->objects[batch->count++] = Py_NewRef(object);
+    return true;
+}
+
+/* Puts the objects of what runs no code of the program's between one and the next: several at once.
+ */
+static int put_quickly(PyObject *self, PyObject *iterator, int64_t deadline)
+{
+    batch_t batch;
+    batch.buffer =
+        (mpx_buffer_t){.data = batch.room, .capacity = sizeof(batch.room), .grower = batch_is_full};
+    batch.count = 0;
+    batch.done = 0;
+    PyObject *object;
+    int status = 0;
+    mpx_queue(self)->used_by = mpx_os_own_word();
+    while (status == 0 && (object = PyIter_Next(iterator)) != NULL) {
+        if (!add_to_batch(self, &batch, object)) {
+            status = put_batch(self, &batch, deadline);
+            if (status == 0 && !add_to_batch(self, &batch, object))
+                status = put_one(self, object, deadline, &batch.done);
+        }
+        Py_DECREF(object);
+    }
+    if (status < 0)
+        return -1;
+    PyObject *type, *error, *traceback; /* the iterator's */
+    PyErr_Fetch(&type, &error, &traceback);
+    status = put_batch(self, &batch, deadline);
+    if (type == NULL)
+        return status;
+    PyErr_Restore(type, error, traceback);
+    return -1;
+}
+
+/* Other processes see each object as soon as it is there. */
+static int put_all(PyObject *self, PyObject *iterator, int64_t deadline)
+{
+    PyObject *object;
+    Py_ssize_t count = 0;
+    int status = 0;
+    while (status == 0 && (object = PyIter_Next(iterator)) != NULL) {
+        status = put_one(self, object, deadline, &count);
+        Py_DECREF(object);
+    }
+    return status < 0 || PyErr_Occurred() ? -1 : 0;
+}
+
+static bool is_quick(PyObject *iterable)
+{
+    return PyList_CheckExact(iterable) || PyTuple_CheckExact(iterable) ||
+           Py_IS_TYPE(iterable, &PyRange_Type);
 }
 
 static PyObject *no_such_method(PyObject *self, const char *name)
@@ -167,7 +277,9 @@ static PyObject *Queue_put_many(PyObject *self, PyObject *const *args, Py_ssize_
         !check_open(self) || put_deadline_of(values[1], values[2], &deadline) < 0)
         return NULL;
     PyObject *iterator = PyObject_GetIter(values[0]);
-    int status = iterator == NULL ? -1 : put_all(self, iterator, deadline);
+    int status = iterator == NULL      ? -1
+                 : is_quick(values[0]) ? put_quickly(self, iterator, deadline)
+                                       : put_all(self, iterator, deadline);
     Py_XDECREF(iterator);
     return status < 0 ? NULL : Py_NewRef(Py_None);
 }
@@ -317,6 +429,51 @@ static bool ends_list(PyObject *self)
     return true;
 }
 
+static bool is_quick_message(const void *data, size_t size, mpx_block_t block)
+{
+    return block == 0 && mpx_is_tree(data, size);
+}
+
+typedef struct {
+    PyObject *queue;
+    PyObject *list;
+} collector_t;
+
+/* What is damaged is missing in the list, whose other objects are at hand by now. */
+static int collect(void *context, const char *data, size_t size)
+{
+    collector_t *collector = context;
+    QueueObject *queue = mpx_queue(collector->queue);
+    PyObject *object = mpx_loads(queue->state, &queue->namespace, data, size);
+    if (object == NULL)
+        return ends_list(collector->queue) ? 0 : -1;
+    int status = PyList_Append(collector->list, object);
+    Py_DECREF(object);
+    return status;
+}
+
+/* Several at once, of those whose reading runs no code of the program's: how many, or -1. */
+static Py_ssize_t get_some(PyObject *self, PyObject *list, size_t most)
+{
+    QueueObject *queue = mpx_queue(self);
+    collector_t collector = {.queue = self, .list = list};
+    if (!mpx_reads_plainly(queue->state, &queue->namespace))
+        return 0;
+    return mpx_channel_receive_some(mpx_queue_channel(self), most, is_quick_message, collect,
+                                    &collector);
+}
+
+/* 0: the list ends here. */
+static int get_one(PyObject *self, PyObject *list)
+{
+    PyObject *object = mpx_queue_receive(self, MPX_CHANNEL_NOW);
+    if (object == NULL)
+        return ends_list(self) ? 0 : -1;
+    int status = PyList_Append(list, object);
+    Py_DECREF(object);
+    return status < 0 ? -1 : 1;
+}
+
 /* No more than there are at first: producers may be as fast as this is. */
 static PyObject *get_list(PyObject *self, Py_ssize_t most, int64_t deadline)
 {
@@ -327,17 +484,20 @@ static PyObject *get_list(PyObject *self, Py_ssize_t most, int64_t deadline)
         return NULL;
     }
     PyList_SET_ITEM(list, 0, object);
-    size_t there = mpx_ring_count(&mpx_queue_channel(self)->ring);
-    for (size_t i = 1; i < (size_t)most && i <= there; i++) {
-        object = mpx_queue_receive(self, MPX_CHANNEL_NOW);
-        if (object == NULL && ends_list(self))
-            break;
-        int status = object == NULL ? -1 : PyList_Append(list, object);
-        Py_XDECREF(object);
-        if (status < 0) {
+    size_t rest = mpx_ring_count(&mpx_queue_channel(self)->ring);
+    if (rest > (size_t)most - 1)
+        rest = (size_t)most - 1;
+    while (rest > 0) {
+        Py_ssize_t taken = get_some(self, list, rest);
+        if (taken == 0)
+            taken = get_one(self, list);
+        if (taken < 0) {
             Py_DECREF(list);
             return NULL;
         }
+        if (taken == 0)
+            break;
+        rest -= (size_t)taken;
     }
     return list;
 }

@@ -7,15 +7,19 @@
 #define MPX_PY_QUEUE_H
 
 #include "channel.h"
+#include "serialize.h"
 
 typedef struct {
     PyObject_HEAD PyObject *channel; /* NULL: the standard library's way */
-    PyObject *namespace;             /* the dict in which _ForkingPickler is looked up */
+    mpx_namespace_t namespace;       /* in which _ForkingPickler is looked up */
     PyObject *former; /* a list of the channels before this one, which threads may be in; or NULL */
     PyObject *late;   /* the exception of an object that ended a get_many, to be raised; or NULL */
+    PyObject *maxsize; /* what programs find as _maxsize; or NULL */
+    PyObject *opid;    /* and as _opid */
     PyObject *module;
-    uint64_t closed_by; /* the process that did; 0: none */
-    uint64_t used_by;   /* the process that put something; 0: none */
+    module_state_t *state; /* of the module */
+    uint64_t closed_by;    /* the process that did; 0: none */
+    uint64_t used_by;      /* the process that put something; 0: none */
     char is_limited;
 } QueueObject;
 
@@ -38,7 +42,7 @@ static inline ChannelObject *mpx_queue_channel(PyObject *self)
 
 static inline module_state_t *mpx_queue_state(PyObject *self)
 {
-    return module_state(mpx_queue(self)->module);
+    return mpx_queue(self)->state;
 }
 
 /* The standard library's way: what super() of that class, one of ours, gives for the method, called

@@ -3,8 +3,6 @@
 
 #include <structmember.h>
 
-#include "serialize.h"
-
 PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
                           PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
@@ -19,9 +17,14 @@ PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
 
 /* ---- Messages -------------------------------------------------------------------------------- */
 
-static PyObject *raise_named(PyObject *cls)
+/* What a status other than 0 means to who puts or gets; `timeout` is the exception at the deadline.
+ */
+MPX_COLD static PyObject *raise_result(PyObject *self, int status, PyObject *timeout)
 {
-    PyErr_SetNone(cls);
+    if (status == MPX_CHANNEL_TIMEOUT)
+        PyErr_SetNone(timeout);
+    else if (status == MPX_CHANNEL_SHUT)
+        PyErr_SetNone(mpx_queue_state(self)->shut_down_error);
     return NULL;
 }
 
@@ -29,30 +32,29 @@ PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
                          mpx_queue_fault_t *fault)
 {
     module_state_t *state = mpx_queue_state(self);
-    PyObject *module = mpx_queue(self)->module;
     mpx_letter_t letter;
-    mpx_letter_begin(&letter, module, mpx_queue_channel(self));
-    int status = mpx_dumps(module, mpx_queue(self)->namespace, object, &letter.buffer);
-    *fault = status < 0 && !letter.lacks_memory ? MPX_UNPICKLABLE : MPX_NOT_AT_FAULT;
-    bool is_written = status == 0;
-    if (is_written)
-        status = mpx_letter_send(&letter, deadline);
-    mpx_letter_end(&letter, module);
-    if (!is_written)
+    *fault = MPX_NOT_AT_FAULT;
+    mpx_letter_begin(&letter, state->module, mpx_queue_channel(self));
+    int status = mpx_dumps(state, &mpx_queue(self)->namespace, object, &letter.buffer);
+    if (MPX_UNLIKELY(status < 0)) {
+        if (!letter.lacks_memory)
+            *fault = MPX_UNPICKLABLE;
+        mpx_letter_end(&letter);
         return NULL;
+    }
+    status = mpx_letter_send(&letter, deadline);
+    mpx_letter_end(&letter);
+    if (MPX_LIKELY(status == 0))
+        return Py_NewRef(Py_None);
     if (status == MPX_CHANNEL_NO_END)
         *fault = MPX_UNREADABLE;
-    if (status == MPX_CHANNEL_TIMEOUT)
-        return raise_named(state->full_error);
-    if (status == MPX_CHANNEL_SHUT)
-        return raise_named(state->shut_down_error);
-    return status < 0 ? NULL : Py_NewRef(Py_None);
+    return raise_result(self, status, state->full_error);
 }
 
 static PyObject *read_object(void *context, const char *data, size_t size)
 {
     PyObject *self = context;
-    return mpx_loads(mpx_queue(self)->module, mpx_queue(self)->namespace, data, size);
+    return mpx_loads(mpx_queue_state(self), &mpx_queue(self)->namespace, data, size);
 }
 
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline)
@@ -60,11 +62,9 @@ PyObject *mpx_queue_receive(PyObject *self, int64_t deadline)
     int status;
     PyObject *object =
         mpx_channel_receive(mpx_queue_channel(self), deadline, read_object, self, &status);
-    if (status == MPX_CHANNEL_TIMEOUT)
-        return raise_named(mpx_queue_state(self)->empty_error);
-    if (status == MPX_CHANNEL_SHUT)
-        return raise_named(mpx_queue_state(self)->shut_down_error);
-    return object;
+    if (MPX_LIKELY(status == 0))
+        return object;
+    return raise_result(self, status, mpx_queue_state(self)->empty_error);
 }
 
 bool mpx_queue_check_reader(PyObject *self)
@@ -100,7 +100,7 @@ static PyObject *QueueBase_hold(PyObject *self, PyObject *args)
         mpx_channel_of(queue->module, object) == NULL || keep_former(queue) < 0)
         return NULL;
     queue->is_limited = (char)is_limited;
-    PyObject *before = mpx_put(&queue->namespace, Py_NewRef(namespace));
+    PyObject *before = mpx_put(&queue->namespace.dict, Py_NewRef(namespace));
     Py_XDECREF(before);
     before = mpx_put(&queue->channel, Py_NewRef(object));
     Py_XDECREF(before);
@@ -116,6 +116,8 @@ static PyObject *QueueBase_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
         mpx_queue(self)->module = Py_XNewRef(module);
     if (self != NULL && module == NULL)
         Py_CLEAR(self);
+    if (self != NULL)
+        mpx_queue(self)->state = module_state(module);
     return self;
 }
 
@@ -123,9 +125,11 @@ static int QueueBase_traverse(PyObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(mpx_queue(self)->channel);
-    Py_VISIT(mpx_queue(self)->namespace);
+    Py_VISIT(mpx_queue(self)->namespace.dict);
     Py_VISIT(mpx_queue(self)->former);
     Py_VISIT(mpx_queue(self)->late);
+    Py_VISIT(mpx_queue(self)->maxsize);
+    Py_VISIT(mpx_queue(self)->opid);
     Py_VISIT(mpx_queue(self)->module);
     return 0;
 }
@@ -142,9 +146,11 @@ static void QueueBase_dealloc(PyObject *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Py_CLEAR(mpx_queue(self)->channel);
-    Py_CLEAR(mpx_queue(self)->namespace);
+    Py_CLEAR(mpx_queue(self)->namespace.dict);
     Py_CLEAR(mpx_queue(self)->former);
     Py_CLEAR(mpx_queue(self)->late);
+    Py_CLEAR(mpx_queue(self)->maxsize);
+    Py_CLEAR(mpx_queue(self)->opid);
     Py_CLEAR(mpx_queue(self)->module);
     type->tp_free(self);
     Py_DECREF(type);
@@ -157,7 +163,11 @@ static PyMethodDef QueueBase_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* The interpreter finds methods soonest of an object whose dict has not been made: what all queues
+ * have lies here. */
 static PyMemberDef QueueBase_members[] = {
+    {"_maxsize", T_OBJECT_EX, offsetof(QueueObject, maxsize), 0, "as the standard library's"},
+    {"_opid", T_OBJECT_EX, offsetof(QueueObject, opid), 0, "as the standard library's"},
     {"_channel", T_OBJECT, offsetof(QueueObject, channel), READONLY,
      "None where the standard library's code is to be used"},
     {NULL, 0, 0, 0, NULL},

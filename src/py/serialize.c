@@ -57,14 +57,14 @@ static unsigned version_of(PyObject *cls)
     return LOAD_UINT(type->tp_version_tag);
 }
 
-/* A new reference. */
-static PyObject *class_of(PyObject *module, PyObject *namespace)
+/* The class, a new reference; NULL with an exception. */
+static PyObject *find_class(module_state_t *state, mpx_namespace_t *namespace)
 {
-    PyObject *name = module_state(module)->names[MPX_NAME_FORKING_PICKLER], *cls = NULL;
+    PyObject *name = state->names[MPX_NAME_FORKING_PICKLER], *cls = NULL;
 #if PY_VERSION_HEX >= 0x030D0000
-    PyDict_GetItemRef(namespace, name, &cls);
+    PyDict_GetItemRef(namespace->dict, name, &cls);
 #else
-    cls = Py_XNewRef(PyDict_GetItemWithError(namespace, name));
+    cls = Py_XNewRef(PyDict_GetItemWithError(namespace->dict, name));
 #endif
     if (cls == NULL && !PyErr_Occurred())
         PyErr_Format(PyExc_NameError, "name '%U' is not defined", name);
@@ -97,21 +97,74 @@ static int look_at_class(PyObject *module, PyObject *cls)
     return is_plain;
 }
 
-static inline int is_plain_class(PyObject *module, PyObject *cls)
+static inline bool is_known_class(module_state_t *state, PyObject *cls)
 {
-    module_state_t *state = module_state(module);
-    if (MPX_LIKELY(cls == LOAD_POINTER(state->pickler_class))) {
-        unsigned version = version_of(cls);
-        if (MPX_LIKELY(version != 0 && version == LOAD_UINT(state->pickler_version)))
-            return 1;
+    if (MPX_UNLIKELY(cls != LOAD_POINTER(state->pickler_class)))
+        return false;
+    unsigned version = version_of(cls);
+    return version != 0 && version == LOAD_UINT(state->pickler_version);
+}
+
+#ifdef Py_GIL_DISABLED
+#    define MAY_LOOK_AT_PLACE false /* of a dict that others may change */
+#else
+#    define MAY_LOOK_AT_PLACE true
+#endif
+
+/* Whether the namespace has the class that is like the standard library's. To look at the place
+ * where the name was last costs a fraction of a lookup: a dict has a key once. */
+static inline bool is_known_namespace(module_state_t *state, const mpx_namespace_t *namespace)
+{
+    Py_ssize_t at = namespace->at;
+    PyObject *key, *cls;
+    return MAY_LOOK_AT_PLACE && PyDict_Next(namespace->dict, &at, &key, &cls) &&
+           key == state->names[MPX_NAME_FORKING_PICKLER] && is_known_class(state, cls);
+}
+
+/* Where nothing has the name, which is interned, the place stays as it is. */
+static void find_place(module_state_t *state, mpx_namespace_t *namespace)
+{
+    Py_ssize_t at = 0, next = 0;
+    PyObject *key, *cls;
+    if (!MAY_LOOK_AT_PLACE || namespace->at < 0)
+        return;
+    while (PyDict_Next(namespace->dict, &next, &key, &cls)) {
+        if (key == state->names[MPX_NAME_FORKING_PICKLER]) {
+            namespace->at = at;
+            return;
+        }
+        at = next;
     }
-    return look_at_class(module, cls);
+}
+
+/* 1: the namespace's class is like the standard library's; 0: it is not, and *cls is a new
+ * reference to it; -1: an exception. */
+MPX_COLD static int look_at_namespace(module_state_t *state, mpx_namespace_t *namespace,
+                                      PyObject **cls)
+{
+    *cls = find_class(state, namespace);
+    if (*cls == NULL)
+        return -1;
+    int is_plain = is_known_class(state, *cls) ? 1 : look_at_class(state->module, *cls);
+    if (is_plain > 0)
+        find_place(state, namespace);
+    if (is_plain != 0)
+        Py_CLEAR(*cls);
+    return is_plain;
+}
+
+static inline int is_plain(module_state_t *state, mpx_namespace_t *namespace, PyObject **cls)
+{
+    if (MPX_LIKELY(is_known_namespace(state, namespace)))
+        return 1;
+    return look_at_namespace(state, namespace, cls);
 }
 
 /* ---- Objects to messages ------------------------------------------------------------------ */
 
 /* By the program's own class: what it returns is treated as a connection treats it. */
-static int dumps_by_class(PyObject *module, PyObject *cls, PyObject *object, mpx_buffer_t *out)
+MPX_COLD static int dumps_by_class(PyObject *module, PyObject *cls, PyObject *object,
+                                   mpx_buffer_t *out)
 {
     PyObject *args[] = {cls, object};
     PyObject *name = module_state(module)->names[MPX_NAME_DUMPS];
@@ -132,33 +185,64 @@ static int dumps_by_class(PyObject *module, PyObject *cls, PyObject *object, mpx
     return status;
 }
 
-static int dumps_plainly(PyObject *module, PyObject *object, mpx_buffer_t *out)
+MPX_COLD static int pickle(module_state_t *state, PyObject *object, mpx_buffer_t *out)
+{
+    PyObject *tables = mpx_state_ref(state->module, &state->pickler_tables);
+    int status = mpx_pickle(state->module, tables, object, out);
+    Py_DECREF(tables);
+    return status;
+}
+
+static inline int dumps_plainly(module_state_t *state, PyObject *object, mpx_buffer_t *out)
 {
     size_t before = out->size;
     int status = mpx_tree_write(object, out);
     if (MPX_LIKELY(status <= 0))
         return status;
     out->size = before;
-    PyObject *tables = mpx_state_ref(module, &module_state(module)->pickler_tables);
-    status = mpx_pickle(module, tables, object, out);
-    Py_DECREF(tables);
+    return pickle(state, object, out);
+}
+
+int mpx_dumps(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
+              mpx_buffer_t *out)
+{
+    PyObject *cls;
+    size_t before = out->size;
+    int status = is_plain(state, namespace, &cls);
+    if (MPX_LIKELY(status > 0)) {
+        status = dumps_plainly(state, object, out);
+    } else if (status == 0) {
+        status = dumps_by_class(state->module, cls, object, out);
+        Py_DECREF(cls);
+    }
+    if (MPX_UNLIKELY(status < 0))
+        out->size = before;
     return status;
 }
 
-int mpx_dumps(PyObject *module, PyObject *namespace, PyObject *object, mpx_buffer_t *out)
+bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace)
 {
-    PyObject *cls = class_of(module, namespace);
-    if (cls == NULL)
-        return -1;
+    PyObject *cls;
+    int status = is_plain(state, namespace, &cls);
+    if (status < 0)
+        PyErr_Clear();
+    else if (status == 0)
+        Py_DECREF(cls);
+    return status > 0;
+}
+
+bool mpx_dumps_quickly(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
+                       mpx_buffer_t *out)
+{
     size_t before = out->size;
-    int status = is_plain_class(module, cls);
-    if (status >= 0)
-        status = MPX_LIKELY(status > 0) ? dumps_plainly(module, object, out)
-                                        : dumps_by_class(module, cls, object, out);
-    if (MPX_UNLIKELY(status < 0))
+    if (!mpx_reads_plainly(state, namespace))
+        return false;
+    int status = mpx_tree_write(object, out);
+    if (status < 0)
+        PyErr_Clear();
+    if (status != 0)
         out->size = before;
-    Py_DECREF(cls);
-    return status;
+    return status == 0;
 }
 
 /* ---- Messages to objects ------------------------------------------------------------------ */
@@ -185,7 +269,7 @@ static void drop_argument(PyObject *argument)
     Py_DECREF(argument);
 }
 
-static PyObject *unpickle(PyObject *module, const char *data, size_t size)
+MPX_COLD static PyObject *unpickle(PyObject *module, const char *data, size_t size)
 {
     PyObject *loads = mpx_from_pickle(module, &module_state(module)->pickle_loads, MPX_NAME_LOADS);
     if (loads == NULL)
@@ -199,20 +283,17 @@ static PyObject *unpickle(PyObject *module, const char *data, size_t size)
     return object;
 }
 
-static PyObject *loads_plainly(PyObject *module, const char *data, size_t size)
+static inline PyObject *loads_plainly(module_state_t *state, const char *data, size_t size)
 {
-    if (MPX_LIKELY(size > 0)) {
-        unsigned char tag = (unsigned char)*data;
-        if (tag == MPX_TAG_RAW)
-            return unpickle(module, data + 1, size - 1);
-        if (tag >= MPX_TAG_FIRST)
-            return mpx_tree_read(data, size);
-    }
-    return unpickle(module, data, size);
+    if (MPX_LIKELY(mpx_is_tree(data, size)))
+        return mpx_tree_read(&state->keys, data, size);
+    bool is_raw = size > 0 && (unsigned char)*data == MPX_TAG_RAW;
+    return unpickle(state->module, data + is_raw, size - is_raw);
 }
 
 /* A tree is pickled first, as the program's class expects. */
-static PyObject *loads_by_class(PyObject *module, PyObject *cls, const char *data, size_t size)
+MPX_COLD static PyObject *loads_by_class(PyObject *module, PyObject *cls, const char *data,
+                                         size_t size)
 {
     module_state_t *state = module_state(module);
     unsigned char tag = size > 0 ? (unsigned char)*data : 0;
@@ -221,7 +302,7 @@ static PyObject *loads_by_class(PyObject *module, PyObject *cls, const char *dat
         size_t start = tag == MPX_TAG_RAW;
         argument = PyBytes_FromStringAndSize(data + start, (Py_ssize_t)(size - start));
     } else {
-        PyObject *tree = mpx_tree_read(data, size);
+        PyObject *tree = mpx_tree_read(&state->keys, data, size);
         PyObject *pickle = tree == NULL ? NULL : PyImport_ImportModule("_pickle");
         argument = pickle == NULL ? NULL : PyObject_CallMethod(pickle, "dumps", "O", tree);
         Py_XDECREF(pickle);
@@ -235,15 +316,16 @@ static PyObject *loads_by_class(PyObject *module, PyObject *cls, const char *dat
     return object;
 }
 
-PyObject *mpx_loads(PyObject *module, PyObject *namespace, const char *data, size_t size)
+PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const char *data,
+                    size_t size)
 {
-    PyObject *cls = class_of(module, namespace);
-    if (cls == NULL)
+    PyObject *cls;
+    int status = is_plain(state, namespace, &cls);
+    if (MPX_LIKELY(status > 0))
+        return loads_plainly(state, data, size);
+    if (status < 0)
         return NULL;
-    int is_plain = is_plain_class(module, cls);
-    PyObject *object = is_plain < 0           ? NULL
-                       : MPX_LIKELY(is_plain) ? loads_plainly(module, data, size)
-                                              : loads_by_class(module, cls, data, size);
+    PyObject *object = loads_by_class(state->module, cls, data, size);
     Py_DECREF(cls);
     return object;
 }
@@ -272,26 +354,34 @@ void mpx_give_buffer(PyObject *module, mpx_buffer_t *buffer)
 
 /* ---- Functions ---------------------------------------------------------------------------- */
 
-/* The second argument, or the namespace where nobody has assigned anything; a new reference. */
-static PyObject *namespace_of(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
-                              const char *function)
+/* The second argument, or the namespace where nobody has assigned anything; its dict is a new
+ * reference, or NULL with an exception. */
+static mpx_namespace_t namespace_of(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
+                                    const char *function)
 {
     module_state_t *state = module_state(module);
     if (nargs == 2 && PyDict_Check(args[1]))
-        return Py_NewRef(args[1]);
+        return (mpx_namespace_t){.dict = Py_NewRef(args[1]), .at = -1};
     if (nargs != 1) {
         PyErr_Format(PyExc_TypeError, "%s() takes an argument, and the dict of a module", function);
-        return NULL;
+        return (mpx_namespace_t){.dict = NULL};
     }
-    PyObject *namespace = mpx_state_ref(module, &state->pickling_namespace);
-    if (namespace == NULL) {
+    PyObject *dict = mpx_state_ref(module, &state->pickling_namespace);
+    if (dict == NULL) {
         PyObject *helper = PyImport_ImportModule("mproc_ext._pickling");
-        namespace = helper == NULL ? NULL : PyObject_GetAttrString(helper, "__dict__");
+        dict = helper == NULL ? NULL : PyObject_GetAttrString(helper, "__dict__");
         Py_XDECREF(helper);
-        if (namespace != NULL)
-            mpx_state_set(module, &state->pickling_namespace, namespace);
+        if (dict != NULL)
+            mpx_state_set(module, &state->pickling_namespace, dict);
     }
-    return namespace;
+    return (mpx_namespace_t){.dict = dict, .at = state->pickling_place};
+}
+
+static void drop_namespace(PyObject *module, mpx_namespace_t *namespace)
+{
+    if (MAY_LOOK_AT_PLACE && namespace->at >= 0)
+        module_state(module)->pickling_place = namespace->at;
+    Py_DECREF(namespace->dict);
 }
 
 PyDoc_STRVAR(dumps_doc, "dumps(object, namespace=..., /)\n--\n\n"
@@ -300,16 +390,16 @@ PyDoc_STRVAR(dumps_doc, "dumps(object, namespace=..., /)\n--\n\n"
 
 static PyObject *dumps(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-    PyObject *namespace = namespace_of(module, args, nargs, "dumps");
-    if (namespace == NULL)
+    mpx_namespace_t namespace = namespace_of(module, args, nargs, "dumps");
+    if (namespace.dict == NULL)
         return NULL;
     mpx_buffer_t out;
     mpx_take_buffer(module, &out);
     PyObject *message = NULL;
-    if (mpx_dumps(module, namespace, args[0], &out) == 0)
+    if (mpx_dumps(module_state(module), &namespace, args[0], &out) == 0)
         message = PyBytes_FromStringAndSize(out.data, (Py_ssize_t)out.size);
     mpx_give_buffer(module, &out);
-    Py_DECREF(namespace);
+    drop_namespace(module, &namespace);
     return message;
 }
 
@@ -317,16 +407,16 @@ PyDoc_STRVAR(loads_doc, "loads(message, namespace=..., /)\n--\n\nThe object of a
 
 static PyObject *loads(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-    PyObject *namespace = namespace_of(module, args, nargs, "loads");
-    if (namespace == NULL)
+    mpx_namespace_t namespace = namespace_of(module, args, nargs, "loads");
+    if (namespace.dict == NULL)
         return NULL;
     Py_buffer view;
     PyObject *object = NULL;
     if (PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) == 0) {
-        object = mpx_loads(module, namespace, view.buf, (size_t)view.len);
+        object = mpx_loads(module_state(module), &namespace, view.buf, (size_t)view.len);
         PyBuffer_Release(&view);
     }
-    Py_DECREF(namespace);
+    drop_namespace(module, &namespace);
     return object;
 }
 

@@ -54,7 +54,7 @@ int mpx_tree_write(PyObject *object, mpx_buffer_t *out);
 
 /* serialize_read.c: the object of such a message, which may hold anything: an UnpicklingError where
  * it is damaged, and no memory is taken that the message does not account for. */
-PyObject *mpx_tree_read(const char *data, size_t size);
+PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size);
 
 /* serialize.c: pickle's exception for what it cannot read, a new reference; NULL with another. */
 PyObject *mpx_unpickling_error(void);
@@ -72,14 +72,38 @@ int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_
 void mpx_take_buffer(PyObject *module, mpx_buffer_t *buffer);
 void mpx_give_buffer(PyObject *module, mpx_buffer_t *buffer);
 
-/* serialize.c: appends an object's message, in the caller's thread. `namespace` is the dict of the
- * standard library's module (queues or connection) that the caller speaks for: a program may assign
- * another class to its `_ForkingPickler`. 0, or -1 with an exception and the buffer as before.
+/* The dict of the standard library's module (queues or connection) that one speaks for: a program
+ * may assign another class to its `_ForkingPickler`. */
+typedef struct {
+    PyObject *dict;
+    Py_ssize_t at; /* where that name was, as PyDict_Next counts; 0 at first, -1: do not look */
+} mpx_namespace_t;
+
+/* serialize.c: appends an object's message, in the caller's thread. 0, or -1 with an exception and
+ * the buffer as before.
  *
  * May run Python code, which may come back here: with another buffer. */
-int mpx_dumps(PyObject *module, PyObject *namespace, PyObject *object, mpx_buffer_t *out);
+int mpx_dumps(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
+              mpx_buffer_t *out);
+
+/* serialize.c: appends an object's message where that needs no Python code: the object is a plain
+ * tree, and the namespace's class is the standard library's. False, without an exception, where it
+ * is not so, or where the buffer does not grow; then it has what was in it before. */
+bool mpx_dumps_quickly(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
+                       mpx_buffer_t *out);
 
 /* serialize.c: the object of a message. The bytes must stay where they are until it returns. */
-PyObject *mpx_loads(PyObject *module, PyObject *namespace, const char *data, size_t size);
+PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const char *data,
+                    size_t size);
+
+/* serialize.c: whether the namespace's class is the standard library's: then messages of plain
+ * trees are read without Python code of the program's. */
+bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace);
+
+static inline bool mpx_is_tree(const void *message, size_t size)
+{
+    unsigned char tag = size > 0 ? *(const unsigned char *)message : 0;
+    return tag >= MPX_TAG_FIRST && tag != MPX_TAG_RAW;
+}
 
 #endif

@@ -20,6 +20,8 @@ typedef struct {
     int depth;
     size_t count, capacity; /* of numbered objects */
     PyObject **known;       /* they, owned */
+    mpx_keys_t *keys;
+    uint64_t message; /* its number, for the keys */
     PyObject *first_known[KNOWN];
 } reader_t;
 
@@ -154,14 +156,29 @@ static PyObject *read_bytes(reader_t *reader)
     return bytes;
 }
 
+/* A str of Latin 1. Most have no other characters than ASCII's, which is found out sooner here than
+ * by the interpreter's general function; that knows the one str of each single character. */
+static inline PyObject *make_str_1(const unsigned char *characters, size_t length)
+{
+    unsigned char all = 0;
+    for (size_t i = 0; i < length; i++)
+        all |= characters[i];
+    if (MPX_UNLIKELY(length < 2 || all > 0x7f))
+        return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, characters, (Py_ssize_t)length);
+    PyObject *str = PyUnicode_New((Py_ssize_t)length, 0x7f);
+    if (MPX_LIKELY(str != NULL))
+        memcpy(PyUnicode_1BYTE_DATA(str), characters, length);
+    return str;
+}
+
 static PyObject *read_str_1(reader_t *reader)
 {
     size_t length;
     if (!take_length(reader, 1, &length))
         return damaged();
-    const char *characters = (const char *)reader->at;
+    const unsigned char *characters = reader->at;
     reader->at += length;
-    return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, characters, (Py_ssize_t)length);
+    return make_str_1(characters, length);
 }
 
 /* The characters are copied before they are looked at: in the message they are not aligned. A str
@@ -270,10 +287,66 @@ static PyObject *read_floats(reader_t *reader, bool is_numbered)
     return numbered(reader, list, is_numbered);
 }
 
+#define KEY_LEAST 2 /* characters: of the shorter ones the interpreter has one each */
+#define KEY_MOST  32
+
+static inline size_t key_slot(const unsigned char *characters, size_t length)
+{
+    uint32_t mixed = (uint32_t)length;
+    for (size_t i = 0; i < length; i++)
+        mixed = (mixed ^ characters[i]) * UINT32_C(0x01000193);
+    return (mixed ^ mixed >> 16) % MPX_KEYS;
+}
+
+static inline bool is_key(PyObject *str, const unsigned char *characters, size_t length)
+{
+    return str != NULL && (size_t)PyUnicode_GET_LENGTH(str) == length &&
+           memcmp(PyUnicode_1BYTE_DATA(str), characters, length) == 0;
+}
+
+/* The str of such a key, which may be another message's. Not twice in one message: what comes out
+ * has no identities that what went in did not have. */
+static PyObject *find_key(reader_t *reader, const unsigned char *characters, size_t length)
+{
+    mpx_keys_t *keys = reader->keys;
+    size_t slot = key_slot(characters, length);
+    bool is_there = is_key(keys->strings[slot], characters, length);
+    if (is_there && keys->used_by[slot] != reader->message) {
+        keys->used_by[slot] = reader->message;
+        return Py_NewRef(keys->strings[slot]);
+    }
+    PyObject *str = make_str_1(characters, length);
+    if (str != NULL && !is_there) {
+        keys->used_by[slot] = reader->message;
+        Py_XSETREF(keys->strings[slot], Py_NewRef(str));
+    }
+    return str;
+}
+
+#ifdef Py_GIL_DISABLED
+#    define KEEPS_KEYS false
+#else
+#    define KEEPS_KEYS true
+#endif
+
+static PyObject *read_key(reader_t *reader)
+{
+    const unsigned char *at = reader->at;
+    if (KEEPS_KEYS && left(reader) > 2 && (at[0] & ~MPX_TAG_NUMBERED) == MPX_TAG_STR_1) {
+        size_t length = at[1];
+        if (length >= KEY_LEAST && length <= KEY_MOST && length <= left(reader) - 2) {
+            reader->at += 2 + length;
+            return numbered(reader, find_key(reader, at + 2, length),
+                            (at[0] & MPX_TAG_NUMBERED) != 0);
+        }
+    }
+    return read_value(reader);
+}
+
 static int read_item(reader_t *reader, PyObject *dict)
 {
     reader->open--;
-    PyObject *key = read_value(reader);
+    PyObject *key = read_key(reader);
     if (key == NULL)
         return -1;
     reader->open--;
@@ -354,7 +427,7 @@ static PyObject *read_value(reader_t *reader)
     return numbered(reader, object, is_numbered);
 }
 
-PyObject *mpx_tree_read(const char *data, size_t size)
+static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size)
 {
     reader_t reader;
     reader.at = (const unsigned char *)data;
@@ -364,6 +437,10 @@ PyObject *mpx_tree_read(const char *data, size_t size)
     reader.count = 0;
     reader.capacity = KNOWN;
     reader.known = reader.first_known;
+    reader.keys = keys;
+#ifndef Py_GIL_DISABLED
+    reader.message = ++keys->messages;
+#endif
     PyObject *object = read_value(&reader);
     if (object != NULL && reader.at != reader.end) {
         Py_DECREF(object);
@@ -374,4 +451,15 @@ PyObject *mpx_tree_read(const char *data, size_t size)
     if (reader.capacity > KNOWN)
         PyMem_RawFree(reader.known);
     return object;
+}
+
+/* The shortest messages are read without more ado. */
+PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size)
+{
+    const unsigned char *bytes = (const unsigned char *)data;
+    if (size == 2 && bytes[0] == MPX_TAG_INT8)
+        return PyLong_FromLong((int8_t)bytes[1]);
+    if (size >= 2 && bytes[0] == MPX_TAG_STR_1 && bytes[1] == size - 2 && bytes[1] != 0xff)
+        return make_str_1(bytes + 2, size - 2);
+    return read_tree(keys, data, size);
 }

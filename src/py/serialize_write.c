@@ -15,6 +15,7 @@
  */
 #include "serialize.h"
 
+#include <limits.h>
 #include <stdint.h>
 
 /* What writing a value ends with, beside 0, and -1 with an exception. */
@@ -248,6 +249,9 @@ static inline int write_characters(writer_t *writer, unsigned tag, const void *d
     return 0;
 }
 
+/* The object is at no other place: it is the whole message. */
+#define ALONE INT_MAX
+
 static inline int write_str(writer_t *writer, PyObject *object, int owned)
 {
 #if PY_VERSION_HEX < 0x030C0000
@@ -263,7 +267,7 @@ static inline int write_str(writer_t *writer, PyObject *object, int owned)
     unsigned flag = 0;
     /* Of the shortest there is one each, wherever they come from; not so of bytes, which pickle
      * makes anew. */
-    if (length > 1 || kind != PyUnicode_1BYTE_KIND) {
+    if (owned != ALONE && (length > 1 || kind != PyUnicode_1BYTE_KIND)) {
         int status = meet(writer, object, owned, &index, &flag);
         if (status != 0)
             return status;
@@ -451,10 +455,8 @@ static int write_value(writer_t *writer, PyObject *object, int owned)
     return status == BY_NUMBER ? 0 : status;
 }
 
-int mpx_tree_write(PyObject *object, mpx_buffer_t *out)
+static int write_tree(PyObject *object, mpx_buffer_t *out)
 {
-    if (mpx_buffer_grow(out, HEAD_SIZE) < 0)
-        return -1;
     writer_t writer;
     writer.at = out->data + out->size;
     writer.end = out->data + out->capacity;
@@ -468,6 +470,24 @@ int mpx_tree_write(PyObject *object, mpx_buffer_t *out)
         Py_DECREF(writer.known[i].object);
 #endif
     free_known(&writer);
+    if (status == 0)
+        out->size = (size_t)(writer.at - out->data);
+    return status;
+}
+
+/* An int or a str is all there is: it is written without more ado. */
+int mpx_tree_write(PyObject *object, mpx_buffer_t *out)
+{
+    bool is_int = PyLong_CheckExact(object);
+    if (mpx_buffer_grow(out, HEAD_SIZE) < 0)
+        return -1;
+    if (!is_int && !PyUnicode_CheckExact(object))
+        return write_tree(object, out);
+    writer_t writer;
+    writer.at = out->data + out->size;
+    writer.end = out->data + out->capacity;
+    writer.out = out;
+    int status = is_int ? write_int(&writer, object) : write_str(&writer, object, ALONE);
     if (status == 0)
         out->size = (size_t)(writer.at - out->data);
     return status;

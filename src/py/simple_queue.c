@@ -22,6 +22,8 @@ static PyObject *SimpleQueue_put(PyObject *self, PyObject *const *args, Py_ssize
     mpx_queue_fault_t fault;
     if (mpx_queue(self)->channel == NULL)
         return super(self, "put", args, nargs, names);
+    if (MPX_LIKELY(nargs == 1 && names == NULL))
+        return mpx_queue_send(self, args[0], MPX_NEVER, &fault);
     if (mpx_parse_arguments("O:put", args, nargs, names, keywords, &object, 1, 1) < 0)
         return NULL;
     return mpx_queue_send(self, object, MPX_NEVER, &fault);

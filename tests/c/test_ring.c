@@ -212,11 +212,15 @@ static uint32_t put_batch(mpx_ring_t *ring, uint32_t first, uint32_t count)
     }
     while (put < count) {
         size_t done;
-        int status = mpx_ring_put_many(ring, messages + put, count - put, &done, mpx_os_now());
+        int status = mpx_ring_try_put_many(ring, messages + put, count - put, &done);
         CHECK((status == 0) == (done > 0));
-        CHECK(status == 0 || status == -EAGAIN);
-        if (status < 0) {
+        CHECK(status == 0 || status == -EAGAIN || status == -EBUSY);
+        if (status == -EAGAIN) {
             break;
+        }
+        if (status == -EBUSY) { /* it has to grow */
+            CHECK_EQ(mpx_ring_put_now(ring, messages + put, much_later()), 0);
+            done = 1;
         }
         put += (uint32_t)done;
     }
@@ -228,8 +232,7 @@ static uint32_t get_batch(mpx_ring_t *ring, uint32_t first, uint32_t count)
     static unsigned char expected[MPX_RING_INLINE];
     mpx_message_t messages[16];
     size_t done;
-    int status =
-        mpx_ring_get_many(ring, buffer, sizeof(buffer), messages, count, &done, mpx_os_now());
+    int status = mpx_ring_try_get_many(ring, buffer, sizeof(buffer), NULL, messages, count, &done);
     CHECK((status == 0) == (done > 0));
     unsigned char *at = buffer;
     for (uint32_t i = 0; i < done; i++) {
@@ -393,16 +396,50 @@ TEST(a_block_is_put_and_taken_alone)
     mpx_message_t got[4];
     size_t done, put = 0;
     for (int i = 0; i < 3; i++) {
-        CHECK_EQ(mpx_ring_put_many(&ring, messages + put, 4 - put, &done, mpx_os_now()), 0);
+        CHECK_EQ(mpx_ring_try_put_many(&ring, messages + put, 4 - put, &done), 0);
         CHECK_EQ(done, 1);
         put += done;
     }
-    CHECK_EQ(mpx_ring_put_many(&ring, messages + put, 1, &done, mpx_os_now()), -EMSGSIZE);
+    CHECK_EQ(mpx_ring_try_put_many(&ring, messages + put, 1, &done), -EMSGSIZE);
     for (size_t i = 1; i <= 3; i++) {
-        CHECK_EQ(mpx_ring_get_many(&ring, buffer, 4, got, 4, &done, mpx_os_now()), 0);
+        CHECK_EQ(mpx_ring_try_get_many(&ring, buffer, 4, NULL, got, 4, &done), 0);
         CHECK(done == 1 && got->size == i);
     }
     CHECK(free_block(&ring, block));
+    mpx_ring_drop(&ring);
+}
+
+static bool starts_with_a(const void *data, size_t size, mpx_block_t block)
+{
+    return size > 0 && *(const char *)data == 'a' && block == 0;
+}
+
+TEST(only_what_is_wanted_is_taken)
+{
+    mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED);
+    mpx_block_t block = make_block(&ring, 1, 70000);
+    mpx_message_t messages[] = {{.data = "a1", .size = 2},
+                                {.data = "a2", .size = 2},
+                                {.data = "b", .size = 1},
+                                {.data = "a3", .size = 2},
+                                {.data = "a4", .size = 2, .block = block}};
+    mpx_message_t got[5];
+    size_t done;
+    CHECK_EQ(mpx_ring_try_put_many(&ring, messages, 5, &done), 0);
+    CHECK_EQ(done, 4);
+    CHECK_EQ(mpx_ring_try_put_many(&ring, messages + 4, 1, &done), 0);
+    CHECK_EQ(mpx_ring_try_get_many(&ring, buffer, 100, starts_with_a, got, 5, &done), 0);
+    CHECK(done == 2 && memcmp(buffer, "a1a2", 4) == 0);
+    CHECK_EQ(mpx_ring_try_get_many(&ring, buffer, 100, starts_with_a, got, 5, &done), -ENOMSG);
+    CHECK(done == 0 && mpx_ring_count(&ring) == 3);
+    CHECK_EQ(mpx_ring_try_get(&ring, buffer, 100, got), 0);
+    CHECK_EQ(mpx_ring_try_get_many(&ring, buffer, 1, starts_with_a, got, 5, &done), -ENOBUFS);
+    CHECK_EQ(mpx_ring_try_get_many(&ring, buffer, 100, starts_with_a, got, 5, &done), 0);
+    CHECK(done == 1 && memcmp(buffer, "a3", 2) == 0);
+    CHECK_EQ(mpx_ring_try_get_many(&ring, buffer, 100, starts_with_a, got, 5, &done), -ENOMSG);
+    CHECK_EQ(mpx_ring_try_get(&ring, buffer, 100, got), 0);
+    CHECK(free_block(&ring, got->block));
+    CHECK_EQ(mpx_ring_try_get_many(&ring, buffer, 100, starts_with_a, got, 5, &done), -EAGAIN);
     mpx_ring_drop(&ring);
 }
 
@@ -490,11 +527,10 @@ TEST(random_messages_with_a_limit_of_bytes)
             for (size_t i = 0; puts && i < count; i++) {
                 messages[i] = (mpx_message_t){.data = data, .size = random_below(most / 4) % 60000};
             }
-            if (puts && mpx_ring_put_many(&ring, messages, count, &done, mpx_os_now()) < 0) {
-                CHECK(done == 0 && bytes + messages[0].size > most);
+            if (puts && mpx_ring_try_put_many(&ring, messages, count, &done) < 0) {
+                CHECK(done == 0);
             }
-            if (!puts && mpx_ring_get_many(&ring, buffer, sizeof(buffer), messages, count, &done,
-                                           mpx_os_now()) < 0) {
+            if (!puts && mpx_ring_try_get_many(&ring, buffer, sizeof(buffer), NULL, messages, count, &done) < 0) {
                 CHECK(done == 0 && mpx_ring_count(&ring) == 0);
             }
             for (size_t i = 0; i < done; i++) {

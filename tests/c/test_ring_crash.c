@@ -88,6 +88,9 @@ static uint32_t size_of(uint32_t number)
     return sizeof(struct head) + (mixed >> 8) % most[(mixed >> 2) % MPX_ARRAY_LENGTH(most)];
 }
 
+/* How the ring is used: by what it does when there is nothing special, without a bell; or not. */
+static bool plainly;
+
 static int put(mpx_ring_t *ring, uint32_t number, int64_t deadline)
 {
     static unsigned char bytes[MPX_RING_INLINE];
@@ -104,14 +107,18 @@ static int put(mpx_ring_t *ring, uint32_t number, int64_t deadline)
         }
         fill(address, (struct head){number, BLOCK_SIZE});
     }
-    return mpx_ring_put(ring, &message, deadline);
+    int status = plainly ? mpx_ring_try_put(ring, &message) : -EBUSY;
+    return status == -EBUSY ? mpx_ring_put(ring, &message, deadline) : status;
 }
 
 /* 0 and the number of a message that is as it was put; -EBADMSG where it is not. */
 static int get(mpx_ring_t *ring, uint32_t *number, int64_t deadline)
 {
     mpx_message_t message;
-    int status = mpx_ring_get(ring, buffer, MPX_RING_INLINE, &message, deadline);
+    int status = plainly ? mpx_ring_try_get(ring, buffer, MPX_RING_INLINE, &message) : -EBUSY;
+    if (status == -EBUSY || status == -EAGAIN) {
+        status = mpx_ring_get(ring, buffer, MPX_RING_INLINE, &message, deadline);
+    }
     if (status < 0) {
         return status;
     }
@@ -139,9 +146,11 @@ static void use(void *argument)
 {
     mpx_ring_t *ring = argument;
     uint32_t number;
-    mpx_ring_watch(ring);
+    if (!plainly) {
+        mpx_ring_watch(ring);
+    }
     for (int round = 0; round < 2; round++) {
-        for (uint32_t i = 0; i < 100; i++) {
+        for (uint32_t i = plainly; i < 100; i++) { /* the first one has a block */
             CHECK_EQ(put(ring, i, much_later()), 0);
         }
         while (mpx_ring_count(ring) > 0) {
@@ -219,29 +228,32 @@ static void check_killed_at(const char *first, const char *second)
     check_killed_at_in(make_counting(), first, second);
 }
 
+static void check_killed_at_each(const char *const *steps, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        check_killed_at(steps[i], NULL);
+        plainly = true;
+        check_killed_at(steps[i], NULL);
+        plainly = false;
+    }
+}
+
 TEST(a_producer_killed_at_each_step)
 {
-    check_killed_at("ring_written", NULL);
-    check_killed_at("ring_gift_noted", NULL);
-    check_killed_at("ring_given", NULL);
-    check_killed_at("ring_published", NULL);
-    check_killed_at("ring_link_noted", NULL);
-    check_killed_at("ring_link_given", NULL);
-    check_killed_at("ring_linked", NULL);
-    check_killed_at("ring_link_last", NULL);
+    static const char *const steps[] = {"ring_written",   "ring_gift_noted", "ring_given",
+                                        "ring_published", "ring_link_noted", "ring_link_given",
+                                        "ring_linked",    "ring_link_last"};
+    check_killed_at_each(steps, MPX_ARRAY_LENGTH(steps));
     check_killed_at("ring_rung", NULL);
     check_killed_at("ring_watching", NULL);
 }
 
 TEST(a_consumer_killed_at_each_step)
 {
-    check_killed_at("ring_copied", NULL);
-    check_killed_at("ring_take_noted", NULL);
-    check_killed_at("ring_taken", NULL);
-    check_killed_at("ring_take_given", NULL);
-    check_killed_at("ring_leave_noted", NULL);
-    check_killed_at("ring_left", NULL);
-    check_killed_at("ring_left_freed", NULL);
+    static const char *const steps[] = {"ring_copied",     "ring_take_noted",  "ring_taken",
+                                        "ring_take_given", "ring_leave_noted", "ring_left",
+                                        "ring_left_freed"};
+    check_killed_at_each(steps, MPX_ARRAY_LENGTH(steps));
     check_killed_at("ring_quieting", NULL);
 }
 
@@ -256,6 +268,66 @@ TEST(killed_while_counting_bytes)
         check_killed_at_in(make_counting(), steps[i], "ring_summed");
     }
 }
+
+/* ---- Several at once ------------------------------------------------------------------------- */
+
+enum { SEVERAL = 10 };
+
+static void put_several(void *argument)
+{
+    mpx_message_t messages[SEVERAL];
+    uint32_t numbers[SEVERAL];
+    size_t done;
+    for (uint32_t i = 0; i < SEVERAL; i++) {
+        numbers[i] = i;
+        messages[i] = (mpx_message_t){.data = numbers + i, .size = sizeof(numbers[i])};
+    }
+    CHECK_EQ(mpx_ring_try_put_many(argument, messages, SEVERAL, &done), 0);
+    CHECK_EQ(done, SEVERAL);
+}
+
+static void get_several(void *argument)
+{
+    mpx_message_t messages[SEVERAL];
+    uint32_t numbers[SEVERAL];
+    size_t done;
+    CHECK_EQ(
+        mpx_ring_try_get_many(argument, numbers, sizeof(numbers), NULL, messages, SEVERAL, &done),
+        0);
+    CHECK_EQ(done, SEVERAL);
+    for (uint32_t i = 0; i < SEVERAL; i++) {
+        CHECK_EQ(numbers[i], i);
+    }
+}
+
+static void check_several(void (*function)(void *), const char *step, uint32_t before,
+                          uint32_t after)
+{
+    mpx_ring_t ring = make_ring();
+    if (before > 0) {
+        put_several(&ring);
+    }
+    signal_at_step(step, SIGKILL);
+    CHECK(was_killed(wait_for(start_process(function, &ring))));
+    signal_at_step(NULL, 0);
+    CHECK_EQ(mpx_ring_count(&ring), after);
+    if (after > 0) {
+        get_several(&ring);
+    }
+    put_several(&ring);
+    get_several(&ring);
+    drop(&ring);
+}
+
+TEST(of_several_all_or_none)
+{
+    check_several(put_several, "ring_written", 0, 0);
+    check_several(put_several, "ring_published", 0, SEVERAL);
+    check_several(get_several, "ring_copied", SEVERAL, SEVERAL);
+    check_several(get_several, "ring_taken", SEVERAL, 0);
+}
+
+/* ---- While settling -------------------------------------------------------------------------- */
 
 TEST(killed_while_settling)
 {
@@ -379,6 +451,7 @@ TEST(killed_at_random_nothing_is_torn_repeated_or_leaked)
     storm->ring = make_counting();
     size_t before = owned(&storm->ring);
     uint32_t number, lost = 0, repeated = 0;
+    plainly = true;
     kill_at_random(take_part, storm, &storm->turns, emulated() ? KILLS / 10 : KILLS);
     while (mpx_ring_count(&storm->ring) > 0) {
         CHECK_EQ(get(&storm->ring, &number, much_later()), 0);

@@ -116,6 +116,71 @@ def test_put_many_of_the_queue_itself(q):
     assert q.get_many() == [("inside", 0), 0, ("inside", 1), 1, ("inside", 2), 2]
 
 
+def test_many_of_all_kinds(q):
+    """Those that go several at once, and between them those that go alone: in their order."""
+    large = [bytes(9000), "x" * 100_000, [list(range(5000))], b"y" * 8190]
+    small = [1, "two", 3.0, None, (4, "four"), {"five": 5}, 2**100, b"", "", []]
+    things = [*small, *large, frozenset([6]), *small * 30, *large, *[frozenset([7])] * 3, *small]
+    for iterable in (things, tuple(things), iter(things)):
+        q.put_many(iterable)
+        found = []
+        while len(found) < len(things):
+            found += q.get_many(7 if len(found) < 100 else None)
+        assert found == things
+        assert q.qsize() == 0
+    q.put_many(range(1000))
+    assert [q.get() for _ in range(3)] == [0, 1, 2]
+    assert q.get_many(1) == [3]
+    assert q.get_many(100) == list(range(4, 104))
+    assert q.get_many() == list(range(104, 1000))
+
+
+def test_many_that_make_it_grow(q):
+    count = 200_000
+    q.put_many(range(count))
+    assert q.qsize() == count
+    assert q.get_many() == list(range(count))
+
+
+class Nested:
+    """What puts something itself when it is pickled."""
+
+    def __init__(self, q, thing):
+        self.put_inside = lambda: q.put(thing)
+
+    def __reduce__(self):
+        self.put_inside()
+        return str, ("outside",)
+
+
+def test_put_many_of_what_puts_something_itself(q):
+    q.put_many([1, 2, Nested(q, "inside"), 3])
+    assert q.get_many() == [1, 2, "inside", "outside", 3]
+
+
+@pytest.mark.parametrize("things", [range(10), [*range(5), {6}, *range(6, 10)]])
+def test_put_many_with_little_room(ours, things):
+    q = ours.Queue(4)
+    q.put_many("ab")
+    with pytest.raises(queue.Full) as info:
+        q.put_many(things, block=False)
+    assert info.value.args == (2,)
+    assert q.get_many() == ["a", "b", 0, 1]
+    task = Task(q.put_many, things)
+    assert [q.get(timeout=LIMIT) for _ in range(10)] == list(things)
+    task.get()
+
+
+def test_put_many_after_shutdown(q):
+    q.put_many([1, 2])
+    q.shutdown()
+    with pytest.raises(queues.ShutDown):
+        q.put_many([3, 4])
+    assert q.get_many() == [1, 2]
+    with pytest.raises(queues.ShutDown):
+        q.get_many()
+
+
 @pytest.mark.parametrize("get_next", ["get", "get_nowait", "get_many"])
 def test_get_many_with_what_cannot_be_unpickled(q, get_next):
     """What came before is not lost with it, and the next get raises."""

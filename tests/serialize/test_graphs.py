@@ -175,3 +175,21 @@ def test_depth(wrap):
             dumps(deep)
     while deep:
         (deep,) = deep.values() if isinstance(deep, dict) else deep
+
+
+def key(text):
+    """A str that is no other's."""
+    return "".join(list(text))
+
+
+def test_keys_of_dicts():
+    """Those of one message may be those of another one; what is two objects stays two."""
+    texts = ["k", "key", "k" * 32, "k" * 33, "schlüssel", "ключ", "", *map(str, range(1000))]
+    for _ in range(3):
+        for text in texts:
+            assert_same({key(text): 1})
+            assert_same([{key(text): 1}, {key(text): 2}, {key(text): key(text)}])
+            assert_same(twice({key(text): 1}))
+            shared = key(text)
+            assert_same([{shared: shared}, {key(text): shared}])
+        assert_same([{key(text): i for i, text in enumerate(texts)} for _ in range(2)])

@@ -15,6 +15,7 @@ from multiprocessing.reduction import ForkingPickler
 import graphs
 import pytest
 
+import mproc_ext
 from mproc_ext import _core, _pickling
 
 BOTH = pytest.mark.parametrize(
@@ -567,3 +568,38 @@ def test_no_memory():
                     gc.enable()
             assert failed > 0
             assert _core.loads(_core.dumps(obj)) == obj
+
+
+def test_the_name_moves_in_the_module():
+    """A queue remembers where it was, and finds out where it is."""
+    queue = mproc_ext.get_context("fork").SimpleQueue()
+    names = vars(queues)
+    original = names["_ForkingPickler"]
+
+    def sent():
+        queue.put(1)
+        return queue._reader.recv_bytes()
+
+    plain = sent()
+    own = Own.dumps(1)
+    try:
+        for _ in range(3):
+            names["_ForkingPickler"] = Own
+            assert sent() == own
+            queue.put(1)
+            assert queue.get() == 1
+            del names["_ForkingPickler"]
+            names["_another_name"] = original  # behind the place, or at it
+            with pytest.raises(NameError, match="_ForkingPickler"):
+                queue.put(1)
+            names["_ForkingPickler"] = original
+            assert sent() == sent() == plain
+            del names["_ForkingPickler"], names["_another_name"]
+            names["".join(["_Forking", "Pickler"])] = Own  # another str of that name
+            assert sent() == sent() == own
+            del names["_ForkingPickler"]
+            names["_ForkingPickler"] = original
+            assert sent() == sent() == plain
+    finally:
+        names.pop("_another_name", None)
+        names["_ForkingPickler"] = original
