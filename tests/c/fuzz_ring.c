@@ -296,7 +296,8 @@ static void take_in(const mpx_message_t *message)
 static int get(mpx_ring_t *ring, size_t capacity)
 {
     mpx_message_t message;
-    int status = mpx_ring_get(ring, bytes, capacity, &message, 0);
+    int status = capacity % 2 == 0 ? mpx_ring_try_get(ring, bytes, capacity, &message)
+                                   : mpx_ring_get(ring, bytes, capacity, &message, 0);
     if (status == 0) {
         check_message(&message, bytes);
         take_in(&message);
@@ -323,7 +324,7 @@ static void get_many(mpx_ring_t *ring, uint32_t count)
 static void put(mpx_ring_t *ring, uint32_t size)
 {
     mpx_message_t message = {.data = bytes, .size = size};
-    (void)!mpx_ring_put(ring, &message, 0);
+    (void)!(size % 2 == 0 ? mpx_ring_try_put(ring, &message) : mpx_ring_put(ring, &message, 0));
 }
 
 static void put_many(mpx_ring_t *ring, program_t *program)
@@ -364,7 +365,7 @@ static void step(mpx_ring_t *ring, program_t *program)
         put(ring, pick_size(program));
         break;
     case 1:
-        (void)get(ring, sizeof(bytes));
+        (void)get(ring, sizeof(bytes) - read_byte(program) % 2);
         break;
     case 2:
         put_many(ring, program);
@@ -417,6 +418,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     program_t program = {data, data + size};
     mpx_ring_t ring = restore();
+    if (read_byte(&program) % 2 == 0) { /* bytes are not counted */
+        mpx_ring_limit_bytes(&ring, 0);
+    }
     for (int i = 0; i < MOST_STEPS && program.next < program.end; i++) {
         step(&ring, &program);
     }
