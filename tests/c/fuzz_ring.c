@@ -309,7 +309,7 @@ static void get_many(mpx_ring_t *ring, uint32_t count)
 {
     mpx_message_t messages[8];
     size_t done;
-    if (mpx_ring_get_many(ring, bytes, sizeof(bytes), messages, count, &done, 0) == 0) {
+    if (mpx_ring_try_get_many(ring, bytes, sizeof(bytes), NULL, messages, count, &done) == 0) {
         unsigned char *from = bytes;
         require(done >= 1 && done <= count, "a wrong number of messages");
         for (size_t i = 0; i < done; i++) {
@@ -334,7 +334,7 @@ static void put_many(mpx_ring_t *ring, program_t *program)
     for (size_t i = 0; i < count; i++) {
         messages[i] = (mpx_message_t){.data = bytes, .size = pick_size(program) % MPX_RING_INLINE};
     }
-    (void)!mpx_ring_put_many(ring, messages, count, &done, 0);
+    (void)!mpx_ring_try_put_many(ring, messages, count, &done);
     require(done <= count, "a wrong number of messages");
 }
 

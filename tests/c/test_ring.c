@@ -530,7 +530,8 @@ TEST(random_messages_with_a_limit_of_bytes)
             if (puts && mpx_ring_try_put_many(&ring, messages, count, &done) < 0) {
                 CHECK(done == 0);
             }
-            if (!puts && mpx_ring_try_get_many(&ring, buffer, sizeof(buffer), NULL, messages, count, &done) < 0) {
+            if (!puts && mpx_ring_try_get_many(&ring, buffer, sizeof(buffer), NULL, messages, count,
+                                               &done) < 0) {
                 CHECK(done == 0 && mpx_ring_count(&ring) == 0);
             }
             for (size_t i = 0; i < done; i++) {
