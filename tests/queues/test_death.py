@@ -186,11 +186,8 @@ def test_stopped_in_the_middle(ours, what):
         q.put_many(taken)  # the child waits for it
         taken.clear()
         assert time.monotonic() < until
-    with pytest.raises(queue.Full if what == "put" else queue.Empty):
-        if what == "put":
-            q.put("x", timeout=0.1)
-        else:
-            q.get(timeout=0.1)
+    with pytest.raises((queue.Full, queue.Empty)):
+        q.put("x", timeout=0.1) if what == "put" else q.get(timeout=0.1)
     assert q.stats()["deaths"] == 0
     child.kill()
     q.put("after")
