@@ -11,11 +11,12 @@
 
 /* ---- Free runs ------------------------------------------------------------------------------- */
 
-/* Joins a free run with those behind it until it is long enough, or one is not free; its length.
- * Under the mutex. */
-static uint32_t merge(const mpx_extent_t *extent, uint32_t index, uint32_t length, uint32_t enough)
+/* Joins a free run with those behind it, up to `end`, until it is long enough, or one is not free;
+ * its length. Under the mutex. */
+static uint32_t merge(const mpx_extent_t *extent, uint32_t index, uint32_t length, uint32_t end,
+                      uint32_t enough)
 {
-    while (length < enough && index + length < extent->length) {
+    while (length < enough && index + length < end) {
         mpx_run_t *run = extent->runs + index, *next = run + length;
         uint32_t more = mpx_run_is_free(next) ? mpx_run_length(extent, index + length) : 0;
         if (more == 0) {
@@ -47,11 +48,18 @@ static bool is_free_head(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t u
     if (place->length == 0) {
         return false;
     }
-    place->length = merge(&place->extent, place->index, place->length, enough);
+    place->length =
+        merge(&place->extent, place->index, place->length, place->extent.length, enough);
     return true;
 }
 
-/* The run freed last that has this length, or else the shortest that is longer. */
+/* Whether the first units of a free run all have storage. */
+static bool has_storage(const mpx_place_t *run, uint32_t units)
+{
+    return mpx_place_missing(&(mpx_place_t){run->extent, run->index, units}) == 0;
+}
+
+/* The run with storage that was freed last and has this length, or else the shortest longer one. */
 static bool find_recent(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t units,
                         mpx_place_t *best)
 {
@@ -67,7 +75,8 @@ static bool find_recent(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t un
         /* What was found must not be joined to another one. */
         if (!is_free_head(arena, heap, unit - 1, hint == NULL ? units : 0, &place)) {
             mpx_u32_store_relaxed(recent, 0);
-        } else if (place.length >= units && (hint == NULL || place.length < best->length)) {
+        } else if (place.length >= units && has_storage(&place, units) &&
+                   (hint == NULL || place.length < best->length)) {
             *best = place;
             hint = recent;
         }
@@ -88,6 +97,14 @@ typedef struct {
     uint32_t end;      /* the unit where it ended */
 } search_t;
 
+/* How far a run may be joined with others: what was found must not be. */
+static uint32_t end_of_merge(const search_t *search, const mpx_extent_t *extent, uint32_t index)
+{
+    bool is_before =
+        search->found && search->place.extent.first == extent->first && search->place.index > index;
+    return is_before ? search->place.index : extent->length;
+}
+
 /* Looks at the runs that begin in [index, end), the first of which does; true: enough. */
 static bool search_runs(search_t *search, const mpx_extent_t *extent, uint32_t index, uint32_t end)
 {
@@ -98,13 +115,14 @@ static bool search_runs(search_t *search, const mpx_extent_t *extent, uint32_t i
             break; /* damaged: the rest is not used */
         }
         if (mpx_run_is_free(run)) {
-            /* What was found must not be joined to another one. */
-            length = merge(extent, index, length, search->found ? 0 : search->units);
-            bool stored = (mpx_u64_load_relaxed(&run->meta) & MPX_RUN_STORED) != 0;
+            length =
+                merge(extent, index, length, end_of_merge(search, extent, index), search->units);
+            mpx_place_t place = {*extent, index, length};
+            bool stored = length >= search->units && has_storage(&place, search->units);
             if (length >= search->units && (!search->found || stored)) {
                 search->found = true;
                 search->has_storage = stored;
-                search->place = (mpx_place_t){*extent, index, length};
+                search->place = place;
             }
         }
         search->seen++;
