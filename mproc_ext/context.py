@@ -79,17 +79,19 @@ class BaseContext(_std.BaseContext):
         sync = _synchronize or _import("synchronize")
         return sync.Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize=0):
+    def Queue(self, maxsize=0, *, max_bytes=0):
         """Returns a queue object"""
         from mproc_ext.queues import Queue
 
-        return Queue(maxsize, ctx=self.get_context())
+        return Queue(maxsize, max_bytes=max_bytes, ctx=self.get_context())
 
-    def JoinableQueue(self, maxsize=0, *, on_death=None):
+    def JoinableQueue(self, maxsize=0, *, max_bytes=0, on_death=None):
         """Returns a queue object"""
         from mproc_ext.queues import JoinableQueue
 
-        return JoinableQueue(maxsize, on_death=on_death, ctx=self.get_context())
+        return JoinableQueue(
+            maxsize, max_bytes=max_bytes, on_death=on_death, ctx=self.get_context()
+        )
 
     def SimpleQueue(self):
         """Returns a queue object"""

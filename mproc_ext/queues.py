@@ -243,10 +243,10 @@ class _Ended:
             (close if end is None else end.close)()
 
 
-def _make_channel(limit, ctx):
+def _make_channel(limit, max_bytes, ctx):
     channel = Channel()
     channel._is_fork_ctx = synchronize._is_fork(ctx)
-    channel._make(limit)
+    channel._make(limit, max_bytes)
     return channel
 
 
@@ -266,6 +266,11 @@ def _is_stdlibs(cls, ours):
     return False
 
 
+def _no_limit_of_bytes(max_bytes):
+    if max_bytes > 0:
+        raise NotImplementedError("max_bytes of a queue that is the standard library's")
+
+
 def _with_callers(traceback, frame):
     """A traceback that begins where the program does: it shows who put the object."""
     while frame is not None:
@@ -276,10 +281,16 @@ def _with_callers(traceback, frame):
 
 @_core.own_methods
 class Queue(_core.Queue, _Ended, _std.Queue):
-    """A queue of objects for any number of processes and threads; see queue.Queue."""
+    """A queue of objects for any number of processes and threads; see queue.Queue.
 
-    def __init__(self, maxsize=0, *, ctx):
+    With *max_bytes*, the pickles of what is in it have so many bytes at most: put() waits for room
+    as it does with *maxsize*, and raises ValueError for an object that is larger by itself.
+    """
+
+    def __init__(self, maxsize=0, *, max_bytes=0, ctx):
+        max_bytes = max(operator.index(max_bytes), 0)
         if _is_stdlibs(type(self), _OURS):
+            _no_limit_of_bytes(max_bytes)
             _std.Queue.__init__(self, maxsize, ctx=ctx)
             return
         if maxsize <= 0:
@@ -290,7 +301,7 @@ class Queue(_core.Queue, _Ended, _std.Queue):
                 maxsize = operator.index(maxsize)
         self._maxsize = maxsize
         self._opid = os.getpid()
-        self._begin(_make_channel(operator.index(maxsize), ctx))
+        self._begin(_make_channel(operator.index(maxsize), max_bytes, ctx))
 
     # As the stdlib sets it on each object: here where it is anything else, as the interpreter finds
     # methods soonest of an object whose dict has not been made.
@@ -306,7 +317,7 @@ class Queue(_core.Queue, _Ended, _std.Queue):
     _sem = _Part(lambda self: synchronize._Count(lambda: self._maxsize - self.qsize()))
 
     def _begin(self, channel):
-        super()._begin(channel, self._maxsize < _SEM_VALUE_MAX)
+        super()._begin(channel, self._maxsize < _SEM_VALUE_MAX or channel._max_bytes() > 0)
         self._closed = False
 
     def __getstate__(self):
@@ -382,14 +393,27 @@ class Queue(_core.Queue, _Ended, _std.Queue):
     def stats(self):
         """Figures of the queue, all of one moment: a dict.
 
-        `puts` and `gets` are how many objects have been put and taken, ever, modulo 2**31; `size`
-        is how many there are now, and `limit` at most (None: no limit).
+        * `puts`, `gets`: how many objects have been put and taken, ever, modulo 2**31.
+        * `size`, `limit`: how many there are now, and may be (None: no limit).
+        * `bytes`, `max_bytes`: how many bytes their pickles have, and may have.  Both are None
+          without max_bytes: nobody counts them.
+        * `memory`: bytes of shared memory that the queue takes, in pieces of 64 KB.
+        * `deaths`: how many processes were killed in the middle of putting or taking something,
+          and found out by the next one.
         """
         if self._channel is None:
             raise NotImplementedError("stats() of a queue that is the standard library's")
-        puts, size = self._channel._stats()
-        limit = self._maxsize if self._maxsize < _SEM_VALUE_MAX else None
-        return {"puts": puts, "gets": (puts - size) % 2**31, "size": size, "limit": limit}
+        puts, size, count, max_bytes, memory, deaths = self._channel._stats()
+        return {
+            "puts": puts,
+            "gets": (puts - size) % 2**31,
+            "size": size,
+            "limit": self._maxsize if self._maxsize < _SEM_VALUE_MAX else None,
+            "bytes": count if max_bytes else None,
+            "max_bytes": max_bytes or None,
+            "memory": memory,
+            "deaths": deaths,
+        }
 
     def __iter__(self):
         """The objects as they come, until the queue has been shut down and is empty."""
@@ -412,15 +436,16 @@ class JoinableQueue(Queue, _std.JoinableQueue):
     it, join() may wait until these takers have ended, too.
     """
 
-    def __init__(self, maxsize=0, *, on_death=None, ctx):
+    def __init__(self, maxsize=0, *, max_bytes=0, on_death=None, ctx):
         if on_death is not None and on_death != "done":
             raise ValueError(f"on_death must be None or 'done', not {on_death!r}")
         if _is_stdlibs(type(self), _OURS):
             if on_death is not None:
                 raise NotImplementedError("on_death of a queue that is the standard library's")
+            _no_limit_of_bytes(max_bytes)
             _std.JoinableQueue.__init__(self, maxsize, ctx=ctx)
             return
-        Queue.__init__(self, maxsize, ctx=ctx)
+        Queue.__init__(self, maxsize, max_bytes=max_bytes, ctx=ctx)
         if on_death == "done":
             self._channel._count_takers()
 
@@ -454,7 +479,7 @@ class SimpleQueue(_core.SimpleQueue, _Ended, _std.SimpleQueue):
         if _is_stdlibs(type(self), _OURS):
             _std.SimpleQueue.__init__(self, ctx=ctx)
         else:
-            self._begin(_make_channel(0, ctx), False)
+            self._begin(_make_channel(0, 0, ctx), False)
 
     def __getstate__(self):
         if self._channel is None:

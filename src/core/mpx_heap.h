@@ -78,6 +78,9 @@ typedef struct {
     uint32_t extents;
 } mpx_heap_stats_t;
 
+/* How many bytes the owner's blocks have. */
+uint64_t mpx_heap_owned_by(mpx_arena_t *arena, mpx_heap_owner_t owner);
+
 /* As far as that can be said while others go on. */
 void mpx_heap_stats(mpx_arena_t *arena, mpx_heap_stats_t *stats);
 

@@ -39,16 +39,25 @@ uint32_t mpx_heap_extents(mpx_heap_shared_t *heap)
     return count < MPX_HEAP_EXTENTS ? count : MPX_HEAP_EXTENTS;
 }
 
+/* Where the units begin whose table that is: `reserve` takes both at once, behind the directory. So
+ * an entry that is damaged leads nowhere, and not to the arena's own words. */
+static uint64_t units_behind(uint32_t table, uint32_t length)
+{
+    uint64_t end = (uint64_t)table * MPX_UNIT + (uint64_t)length * sizeof(mpx_run_t);
+    return (end + MPX_BLOCK_UNIT - 1) / MPX_BLOCK_UNIT * MPX_BLOCK_UNIT;
+}
+
 bool mpx_extent_at(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t number,
                    mpx_extent_t *extent)
 {
     mpx_extent_entry_t *entry = &heap->extent[number];
+    uint32_t table = mpx_u32_load_relaxed(&entry->table);
     extent->at = (uint64_t)mpx_u32_load_relaxed(&entry->at) * MPX_UNIT;
     extent->first = mpx_u32_load_relaxed(&entry->first);
     extent->length = mpx_u32_load_relaxed(&entry->length);
-    extent->runs = mpx_arena_unit(arena, mpx_u32_load_relaxed(&entry->table),
-                                  (uint64_t)extent->length * sizeof(mpx_run_t));
-    return extent->runs != NULL;
+    extent->runs = mpx_arena_unit(arena, table, (uint64_t)extent->length * sizeof(mpx_run_t));
+    return extent->runs != NULL && table > mpx_u32_load_relaxed(&arena->shared->heap) &&
+           extent->at == units_behind(table, extent->length);
 }
 
 bool mpx_extent_find(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t unit, mpx_place_t *place)
@@ -115,9 +124,12 @@ int mpx_heap_extend(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t units)
         return -ENOSPC;
     }
     if (number > 0) {
-        uint32_t last = mpx_u32_load_relaxed(&heap->extent[number - 1].length);
-        first = mpx_u32_load_relaxed(&heap->extent[number - 1].first) + last;
-        wanted = last > MPX_RUN_LENGTH / 2 ? (uint32_t)MPX_RUN_LENGTH : 2 * last;
+        mpx_extent_t last;
+        if (!mpx_extent_at(arena, heap, number - 1, &last)) {
+            return -EPROTO; /* or it cannot be mapped: then no other one could be */
+        }
+        first = last.first + last.length;
+        wanted = last.length > MPX_RUN_LENGTH / 2 ? (uint32_t)MPX_RUN_LENGTH : 2 * last.length;
     }
     int status = -ENOSPC;
     for (; status < 0 && wanted > units; wanted /= 2) {

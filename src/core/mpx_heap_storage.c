@@ -119,6 +119,21 @@ void mpx_heap_stats(mpx_arena_t *arena, mpx_heap_stats_t *stats)
     }
 }
 
+uint64_t mpx_heap_owned_by(mpx_arena_t *arena, mpx_heap_owner_t owner)
+{
+    mpx_heap_shared_t *heap = mpx_heap_of(arena);
+    mpx_extent_t extent;
+    uint64_t units = 0;
+    for (uint32_t number = 0; heap != NULL && number < mpx_heap_extents(heap); number++) {
+        uint32_t length = mpx_extent_at(arena, heap, number, &extent) ? extent.length : 0;
+        for (uint32_t index = 0; index < length; index++) {
+            uint64_t word = mpx_u64_load_relaxed(&extent.runs[index].owner);
+            units += mpx_owner_in(word) == owner ? mpx_run_length(&extent, index) : 0;
+        }
+    }
+    return units * MPX_BLOCK_UNIT;
+}
+
 /* ---- Trimming -------------------------------------------------------------------------------- */
 
 static bool is_recent(mpx_heap_shared_t *heap, uint32_t unit)

@@ -155,7 +155,7 @@ static bool has_word(const char *words, const char *word)
             return true;
         }
         words = strchr(words, ',');
-        words += words != NULL;
+        words = words == NULL ? NULL : words + 1;
     }
     return false;
 }

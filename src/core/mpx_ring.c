@@ -11,6 +11,9 @@
 #include <limits.h>
 #include <string.h>
 
+/* No word of a side is that, but for the bit of the sleepers. */
+#define NO_WORD MPX_RING_SLEEPERS
+
 /* What a ring's slot holds. */
 typedef struct {
     uint64_t key; /* the heap's */
@@ -88,6 +91,8 @@ static int furnish(mpx_ring_t *ring, uint32_t limit)
     control->owner = ring->owner;
     mpx_u64_store_relaxed(&control->tail_block, segment);
     mpx_u64_store_relaxed(&control->head_block, segment);
+    mpx_u64_store_relaxed(&control->put[1].word, NO_WORD);
+    mpx_u64_store_relaxed(&control->got[1].word, NO_WORD);
     ring_room_t *room = mpx_slot_at(ring->arena, ring->slot);
     mpx_u64_store_release(&room->control, block); /* R0: with R1 */
     ring->control = control;
@@ -156,9 +161,26 @@ uint32_t mpx_ring_count_put(mpx_ring_t *ring)
     return mpx_ring_messages(mpx_u64_load_acquire(&ring->control->tail)); /* R5: with R4 */
 }
 
+uint32_t mpx_ring_count_got(mpx_ring_t *ring)
+{
+    return mpx_ring_messages(mpx_u64_load_acquire(&ring->control->head)); /* R3: with R2 */
+}
+
+uint32_t mpx_ring_deaths(mpx_ring_t *ring)
+{
+    return mpx_u32_load_relaxed(&ring->control->deaths);
+}
+
+uint64_t mpx_ring_memory(mpx_ring_t *ring)
+{
+    return mpx_heap_owned_by(ring->arena, ring->owner);
+}
+
 bool mpx_ring_is_full(mpx_ring_t *ring)
 {
-    return mpx_ring_count(ring) >= ring->control->limit;
+    uint64_t most = ring->control->most_bytes;
+    return mpx_ring_count(ring) >= ring->control->limit ||
+           (most != 0 && mpx_ring_bytes(ring) >= most);
 }
 
 bool mpx_ring_is_shut(mpx_ring_t *ring)
@@ -166,11 +188,82 @@ bool mpx_ring_is_shut(mpx_ring_t *ring)
     return mpx_ring_was_shut(ring->control);
 }
 
+/* ---- Bytes ----------------------------------------------------------------------------------- */
+
+void mpx_ring_limit_bytes(mpx_ring_t *ring, uint64_t bytes)
+{
+    ring->control->most_bytes = bytes;
+}
+
+uint64_t mpx_ring_most_bytes(mpx_ring_t *ring)
+{
+    return ring->control->most_bytes;
+}
+
+static int place_of(mpx_ring_sum_t *sums, uint64_t word)
+{
+    word &= ~MPX_RING_SLEEPERS;
+    for (int i = 0; i < 2; i++) {
+        if (mpx_u64_load_relaxed(&sums[i].word) == word) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+bool mpx_ring_sum_of(mpx_ring_sum_t *sums, uint64_t word, uint64_t *sum)
+{
+    int place = place_of(sums, word);
+    *sum = place < 0 ? 0 : mpx_u64_load_relaxed(&sums[place].sum);
+    return place >= 0;
+}
+
+/* Who dies between the stores leaves a place of which the word has been before, or is to come: it
+ * is not that of the other place, and is written anew. */
+void mpx_ring_add_bytes(mpx_ring_sum_t *sums, uint64_t before, uint64_t after, uint64_t bytes)
+{
+    int place = place_of(sums, before) == 1;
+    mpx_ring_sum_t *next = &sums[!place];
+    mpx_u64_store_relaxed(&next->word, NO_WORD);
+    mpx_u64_store_release(&next->sum, /* R18: with R19 */
+                          mpx_u64_load_relaxed(&sums[place].sum) + bytes);
+    MPX_STEP(ring_summed);
+    mpx_u64_store_relaxed(&next->word, after & ~MPX_RING_SLEEPERS);
+}
+
+/* A sum that was overwritten meanwhile is known by the word: it has been published before. */
+uint64_t mpx_ring_sum_now(mpx_ring_sum_t *sums, mpx_atomic_u64 *word)
+{
+    uint64_t seen = mpx_u64_load_acquire(word), before, sum; /* R3: with R2, R5: with R4 */
+    do {
+        before = seen & ~MPX_RING_SLEEPERS;
+        int place = place_of(sums, before);
+        sum = place < 0 ? 0 : mpx_u64_load_acquire(&sums[place].sum); /* R19: with R18 */
+        seen = mpx_u64_load_acquire(word);                            /* R3: with R2, R5: with R4 */
+    } while ((seen & ~MPX_RING_SLEEPERS) != before);
+    return sum;
+}
+
+/* What was put is read after what was taken: more may have been by then, but not less. */
+uint64_t mpx_ring_bytes(mpx_ring_t *ring)
+{
+    mpx_ring_control_t *control = ring->control;
+    uint64_t put, got = mpx_ring_sum_now(control->got, &control->head), before;
+    do {
+        before = got;
+        put = mpx_ring_sum_now(control->put, &control->tail);
+        got = mpx_ring_sum_now(control->got, &control->head);
+    } while (got != before);
+    return put - got;
+}
+
 /* ---- Waiting --------------------------------------------------------------------------------- */
 
-void mpx_ring_wake_one(mpx_atomic_u64 *word)
+/* Of those who wait for room for their bytes, one may have it and the next one not. */
+void mpx_ring_wake_sleepers(mpx_ring_t *ring, mpx_atomic_u64 *word)
 {
-    (void)!mpx_os_futex_wake(mpx_ring_futex(word), 1);
+    bool all = word == &ring->control->head && ring->control->most_bytes != 0;
+    (void)!mpx_os_futex_wake(mpx_ring_futex(word), all ? INT_MAX : 1);
 }
 
 bool mpx_ring_announce(mpx_atomic_u64 *word, uint64_t seen)
@@ -189,12 +282,12 @@ int mpx_ring_sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline)
 }
 
 int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready,
-                      int64_t deadline, bool *slept)
+                      uint64_t bytes, int64_t deadline, bool *slept)
 {
     int status = 0;
     for (unsigned tries = 0;; tries++) {
         uint64_t seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
-        if (ready(ring, seen) || mpx_ring_is_shut(ring)) {
+        if (ready(ring, seen, bytes) || mpx_ring_is_shut(ring)) {
             return 0;
         }
         if (status < 0) {
@@ -215,7 +308,7 @@ int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *
 void mpx_ring_pass_on(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready)
 {
     uint64_t seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
-    while (!ready(ring, seen)) {
+    while (!ready(ring, seen, 1)) {
         if (mpx_ring_announce(word, seen)) {
             return; /* the next one to come wakes one */
         }

@@ -26,6 +26,11 @@
  * then to the consumer's process; killed between, its bearer leaves it to the next one, or to the
  * heap's look for the dead. No block is lost, and none is freed twice.
  *
+ * Bytes. Where they are limited, each side has the sum of the bytes of all messages ever, for the
+ * word that it has published last and for the one before or after that: it writes the sum for the
+ * word to come in the place of the older one, and publishes the word. So a sum is that of a word,
+ * whoever dies between; how many bytes are in the ring is the difference of the sums of both sides.
+ *
  * Waiting. A few yields first, then sleep. Who was woken and takes a message wakes the next one
  * where there are more, or else sets the bit again: two puts in a row find it once.
  *
@@ -80,7 +85,8 @@ typedef struct {
     uint32_t taker; /* where this process's record is, perhaps: see mpx_ring_join.c */
 } mpx_ring_t;
 
-/* A message: `size` bytes (MPX_RING_INLINE at most), and a block or 0. */
+/* A message: `size` bytes (MPX_RING_INLINE at most), and a block or 0. With a block comes how many
+ * bytes it counts for where bytes are limited; without, that is `size`. */
 typedef struct {
     union {
         const void *data; /* to be put */
@@ -88,11 +94,16 @@ typedef struct {
     };
     size_t size;
     mpx_block_t block;
+    uint64_t bytes;
 } mpx_message_t;
 
 /* Makes an empty ring of at most `limit` messages (1 to MPX_RING_UNLIMITED), in a slot that this
  * process holds once. -ENOMEM, -ENOSPC, -EFBIG, -EBADF, -ESTALE: no memory for it. */
 MPX_NODISCARD int mpx_ring_create(mpx_ring_t *ring, mpx_arena_t *arena, uint32_t limit);
+
+/* Lets it have so many bytes of messages at most, of which no part is counted that the ring adds.
+ * For who has made it, before anybody else has it. */
+void mpx_ring_limit_bytes(mpx_ring_t *ring, uint64_t bytes);
 
 /* The ring in a slot that this process holds. -EPROTO: there is none. */
 MPX_NODISCARD int mpx_ring_open(mpx_ring_t *ring, mpx_arena_t *arena, mpx_slot_t slot);
@@ -107,7 +118,7 @@ void mpx_ring_drop(mpx_ring_t *ring);
  *   -EBUSY      other producers were at work until the deadline, or one of them was stopped
  *   -EINTR      a signal handler ran: call again
  *   -EPIPE      the ring was shut
- *   -EMSGSIZE   longer than MPX_RING_INLINE
+ *   -EMSGSIZE   longer than MPX_RING_INLINE, or than all messages together may be
  *   -EPROTO     the ring is damaged
  *   -ENOMEM, -ENOSPC, -EFBIG, -EBADF, -ESTALE   there is no memory to grow; the ring is as before
  */
@@ -156,11 +167,22 @@ MPX_NODISCARD int mpx_ring_try_get_many(mpx_ring_t *ring, void *buffer, size_t c
                                         mpx_ring_wanted_t *wanted, mpx_message_t *messages,
                                         size_t count, size_t *done);
 
-/* How many messages there are, and how many there were ever (modulo 2^31). */
+/* How many messages there are; how many were put ever, and taken (modulo 2^31). */
 uint32_t mpx_ring_count(mpx_ring_t *ring);
 uint32_t mpx_ring_count_put(mpx_ring_t *ring);
+uint32_t mpx_ring_count_got(mpx_ring_t *ring);
 
-/* Whether it has as many messages as it may. */
+/* How many bytes they may be, 0 for any number; and how many they are, where that is limited. */
+uint64_t mpx_ring_most_bytes(mpx_ring_t *ring);
+uint64_t mpx_ring_bytes(mpx_ring_t *ring);
+
+/* How often a process has died that had one of the mutexes, modulo 2^32. */
+uint32_t mpx_ring_deaths(mpx_ring_t *ring);
+
+/* Bytes of shared memory that it takes now, free ones between messages included. */
+uint64_t mpx_ring_memory(mpx_ring_t *ring);
+
+/* Whether it has as many messages as it may, or bytes. */
 bool mpx_ring_is_full(mpx_ring_t *ring);
 
 /* Waits until there is a message: 0, -EAGAIN, -EINTR, -EPIPE as above. */

@@ -31,7 +31,7 @@ typedef struct {
     uint32_t units;
     uint32_t size;
     const unsigned char *data;
-    mpx_block_t block;
+    mpx_enclosed_t enclosed; /* all 0: none */
     bool is_pad;
 } found_t;
 
@@ -104,25 +104,25 @@ static inline int read_record(const mpx_ring_side_t *side, uint32_t position, ui
         return -EPROTO;
     }
     found->is_pad = kind == MPX_RECORD_PAD;
-    found->block = 0;
+    found->enclosed = (mpx_enclosed_t){0};
     found->size = record.size;
     found->data = data + sizeof(record);
     if (found->is_pad) {
         found->units = left;
         return left <= limit ? 0 : -EPROTO;
     }
-    if (record.size > MPX_RING_INLINE + sizeof(found->block)) {
+    if (record.size > MPX_RING_INLINE + sizeof(found->enclosed)) {
         return -EPROTO;
     }
     found->units = mpx_record_units(record.size);
     if (found->units > left || found->units > limit) {
         return -EPROTO;
     }
-    if (kind == MPX_RECORD_WITH_BLOCK && record.size >= sizeof(found->block)) {
-        memcpy(&found->block, found->data, sizeof(found->block));
-        found->data += sizeof(found->block);
-        found->size -= (uint32_t)sizeof(found->block);
-        return found->block == 0 ? -EPROTO : 0;
+    if (kind == MPX_RECORD_WITH_BLOCK && record.size >= sizeof(found->enclosed)) {
+        memcpy(&found->enclosed, found->data, sizeof(found->enclosed));
+        found->data += sizeof(found->enclosed);
+        found->size -= (uint32_t)sizeof(found->enclosed);
+        return found->enclosed.block == 0 ? -EPROTO : 0;
     }
     return kind == MPX_RECORD_MESSAGE && record.size <= MPX_RING_INLINE ? 0 : -EPROTO;
 }
@@ -181,10 +181,33 @@ static uint64_t claim_for_taker(mpx_ring_t *ring, uint64_t head, uint32_t end, s
     return before;
 }
 
+/* What is about to be taken, up to the position, is taken of the bytes. */
+MPX_COLD static void take_bytes(mpx_ring_t *ring, const getting_t *getting, uint64_t head,
+                                uint32_t end)
+{
+    uint32_t messages = mpx_ring_messages(head) + (uint32_t)getting->done;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < getting->done; i++) {
+        bytes += mpx_message_bytes(getting->messages + i);
+    }
+    mpx_ring_add_bytes(ring->control->got, head, mpx_ring_word(end, messages), bytes);
+}
+
+static void claim_all(mpx_ring_t *ring, getting_t *getting, uint64_t head, uint32_t end)
+{
+    if (MPX_UNLIKELY(ring->control->most_bytes != 0)) {
+        take_bytes(ring, getting, head, end);
+    }
+    getting->before = claim_for_taker(ring, head, end, getting->done);
+}
+
 static void copy_message(getting_t *getting, const found_t *found)
 {
     mpx_message_t *message = getting->messages + getting->done++;
-    *message = (mpx_message_t){.room = getting->room, .size = found->size, .block = found->block};
+    *message = (mpx_message_t){.room = getting->room,
+                               .size = found->size,
+                               .block = found->enclosed.block,
+                               .bytes = found->enclosed.bytes};
     mpx_ring_copy(getting->room, found->data, found->size);
     getting->room += found->size;
     getting->capacity -= found->size;
@@ -199,16 +222,16 @@ static int get_with_block(mpx_ring_t *ring, getting_t *getting, const found_t *f
     if (getting->own == 0) {
         return NEEDS_OWNER;
     }
-    if (mpx_heap_at(ring->arena, found->block, &size) == NULL) {
+    if (mpx_heap_at(ring->arena, found->enclosed.block, &size) == NULL) {
         return -ENOMEM;
     }
     copy_message(getting, found);
     control->taking_at = mpx_ring_position(head);
     mpx_compiler_barrier(); /* whoever dies here leaves no note, or a whole one */
-    control->taking = found->block;
+    control->taking = found->enclosed.block;
     MPX_STEP(ring_take_noted);
-    getting->before = claim_for_taker(ring, head, end, 1);
-    bool given = mpx_heap_give(ring->arena, found->block, ring->owner, getting->own);
+    claim_all(ring, getting, head, end);
+    bool given = mpx_heap_give(ring->arena, found->enclosed.block, ring->owner, getting->own);
     MPX_STEP(ring_take_given);
     control->taking = 0;
     return given ? 0 : -EPROTO;
@@ -223,7 +246,8 @@ static bool goes_on(const mpx_ring_side_t *side, uint32_t position)
 
 static bool is_wanted(const getting_t *getting, const found_t *found)
 {
-    return getting->wanted == NULL || getting->wanted(found->data, found->size, found->block);
+    return getting->wanted == NULL ||
+           getting->wanted(found->data, found->size, found->enclosed.block);
 }
 
 /* The first message, which has no block, and those behind it as far as there is room for them. No
@@ -236,11 +260,12 @@ static void get_some(mpx_ring_t *ring, getting_t *getting, const found_t *first,
     copy_message(getting, first);
     while (getting->done < getting->count && getting->done < there &&
            goes_on(&ring->consumer, end) && find_message(ring, end, tail, &found, &next) == 0 &&
-           found.block == 0 && found.size <= getting->capacity && is_wanted(getting, &found)) {
+           found.enclosed.block == 0 && found.size <= getting->capacity &&
+           is_wanted(getting, &found)) {
         copy_message(getting, &found);
         end = next;
     }
-    getting->before = claim_for_taker(ring, head, end, getting->done);
+    claim_all(ring, getting, head, end);
 }
 
 /* `tail` where there may be messages since `head`. What producers write has to come from another
@@ -286,15 +311,16 @@ static int get_locked(mpx_ring_t *ring, getting_t *getting)
     if (found.size > getting->capacity) {
         return -ENOBUFS;
     }
-    if (found.block != 0) {
+    if (found.enclosed.block != 0) {
         return get_with_block(ring, getting, &found, head, end);
     }
     get_some(ring, getting, &found, head, tail, end);
     return 0;
 }
 
-static bool has_message(mpx_ring_t *ring, uint64_t tail)
+static bool has_message(mpx_ring_t *ring, uint64_t tail, uint64_t bytes)
 {
+    (void)bytes;
     return mpx_ring_between(mpx_u64_load_acquire(&ring->control->head), tail) !=
            0; /* R3: with R2 */
 }
@@ -308,7 +334,7 @@ static bool is_long(const mpx_ring_side_t *side)
 
 static bool is_empty(mpx_ring_t *ring)
 {
-    return !has_message(ring, mpx_u64_load_acquire(&ring->control->tail)); /* R5: with R4 */
+    return !has_message(ring, mpx_u64_load_acquire(&ring->control->tail), 0); /* R5: with R4 */
 }
 
 /* Who empties a ring with a long segment links a short one behind it, and leaves the long one. The
@@ -339,7 +365,7 @@ static void trim(mpx_ring_t *ring)
  * which a ring that is drained does no more. */
 static void finish(mpx_ring_t *ring, uint64_t before, bool was_long, uint32_t left)
 {
-    mpx_ring_wake(&ring->control->head, before);
+    mpx_ring_wake(ring, &ring->control->head, before);
     if (MPX_UNLIKELY(was_long) && is_empty(ring)) {
         trim(ring);
         mpx_heap_trim(ring->arena, MPX_STORAGE_DRAINED);
@@ -393,13 +419,14 @@ static inline bool get_plainly(mpx_ring_t *ring, void *buffer, size_t capacity,
     uint64_t tail = tail_behind(control, head);
     uint32_t position = mpx_ring_position(head);
     found_t found;
-    if (MPX_UNLIKELY((control->leaving | control->taking | control->counts_takers) != 0 ||
+    if (MPX_UNLIKELY((control->leaving | control->taking | control->counts_takers |
+                      control->most_bytes) != 0 ||
                      side->left != 0 || mpx_ring_between(head, tail) == 0 ||
                      may_drain(side, head, tail) ||
                      !mpx_ring_is_mapped(side, mpx_u64_load_relaxed(&control->head_block)) ||
                      !goes_on(side, position) ||
                      read_record(side, position, mpx_ring_position(tail) - position, &found) < 0 ||
-                     found.is_pad || found.block != 0 || found.size > capacity)) {
+                     found.is_pad || found.enclosed.block != 0 || found.size > capacity)) {
         return false;
     }
     *message = (mpx_message_t){.room = buffer, .size = found.size};
@@ -418,8 +445,11 @@ MPX_COLD static int try_get_and_unlock(mpx_ring_t *ring, getting_t *getting)
             return status;
         }
         status = mpx_mutex_try_lock(&ring->control->consumers);
-        if (status < 0) {
-            return status == -EAGAIN ? -EBUSY : status;
+        if (MPX_UNLIKELY(status != 0)) {
+            if (status < 0) {
+                return status == -EAGAIN ? -EBUSY : status;
+            }
+            mpx_ring_count_death(ring->control);
         }
         status = get_and_unlock(ring, getting);
     }
@@ -435,15 +465,18 @@ int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity, mpx_messag
     const mpx_thread_t *self = mpx_os_self();
     uint64_t before;
     int status = mpx_mutex_try_lock_as(self, mutex);
-    if (MPX_UNLIKELY(status < 0)) {
-        return status == -EAGAIN ? -EBUSY : status;
+    if (MPX_UNLIKELY(status != 0)) {
+        if (status < 0) {
+            return status == -EAGAIN ? -EBUSY : status;
+        }
+        mpx_ring_count_death(ring->control);
     }
     if (MPX_UNLIKELY(!get_plainly(ring, buffer, capacity, message, &before))) {
         getting_t getting = {.messages = message, .count = 1, .room = buffer, .capacity = capacity};
         return try_get_and_unlock(ring, &getting);
     }
     mpx_mutex_unlock_as(self, mutex);
-    mpx_ring_wake(&ring->control->head, before);
+    mpx_ring_wake(ring, &ring->control->head, before);
     if (MPX_UNLIKELY(mpx_ring_is_watched(ring->control))) {
         look_at_bell(ring, 0);
     }
@@ -460,6 +493,9 @@ static int get(mpx_ring_t *ring, getting_t *getting, bool may_wait, int64_t dead
         if (status < 0) {
             break;
         }
+        if (status == MPX_OWNER_DIED) {
+            mpx_ring_count_death(control);
+        }
         status = get_and_unlock(ring, getting);
         if (status == NEEDS_OWNER) {
             status = mpx_heap_own(ring->arena, &getting->own);
@@ -470,7 +506,7 @@ static int get(mpx_ring_t *ring, getting_t *getting, bool may_wait, int64_t dead
         } else if (mpx_ring_is_shut(ring) && is_empty(ring)) {
             status = -EPIPE;
         } else if (may_wait) {
-            status = mpx_ring_wait_for(ring, &control->tail, has_message, deadline, &slept);
+            status = mpx_ring_wait_for(ring, &control->tail, has_message, 0, deadline, &slept);
         }
     }
     if (slept) {
@@ -511,7 +547,7 @@ int mpx_ring_try_get_many(mpx_ring_t *ring, void *buffer, size_t capacity,
 int mpx_ring_wait(mpx_ring_t *ring, int64_t deadline)
 {
     bool slept = false;
-    int status = mpx_ring_wait_for(ring, &ring->control->tail, has_message, deadline, &slept);
+    int status = mpx_ring_wait_for(ring, &ring->control->tail, has_message, 0, deadline, &slept);
     if (slept) { /* the wake was for one who takes a message: this one does not */
         mpx_ring_pass_on(ring, &ring->control->tail, has_message);
     }

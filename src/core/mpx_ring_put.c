@@ -241,14 +241,14 @@ void mpx_ring_close_ends(mpx_ring_t *ring, bool reader, bool writer)
 /* ---- Put ------------------------------------------------------------------------------------- */
 
 static inline void write_record(mpx_ring_side_t *side, uint32_t position, uint32_t kind,
-                                const void *data, size_t size, mpx_block_t block)
+                                const void *data, size_t size, const mpx_enclosed_t *enclosed)
 {
     unsigned char *at = side->data + (size_t)(position & (side->capacity - 1)) * MPX_RING_UNIT;
     mpx_record_t record = {.size = (uint32_t)size, .kind = mpx_record_kind_at(kind, position)};
     if (kind == MPX_RECORD_WITH_BLOCK) {
-        record.size += (uint32_t)sizeof(block);
-        memcpy(at + sizeof(record), &block, sizeof(block));
-        memcpy(at + sizeof(record) + sizeof(block), data, size);
+        record.size += (uint32_t)sizeof(*enclosed);
+        memcpy(at + sizeof(record), enclosed, sizeof(*enclosed));
+        memcpy(at + sizeof(record) + sizeof(*enclosed), data, size);
     } else {
         mpx_ring_copy(at + sizeof(record), data, size);
     }
@@ -263,12 +263,13 @@ typedef struct {
     mpx_heap_owner_t own; /* where it has been asked for: of a block, and of a segment */
     mpx_block_t segment;  /* a new one, or 0 */
     uint32_t wanted;      /* how many units a new one is to have */
+    uint64_t spare;       /* bytes for which there is room, where they are limited */
     uint64_t before;      /* `tail`, as it was */
 } putting_t;
 
 static uint32_t units_of(const mpx_message_t *message)
 {
-    return mpx_record_units(message->size + (message->block ? sizeof(message->block) : 0));
+    return mpx_record_units(message->size + (message->block ? sizeof(mpx_enclosed_t) : 0));
 }
 
 /* Writes a message behind `position`; the position behind it. */
@@ -276,11 +277,12 @@ static uint32_t write_message(mpx_ring_t *ring, const mpx_message_t *message, ui
                               uint32_t fill)
 {
     mpx_ring_side_t *side = &ring->producer;
+    mpx_enclosed_t enclosed = {message->block, message->bytes};
     if (fill > 0) {
-        write_record(side, position, MPX_RECORD_PAD, NULL, 0, 0);
+        write_record(side, position, MPX_RECORD_PAD, NULL, 0, NULL);
     }
     write_record(side, position + fill, message->block ? MPX_RECORD_WITH_BLOCK : MPX_RECORD_MESSAGE,
-                 message->data, message->size, message->block);
+                 message->data, message->size, &enclosed);
     return position + fill + units_of(message);
 }
 
@@ -293,6 +295,26 @@ static inline uint64_t publish(mpx_ring_t *ring, uint64_t tail, uint32_t positio
         &ring->control->tail, mpx_ring_word(position, messages)); /* R4: with R5, R7: with R6 */
     MPX_STEP(ring_published);
     return before;
+}
+
+/* What is about to be made visible, up to the position, is added to the bytes. */
+MPX_COLD static void add_bytes(mpx_ring_t *ring, const putting_t *putting, uint64_t tail,
+                               uint32_t position)
+{
+    uint32_t messages = mpx_ring_messages(tail) + (uint32_t)putting->done;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < putting->done; i++) {
+        bytes += mpx_message_bytes(putting->messages + i);
+    }
+    mpx_ring_add_bytes(ring->control->put, tail, mpx_ring_word(position, messages), bytes);
+}
+
+static void publish_all(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32_t position)
+{
+    if (MPX_UNLIKELY(ring->control->most_bytes != 0)) {
+        add_bytes(ring, putting, tail, position);
+    }
+    putting->before = publish(ring, tail, position, putting->done);
 }
 
 /* The first message, for which there is room, and which has a block of this process. */
@@ -311,7 +333,7 @@ static int put_with_block(mpx_ring_t *ring, putting_t *putting, uint64_t tail, u
     MPX_STEP(ring_given);
     putting->done = 1;
     uint32_t position = write_message(ring, message, mpx_ring_position(tail), fill);
-    putting->before = publish(ring, tail, position, 1);
+    publish_all(ring, putting, tail, position);
     control->giving = 0;
     return 0;
 }
@@ -355,16 +377,21 @@ static void put_some(mpx_ring_t *ring, putting_t *putting, uint64_t tail, uint32
 {
     uint32_t room = ring->control->limit - mpx_ring_between(ring->control->head_seen, tail);
     uint32_t position = write_message(ring, putting->messages, mpx_ring_position(tail), fill);
+    bool counts = ring->control->most_bytes != 0;
     for (putting->done = 1; putting->done < putting->count && putting->done < room;
          putting->done++) {
         const mpx_message_t *next = putting->messages + putting->done;
-        int64_t found = next->block ? -1 : place(ring, next, position);
+        if (counts) {
+            putting->spare -= mpx_message_bytes(next - 1);
+        }
+        bool stays = next->block != 0 || (counts && mpx_message_bytes(next) > putting->spare);
+        int64_t found = stays ? -1 : place(ring, next, position);
         if (found < 0) {
             break;
         }
         position = write_message(ring, next, position, (uint32_t)found);
     }
-    putting->before = publish(ring, tail, position, putting->done);
+    publish_all(ring, putting, tail, position);
 }
 
 static bool is_full(mpx_ring_t *ring, uint64_t tail, uint64_t head)
@@ -384,6 +411,24 @@ static bool is_full_now(mpx_ring_t *ring, uint64_t tail)
     return false;
 }
 
+/* Under the mutex: whether there is room for the bytes of the first message. */
+MPX_COLD static int find_spare(mpx_ring_t *ring, putting_t *putting, uint64_t tail)
+{
+    mpx_ring_control_t *control = ring->control;
+    uint64_t most = control->most_bytes, bytes = mpx_message_bytes(putting->messages), put;
+    if (bytes > most) {
+        return -EMSGSIZE;
+    }
+    if (!mpx_ring_sum_of(control->put, tail, &put)) {
+        return -EPROTO;
+    }
+    if (put - control->got_seen > most - bytes) {
+        control->got_seen = mpx_ring_sum_now(control->got, &control->head);
+    }
+    putting->spare = most - (put - control->got_seen);
+    return put - control->got_seen > most - bytes ? -EAGAIN : 0;
+}
+
 /* Under the mutex: 0 where one message or more are put, NEEDS_SEGMENT, or an error. */
 static int put_locked(mpx_ring_t *ring, putting_t *putting)
 {
@@ -399,6 +444,9 @@ static int put_locked(mpx_ring_t *ring, putting_t *putting)
     uint64_t tail = mpx_u64_load_relaxed(&control->tail);
     if (status == 0 && is_full_now(ring, tail)) {
         status = -EAGAIN;
+    }
+    if (status == 0 && MPX_UNLIKELY(control->most_bytes != 0)) {
+        status = find_spare(ring, putting, tail);
     }
     if (status == 0) {
         status = mpx_ring_map(ring, &ring->producer, mpx_u64_load_relaxed(&control->tail_block));
@@ -419,9 +467,13 @@ static int put_locked(mpx_ring_t *ring, putting_t *putting)
     return 0;
 }
 
-static bool has_place(mpx_ring_t *ring, uint64_t head)
+static bool has_place(mpx_ring_t *ring, uint64_t head, uint64_t bytes)
 {
-    return !is_full(ring, mpx_u64_load_acquire(&ring->control->tail), head); /* R5: with R4 */
+    uint64_t most = ring->control->most_bytes;
+    if (is_full(ring, mpx_u64_load_acquire(&ring->control->tail), head)) { /* R5: with R4 */
+        return false;
+    }
+    return most == 0 || bytes > most || mpx_ring_bytes(ring) <= most - bytes;
 }
 
 /* The messages up to the first one that is too long. */
@@ -444,7 +496,7 @@ static int put_and_unlock(mpx_ring_t *ring, putting_t *putting)
     int status = put_locked(ring, putting);
     mpx_mutex_unlock(&ring->control->producers);
     if (status == 0) {
-        mpx_ring_wake(&ring->control->tail, putting->before);
+        mpx_ring_wake(ring, &ring->control->tail, putting->before);
     }
     return status;
 }
@@ -458,13 +510,14 @@ static inline bool put_plainly(mpx_ring_t *ring, const mpx_message_t *message, u
     mpx_ring_side_t *side = &ring->producer;
     uint64_t tail = mpx_u64_load_relaxed(&control->tail);
     uint32_t position = mpx_ring_position(tail), units = mpx_record_units(message->size);
-    if (MPX_UNLIKELY((control->linking | control->giving) != 0 || mpx_ring_was_shut(control) ||
-                     mpx_ring_is_watched(control) || is_full(ring, tail, control->head_seen) ||
+    if (MPX_UNLIKELY((control->linking | control->giving | control->most_bytes) != 0 ||
+                     mpx_ring_was_shut(control) || mpx_ring_is_watched(control) ||
+                     is_full(ring, tail, control->head_seen) ||
                      !mpx_ring_is_mapped(side, mpx_u64_load_relaxed(&control->tail_block)) ||
                      filling(side, position, units) > 0 || !has_room(ring, position, units))) {
         return false;
     }
-    write_record(side, position, MPX_RECORD_MESSAGE, message->data, message->size, 0);
+    write_record(side, position, MPX_RECORD_MESSAGE, message->data, message->size, NULL);
     *before = publish(ring, tail, position + units, 1);
     return true;
 }
@@ -487,14 +540,17 @@ int mpx_ring_try_put(mpx_ring_t *ring, const mpx_message_t *message)
     }
     const mpx_thread_t *self = mpx_os_self();
     status = mpx_mutex_try_lock_as(self, mutex);
-    if (MPX_UNLIKELY(status < 0)) {
-        return status == -EAGAIN ? -EBUSY : status;
+    if (MPX_UNLIKELY(status != 0)) {
+        if (status < 0) {
+            return status == -EAGAIN ? -EBUSY : status;
+        }
+        mpx_ring_count_death(ring->control);
     }
     if (MPX_UNLIKELY(!is_plain || !put_plainly(ring, message, &before))) {
         return try_put_and_unlock(ring, &putting);
     }
     mpx_mutex_unlock_as(self, mutex);
-    mpx_ring_wake(&ring->control->tail, before);
+    mpx_ring_wake(ring, &ring->control->tail, before);
     return 0;
 }
 
@@ -508,6 +564,9 @@ static int put(mpx_ring_t *ring, putting_t *putting, bool may_wait, int64_t dead
         if (status < 0) {
             break;
         }
+        if (status == MPX_OWNER_DIED) {
+            mpx_ring_count_death(control);
+        }
         status = put_and_unlock(ring, putting);
         if (status == NEEDS_SEGMENT) {
             status = mpx_heap_own(ring->arena, &putting->own);
@@ -516,7 +575,8 @@ static int put(mpx_ring_t *ring, putting_t *putting, bool may_wait, int64_t dead
                     mpx_ring_new_segment(ring, putting->own, putting->wanted, &putting->segment);
             }
         } else if (status == -EAGAIN && may_wait) {
-            status = mpx_ring_wait_for(ring, &control->head, has_place, deadline, &slept);
+            status = mpx_ring_wait_for(ring, &control->head, has_place,
+                                       mpx_message_bytes(putting->messages), deadline, &slept);
         } else {
             break;
         }

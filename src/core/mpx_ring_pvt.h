@@ -46,15 +46,24 @@ typedef struct {
     int64_t strangers;
 } mpx_ring_counts_t;
 
+/* How many bytes all messages ever had at the time of a word: `head` or `tail`, but for the bit of
+ * the sleepers. */
+typedef struct {
+    mpx_atomic_u64 word;
+    mpx_atomic_u64 sum;
+} mpx_ring_sum_t;
+
 /* Of the notes: a block that is just changing hands, or 0. Each is written before, and cleared
  * after, the stores that it speaks of; whoever takes the mutex next and finds one finishes what it
  * says. See settle in mpx_ring_put.c and mpx_ring_get.c. */
 typedef struct mpx_ring_control {
     MPX_ALIGNED(MPX_CACHE_LINE) uint64_t magic;
     mpx_heap_owner_t owner; /* of its blocks */
+    uint64_t most_bytes;    /* 0: not limited, and not counted */
     uint32_t limit;         /* messages */
     mpx_atomic_u32 shut;
     mpx_atomic_u32 watched;
+    mpx_atomic_u32 deaths; /* of who had a mutex */
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 tail;
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 head;
@@ -70,6 +79,8 @@ typedef struct mpx_ring_control {
     uint32_t room_from;  /* no unit of the last segment is in use before this position */
     uint64_t head_seen;  /* `head`, as it was at some time */
     mpx_atomic_u32 rung; /* the bell has been, for certain, since it was last silent */
+    mpx_ring_sum_t put[2];
+    uint64_t got_seen; /* the sum of the other side, as it was at some time */
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_mutex_t consumers;
     mpx_atomic_u64 head_block; /* the segment in which `head` is, or at whose end */
@@ -79,6 +90,7 @@ typedef struct mpx_ring_control {
     uint32_t taking_at;
     uint32_t counts_takers;  /* whether this ring does */
     mpx_atomic_u32 counting; /* note: `counts`, of what and whom */
+    mpx_ring_sum_t got[2];
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_ring_counts_t counts;
     int64_t strangers;     /* see mpx_ring_join.c */
@@ -98,6 +110,12 @@ typedef struct mpx_ring_segment {
 static inline bool mpx_ring_is_watched(mpx_ring_control_t *control)
 {
     return mpx_u32_load_relaxed(&control->watched) != 0;
+}
+
+/* What a mutex says where its last owner died. */
+static inline void mpx_ring_count_death(mpx_ring_control_t *control)
+{
+    (void)mpx_u32_fetch_add_relaxed(&control->deaths, 1);
 }
 
 #define MPX_SEGMENT_HEADER sizeof(mpx_ring_segment_t)
@@ -128,6 +146,12 @@ static inline uint32_t mpx_ring_between(uint64_t head, uint64_t tail)
 /* ---- Records --------------------------------------------------------------------------------- */
 
 enum mpx_record_kind { MPX_RECORD_PAD = 1, MPX_RECORD_MESSAGE, MPX_RECORD_WITH_BLOCK };
+
+/* What stands before a message with a block, besides. */
+typedef struct {
+    mpx_block_t block;
+    uint64_t bytes;
+} mpx_enclosed_t;
 
 /* What stands before a message. */
 typedef struct {
@@ -196,19 +220,35 @@ void mpx_ring_toll(mpx_ring_t *ring);
  * behind it. In mpx_ring_put.c; takes the producers' mutex, if it is free. */
 bool mpx_ring_link_if_empty(mpx_ring_t *ring, mpx_heap_owner_t own, mpx_block_t block);
 
-/* What a wait is for, seen in the word that was read: false means sleep. */
-typedef bool mpx_ring_ready_t(mpx_ring_t *ring, uint64_t word);
+static inline uint64_t mpx_message_bytes(const mpx_message_t *message)
+{
+    return message->block != 0 ? message->bytes : message->size;
+}
+
+/* The sum of a side's bytes at the word; false where there is none: damaged. Under its mutex. */
+MPX_NODISCARD bool mpx_ring_sum_of(mpx_ring_sum_t *sums, uint64_t word, uint64_t *sum);
+
+/* Says that the sum is `bytes` more at the word `after`, which is about to be published. Under the
+ * side's mutex. */
+void mpx_ring_add_bytes(mpx_ring_sum_t *sums, uint64_t before, uint64_t after, uint64_t bytes);
+
+/* The sum of the other side, now. 0 where there is none: damaged. */
+uint64_t mpx_ring_sum_now(mpx_ring_sum_t *sums, mpx_atomic_u64 *word);
+
+/* What a wait is for, seen in the word that was read: false means sleep. `bytes` is what whoever
+ * waits for room has to put. */
+typedef bool mpx_ring_ready_t(mpx_ring_t *ring, uint64_t word, uint64_t bytes);
 
 /* Waits until the word is ready, or the ring shut: 0, -EAGAIN at the deadline, -EINTR. `slept` is
  * set where this thread may have had another one's wake. */
 MPX_NODISCARD int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready,
-                                    int64_t deadline, bool *slept);
+                                    uint64_t bytes, int64_t deadline, bool *slept);
 
 /* After such a wait, and what it was for: others may sleep on, whose wake came here. */
 void mpx_ring_pass_on(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready);
 
-/* Wakes one who sleeps on the word. */
-void mpx_ring_wake_one(mpx_atomic_u64 *word);
+/* Wakes who sleeps on the word. */
+void mpx_ring_wake_sleepers(mpx_ring_t *ring, mpx_atomic_u64 *word);
 
 /* The half of a word that sleepers sleep on. The core is for little-endian machines. */
 static inline mpx_atomic_u32 *mpx_ring_futex(mpx_atomic_u64 *word)
@@ -223,10 +263,10 @@ bool mpx_ring_announce(mpx_atomic_u64 *word, uint64_t seen);
 MPX_NODISCARD int mpx_ring_sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline);
 
 /* After an exchange that found `before` in the word, and outside the mutexes. */
-static inline void mpx_ring_wake(mpx_atomic_u64 *word, uint64_t before)
+static inline void mpx_ring_wake(mpx_ring_t *ring, mpx_atomic_u64 *word, uint64_t before)
 {
     if (MPX_UNLIKELY(before & MPX_RING_SLEEPERS)) {
-        mpx_ring_wake_one(word);
+        mpx_ring_wake_sleepers(ring, word);
     }
 }
 

@@ -26,7 +26,10 @@ static ChannelObject *channel(PyObject *self)
 MPX_COLD static int raise_status(int status)
 {
     if (status == -EPROTO)
-        mpx_raise_message(status, "the queue's shared memory is damaged", NULL);
+        mpx_raise_message(status,
+                          "the queue's shared memory is damaged: some process has written to what "
+                          "is not its own; make another queue",
+                          NULL);
     else if (status == -ENOMEM)
         PyErr_NoMemory();
     else if (status == -EUSERS)
@@ -71,10 +74,28 @@ static bool waits_on(int *status, int64_t deadline)
     return goes_on;
 }
 
-/* The same where nothing is waited for but that others are done. */
-static bool waits_for_others(int *status)
+/* Who is not to wait waits for others to be done with what they are in the middle of: that takes
+ * microseconds, and longer on a busy machine. So many pieces of time in which nobody gets on mean
+ * that one was stopped there. */
+#define PATIENCE 10
+
+/* Such a wait: of the messages that go through, to see whether others get on. */
+typedef struct {
+    uint32_t count;
+    int pieces;
+} patience_t;
+
+/* Whether to go on; where it is given up, that is a timeout. */
+static bool waits_for_others(int *status, patience_t *patience, uint32_t count)
 {
-    return *status != -EAGAIN && waits_on(status, MPX_NEVER);
+    if (*status == -EAGAIN || !waits_on(status, MPX_NEVER))
+        return false;
+    patience->pieces = count == patience->count ? patience->pieces + 1 : 0;
+    patience->count = count;
+    if (patience->pieces < PATIENCE)
+        return true;
+    *status = MPX_CHANNEL_TIMEOUT;
+    return false;
 }
 
 /* ---- Sending --------------------------------------------------------------------------------- */
@@ -95,12 +116,13 @@ static inline int check_for_readers(ChannelObject *self)
 
 static int send_now(ChannelObject *self, const mpx_message_t *message)
 {
+    patience_t patience = {0};
     int status;
     do {
         int64_t piece = mpx_piece_of(MPX_NEVER);
         Py_BEGIN_ALLOW_THREADS status = mpx_ring_put_now(&self->ring, message, piece);
         Py_END_ALLOW_THREADS
-    } while (waits_for_others(&status));
+    } while (waits_for_others(&status, &patience, mpx_ring_count_put(&self->ring)));
     return status;
 }
 
@@ -117,6 +139,15 @@ static int send_slowly(ChannelObject *self, const mpx_message_t *message, int64_
     return status;
 }
 
+/* To wait for room would be to wait for ever. */
+static int raise_too_long(ChannelObject *self, const mpx_message_t *message)
+{
+    PyErr_Format(PyExc_ValueError, "the object takes %llu bytes, the queue has max_bytes=%llu",
+                 (unsigned long long)(message->block ? message->bytes : message->size),
+                 (unsigned long long)mpx_ring_most_bytes(&self->ring));
+    return -EINTR;
+}
+
 /* After a try that was in vain. */
 MPX_COLD static int send_at_last(ChannelObject *self, const mpx_message_t *message,
                                  int64_t deadline, int status)
@@ -125,6 +156,8 @@ MPX_COLD static int send_at_last(ChannelObject *self, const mpx_message_t *messa
         status = send_now(self, message);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
         status = send_slowly(self, message, deadline);
+    if (MPX_UNLIKELY(status == -EMSGSIZE))
+        return raise_too_long(self, message);
     return is_told(status) ? status : raise_status(status);
 }
 
@@ -154,7 +187,8 @@ static inline int check_for_sending(ChannelObject *self)
 static int send_block(ChannelObject *self, mpx_block_t block, size_t size, int64_t deadline)
 {
     uint64_t length = size;
-    mpx_message_t message = {.data = &length, .size = sizeof(length), .block = block};
+    mpx_message_t message = {
+        .data = &length, .size = sizeof(length), .block = block, .bytes = size};
     return send_message(self, &message, deadline);
 }
 
@@ -325,13 +359,14 @@ static int check_for_writers(ChannelObject *self)
 
 static int receive_now(ChannelObject *self, arrival_t *arrival)
 {
+    patience_t patience = {0};
     int status;
     do {
         int64_t piece = mpx_piece_of(MPX_NEVER);
         Py_BEGIN_ALLOW_THREADS status = mpx_ring_get_now(
             &self->ring, arrival->buffer, arrival->capacity, &arrival->message, piece);
         Py_END_ALLOW_THREADS
-    } while (waits_for_others(&status));
+    } while (waits_for_others(&status, &patience, mpx_ring_count_got(&self->ring)));
     return status;
 }
 
@@ -497,15 +532,18 @@ static int create(mpx_ring_t *ring, uint32_t limit)
     return status;
 }
 
-PyDoc_STRVAR(Channel_make_doc, "_make($self, limit, /)\n--\n\n"
-                               "Make an empty channel of at most limit messages (0: any number).");
+PyDoc_STRVAR(Channel_make_doc,
+             "_make($self, limit, max_bytes, /)\n--\n\n"
+             "Make an empty channel of at most limit messages, and so many bytes of them (0: any "
+             "number).");
 
-static PyObject *Channel_make(PyObject *self, PyObject *argument)
+static PyObject *Channel_make(PyObject *self, PyObject *args)
 {
     mpx_ring_t ring;
     mpx_bell_t bell;
-    unsigned long limit = PyLong_AsUnsignedLong(argument);
-    if (limit == (unsigned long)-1 && PyErr_Occurred())
+    unsigned long limit;
+    long long max_bytes;
+    if (!PyArg_ParseTuple(args, "kL:_make", &limit, &max_bytes))
         return NULL;
     if (mpx_shared_room((SharedObject *)self) != NULL) {
         PyErr_SetString(PyExc_ValueError, "the channel has been made");
@@ -521,6 +559,8 @@ static PyObject *Channel_make(PyObject *self, PyObject *argument)
     if (status < 0)
         return mpx_raise(status);
     ring.bell = bell;
+    if (max_bytes > 0)
+        mpx_ring_limit_bytes(&ring, (uint64_t)max_bytes);
     return take_ring(self, ring) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -703,20 +743,34 @@ static PyObject *Channel_count(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(Channel_stats_doc,
              "_stats($self, /)\n--\n\n"
-             "(how many messages have been put ever, modulo 2**31; how many there are).");
+             "(how many messages have been put ever, modulo 2**31; how many there are; their bytes "
+             "and the limit\nof those, 0 where there is none; bytes of memory; processes that died "
+             "in the middle, modulo 2**32).");
 
 static PyObject *Channel_stats(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     mpx_ring_t *ring = &channel(self)->ring;
     if (!is_made(self))
         return NULL;
-    uint32_t count, before, put = mpx_ring_count_put(ring);
-    do { /* so that the two were so at one time */
-        before = put;
-        count = mpx_ring_count(ring);
+    uint32_t put, count;
+    unsigned long long bytes, most = mpx_ring_most_bytes(ring);
+    do { /* so that all of it was so at one time */
         put = mpx_ring_count_put(ring);
-    } while (put != before);
-    return Py_BuildValue("II", (unsigned)put, (unsigned)count);
+        count = mpx_ring_count(ring);
+        bytes = most ? mpx_ring_bytes(ring) : 0;
+    } while (put != mpx_ring_count_put(ring) || count != mpx_ring_count(ring));
+    unsigned long long memory = mpx_ring_memory(ring);
+    return Py_BuildValue("IIKKKI", put, count, bytes, most, memory, mpx_ring_deaths(ring));
+}
+
+PyDoc_STRVAR(Channel_max_bytes_doc, "_max_bytes($self, /)\n--\n\n"
+                                    "How many bytes all messages may have; 0: any number.");
+
+static PyObject *Channel_max_bytes(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    return PyLong_FromUnsignedLongLong(mpx_ring_most_bytes(&channel(self)->ring));
 }
 
 PyDoc_STRVAR(Channel_count_takers_doc,
@@ -835,7 +889,7 @@ ChannelObject *mpx_channel_of(PyObject *module, PyObject *object)
 PyDoc_STRVAR(Channel_doc, "A ring of messages in shared memory; the base of the one in queues.");
 
 static PyMethodDef Channel_methods[] = {
-    {"_make", Channel_make, METH_O, Channel_make_doc},
+    {"_make", Channel_make, METH_VARARGS, Channel_make_doc},
     {"_take", Channel_take, METH_VARARGS, Channel_take_doc},
     {"_ends", Channel_ends, METH_NOARGS, Channel_ends_doc},
     {"_check_ends", Channel_check_ends, METH_NOARGS, Channel_check_ends_doc},
@@ -849,6 +903,7 @@ static PyMethodDef Channel_methods[] = {
     {"_count", Channel_count, METH_NOARGS, Channel_count_doc},
     {"_stats", Channel_stats, METH_NOARGS, Channel_stats_doc},
     {"_count_takers", Channel_count_takers, METH_NOARGS, Channel_count_takers_doc},
+    {"_max_bytes", Channel_max_bytes, METH_NOARGS, Channel_max_bytes_doc},
     {"_finish", Channel_finish, METH_NOARGS, Channel_finish_doc},
     {"_unfinished", Channel_unfinished, METH_NOARGS, Channel_unfinished_doc},
     {"_join", Channel_join, METH_NOARGS, Channel_join_doc},

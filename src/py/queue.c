@@ -82,13 +82,14 @@ static int put_deadline_of(PyObject *block, PyObject *timeout, int64_t *deadline
     return 0;
 }
 
-PyDoc_STRVAR(Queue_put_doc,
-             "put($self, obj, block=True, timeout=None)\n--\n\n"
-             "Put an object, pickled now; it may be changed right after.\n\n"
-             "Where the queue is full, wait for room: at most timeout seconds (None: for ever), or "
-             "not at all\nwithout block; then raise queue.Full.  ValueError: the queue is closed.  "
-             "An object that cannot be\npickled is reported by _on_queue_feeder_error, which "
-             "prints a traceback, and dropped.");
+PyDoc_STRVAR(
+    Queue_put_doc,
+    "put($self, obj, block=True, timeout=None)\n--\n\n"
+    "Put an object, pickled now; it may be changed right after.\n\n"
+    "Where the queue is full, wait for room: at most timeout seconds (None: for ever), or "
+    "not at all\nwithout block; then raise queue.Full.  ValueError: the queue is closed, or "
+    "the object larger than\nmax_bytes.  An object that cannot be pickled is reported by "
+    "_on_queue_feeder_error, which prints a\ntraceback, and dropped.");
 
 static PyObject *Queue_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {

@@ -731,6 +731,32 @@ static void use_damaged(void *argument)
     _exit(0);
 }
 
+/* What it says leads to no memory that is not the heap's, and the heap does not grow by it. */
+TEST(an_extent_that_is_damaged_is_none)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t block = make(arena, owner, UNIT), other;
+    mpx_extent_entry_t *entry = &shared_of(arena)->extent[0];
+    mpx_atomic_u32 *fields[] = {&entry->at, &entry->table, &entry->length};
+    static const uint32_t values[] = {0, 1, 16, 1024, 2048, 5000, 1 << 20, UINT32_MAX};
+    size_t size = 0;
+    void *address;
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(fields) * MPX_ARRAY_LENGTH(values); i++) {
+        mpx_atomic_u32 *field = fields[i / MPX_ARRAY_LENGTH(values)];
+        uint32_t before = mpx_u32_load_relaxed(field), value = values[i % MPX_ARRAY_LENGTH(values)];
+        if (value == before || (field == &entry->length && value < 4096)) {
+            continue; /* the same place */
+        }
+        mpx_u32_store_relaxed(field, value);
+        CHECK(mpx_heap_at(arena, block, &size) == NULL);
+        CHECK_EQ(mpx_heap_new(arena, owner, UNIT, &other, &address), -EPROTO);
+        mpx_u32_store_relaxed(field, before);
+    }
+    CHECK(mpx_heap_at(arena, block, &size) != NULL);
+    CHECK(mpx_heap_free(arena, block, owner));
+}
+
 TEST(a_damaged_heap_crashes_nobody)
 {
     for (unsigned seed = 1; seed <= (emulated() ? 10 : 200); seed++) {

@@ -1,5 +1,5 @@
 /* test_ring.c - the ring: order, contents, growth and trimming, limits, counters that wrap,
- * waiting, and memory that is damaged. Deaths are in test_ring_crash.c.
+ * waiting. Deaths are in test_ring_crash.c, memory that is damaged in test_fuzz.c.
  */
 #include "harness.h"
 
@@ -475,6 +475,112 @@ TEST(a_limit_is_exact)
     mpx_ring_drop(&ring);
 }
 
+static int put_bytes(mpx_ring_t *ring, size_t size, mpx_block_t block, uint64_t bytes)
+{
+    mpx_message_t message = {.data = buffer, .size = size, .block = block, .bytes = bytes};
+    return mpx_ring_put(ring, &message, soon());
+}
+
+TEST(a_limit_of_bytes_is_exact)
+{
+    mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED);
+    mpx_message_t got;
+    mpx_ring_limit_bytes(&ring, 1000);
+    CHECK_EQ(mpx_ring_most_bytes(&ring), 1000);
+    CHECK_EQ(put_bytes(&ring, 1001, 0, 0), -EMSGSIZE);
+    CHECK_EQ(put_bytes(&ring, 600, 0, 0), 0);
+    CHECK_EQ(put_bytes(&ring, 401, 0, 0), -EAGAIN);
+    CHECK(!mpx_ring_is_full(&ring));
+    CHECK_EQ(put_bytes(&ring, 400, 0, 0), 0);
+    CHECK(mpx_ring_is_full(&ring));
+    CHECK_EQ(mpx_ring_bytes(&ring), 1000);
+    CHECK_EQ(put_bytes(&ring, 0, 0, 0), 0); /* it takes none */
+    CHECK_EQ(put_bytes(&ring, 1, 0, 0), -EAGAIN);
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(get_status(&ring), 0);
+    }
+    CHECK_EQ(mpx_ring_bytes(&ring), 0);
+    mpx_block_t block = make_block(&ring, 1, 100000);
+    CHECK_EQ(put_bytes(&ring, 8, block, 1001), -EMSGSIZE);
+    CHECK_EQ(put_bytes(&ring, 8, block, 999), 0);
+    CHECK_EQ(mpx_ring_bytes(&ring), 999);
+    CHECK_EQ(put_bytes(&ring, 2, 0, 0), -EAGAIN);
+    CHECK_EQ(mpx_ring_get_now(&ring, buffer, MPX_RING_INLINE, &got, much_later()), 0);
+    CHECK(got.block == block && got.bytes == 999 && got.size == 8);
+    CHECK(free_block(&ring, block));
+    CHECK_EQ(mpx_ring_bytes(&ring), 0);
+    mpx_ring_drop(&ring);
+}
+
+/* Against a sum, with several at once and through growth, drains and counters that wrap. */
+TEST(random_messages_with_a_limit_of_bytes)
+{
+    for (uint32_t most = 2000; most <= 20u << 20; most *= 100) {
+        mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED);
+        uint64_t bytes = 0;
+        mpx_ring_limit_bytes(&ring, most);
+        for (int round = 0; round < (emulated() ? 300 : 3000); round++) {
+            static unsigned char data[MPX_RING_INLINE];
+            mpx_message_t messages[8];
+            size_t done = 0, count = 1 + random_below(8);
+            bool puts = random_below(round / 256 % 2 == 0 ? 3 : 5) < 2;
+            for (size_t i = 0; puts && i < count; i++) {
+                messages[i] = (mpx_message_t){.data = data, .size = random_below(most / 4) % 60000};
+            }
+            int status = puts ? mpx_ring_try_put_many(&ring, messages, count, &done) : 0;
+            if (status == -EBUSY) { /* the ring has to grow */
+                CHECK(done == 0);
+                status = mpx_ring_put_now(&ring, messages, much_later());
+                done = status == 0;
+            }
+            CHECK(status == 0 || (done == 0 && bytes + messages[0].size > most));
+            if (!puts && mpx_ring_try_get_many(&ring, buffer, sizeof(buffer), NULL, messages, count,
+                                               &done) < 0) {
+                CHECK(done == 0 && mpx_ring_count(&ring) == 0);
+            }
+            for (size_t i = 0; i < done; i++) {
+                bytes += puts ? messages[i].size : -messages[i].size;
+            }
+            CHECK(bytes <= most);
+            CHECK_EQ(mpx_ring_bytes(&ring), bytes);
+        }
+        mpx_ring_drop(&ring);
+    }
+}
+
+struct pair {
+    mpx_ring_t ring;
+    size_t size;
+};
+
+static void put_when_there_is_room(void *argument)
+{
+    struct pair *pair = argument;
+    mpx_message_t message = {.data = buffer, .size = pair->size};
+    CHECK_EQ(mpx_ring_put(&pair->ring, &message, much_later()), 0);
+}
+
+/* Whoever has room is woken, also where another one sleeps who has none yet. */
+TEST(who_waits_for_bytes_is_woken)
+{
+    struct pair small = {make_ring(MPX_RING_UNLIMITED), 100}, large;
+    mpx_ring_limit_bytes(&small.ring, 1000);
+    large = (struct pair){small.ring, 900};
+    CHECK_EQ(put_bytes(&small.ring, 200, 0, 0), 0);
+    CHECK_EQ(put_bytes(&small.ring, 750, 0, 0), 0);
+    pid_t second = start_process(put_when_there_is_room, &large);
+    usleep(10000);
+    pid_t first = start_process(put_when_there_is_room, &small);
+    usleep(10000);
+    CHECK_EQ(get_status(&small.ring), 0);
+    CHECK_EQ(wait_for(first), 0);
+    CHECK_EQ(mpx_ring_bytes(&small.ring), 850);
+    CHECK_EQ(get_status(&small.ring), 0);
+    CHECK_EQ(wait_for(second), 0);
+    CHECK_EQ(mpx_ring_bytes(&small.ring), 1000);
+    mpx_ring_drop(&small.ring);
+}
+
 TEST(a_shut_ring_gives_what_it_has)
 {
     mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED);
@@ -778,46 +884,4 @@ TEST(threads_put_and_get)
     CHECK_EQ(mpx_ring_count(&crowd->ring), 0);
     mpx_ring_drop(&crowd->ring);
     free_shared_memory(crowd, sizeof(*crowd));
-}
-
-/* ---- Damage ---------------------------------------------------------------------------------- */
-
-/* Random bytes over the control structure (but the mutexes, on which it would wait for somebody
- * who is not there) and over the first segment. Whatever comes, it is an error or a message. */
-static void use_damaged(void *argument)
-{
-    mpx_ring_t *ring = argument;
-    random_state = (uint32_t)getpid() * 2654435761u | 1;
-    for (uint32_t i = 0; i < 20; i++) {
-        CHECK_EQ(put(ring, i, random_size(i)), 0);
-    }
-    mpx_ring_control_t before = *ring->control;
-    uint64_t first = mpx_u64_load_relaxed(&before.head_block);
-    size_t size;
-    unsigned char *segment = mpx_heap_at(ring->arena, first, &size);
-    unsigned char *control = (unsigned char *)ring->control;
-    for (int i = 0; i < 1 + (int)random_below(20); i++) {
-        if (random_below(2)) {
-            control[random_below(sizeof(before))] = (unsigned char)random_below(256);
-        } else {
-            segment[random_below(random_below(2) ? 64 : 4096)] = (unsigned char)random_below(256);
-        }
-    }
-    ring->control->producers = before.producers;
-    ring->control->consumers = before.consumers;
-    ring->producer.process = ring->consumer.process = 0;
-    for (int i = 0; i < 50; i++) {
-        mpx_message_t message = {.data = "damaged", .size = 7};
-        (void)!mpx_ring_try_put(ring, &message);
-        (void)!mpx_ring_try_get(ring, buffer, MPX_RING_INLINE, &message);
-    }
-}
-
-TEST(a_damaged_ring_crashes_nobody)
-{
-    for (int i = 0; i < (emulated() ? 20 : 500); i++) {
-        mpx_ring_t ring = make_ring(MPX_RING_UNLIMITED);
-        CHECK_EQ(wait_for(start_process(use_damaged, &ring)), 0);
-        mpx_ring_drop(&ring);
-    }
 }

@@ -23,6 +23,16 @@ static mpx_ring_t make_ring(void)
     return ring;
 }
 
+/* More than is ever put, so that bytes are counted. */
+#define MANY (UINT64_C(1) << 40)
+
+static mpx_ring_t make_counting(void)
+{
+    mpx_ring_t ring = make_ring();
+    mpx_ring_limit_bytes(&ring, MANY);
+    return ring;
+}
+
 static void drop(mpx_ring_t *ring)
 {
     mpx_bell_close_reader(&ring->bell);
@@ -90,6 +100,7 @@ static int put(mpx_ring_t *ring, uint32_t number, int64_t deadline)
     if (number % WITH_BLOCK == 0) {
         mpx_heap_owner_t own;
         void *address;
+        message.bytes = BLOCK_SIZE;
         if (mpx_heap_own(ring->arena, &own) < 0 ||
             mpx_heap_new(ring->arena, own, BLOCK_SIZE, &message.block, &address) < 0) {
             return -ENOMEM;
@@ -148,6 +159,16 @@ static void use(void *argument)
     }
 }
 
+/* What is put adds just what it has to what the dead have left. */
+static void check_bytes(mpx_ring_t *ring)
+{
+    uint64_t before = mpx_ring_bytes(ring);
+    CHECK_EQ(put(ring, 1, much_later()), 0);
+    CHECK_EQ(put(ring, 2 * WITH_BLOCK, much_later()), 0);
+    CHECK_EQ(mpx_ring_bytes(ring) - before,
+             mpx_ring_most_bytes(ring) ? size_of(1) + BLOCK_SIZE : 0);
+}
+
 /* Numbers go up, and none is missing but what a consumer had that was killed. */
 static void check_rest(mpx_ring_t *ring, bool was_empty)
 {
@@ -160,6 +181,7 @@ static void check_rest(mpx_ring_t *ring, bool was_empty)
     }
     CHECK_EQ(number, 1000);
     CHECK_EQ(mpx_ring_count(ring), 0);
+    CHECK_EQ(mpx_ring_bytes(ring), 0);
 }
 
 static bool is_readable(const mpx_ring_t *ring)
@@ -181,9 +203,8 @@ static void check_readable(mpx_ring_t *ring)
     }
 }
 
-static void check_killed_at(const char *first, const char *second)
+static void check_killed_at_in(mpx_ring_t ring, const char *first, const char *second)
 {
-    mpx_ring_t ring = make_ring();
     size_t before = owned(&ring);
     signal_at_step(first, SIGKILL);
     CHECK(was_killed(wait_for(start_process(use, &ring))));
@@ -194,9 +215,17 @@ static void check_killed_at(const char *first, const char *second)
     signal_at_step(NULL, 0);
     check_readable(&ring);
     check_rest(&ring, second != NULL);
+    check_bytes(&ring);
+    check_rest(&ring, true);
     use(&ring);
     CHECK_EQ(owned(&ring), before);
     drop(&ring);
+}
+
+static void check_killed_at(const char *first, const char *second)
+{
+    check_killed_at_in(make_ring(), first, second);
+    check_killed_at_in(make_counting(), first, second);
 }
 
 static void check_killed_at_each(const char *const *steps, size_t count)
@@ -226,6 +255,18 @@ TEST(a_consumer_killed_at_each_step)
                                         "ring_left_freed"};
     check_killed_at_each(steps, MPX_ARRAY_LENGTH(steps));
     check_killed_at("ring_quieting", NULL);
+}
+
+TEST(killed_while_counting_bytes)
+{
+    static const char *const steps[] = {"ring_written", "ring_published", "ring_copied",
+                                        "ring_taken"};
+    check_killed_at_in(make_counting(), "ring_summed", NULL);
+    check_killed_at_in(make_counting(), "ring_summed", "ring_summed");
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(steps); i++) {
+        check_killed_at_in(make_counting(), "ring_summed", steps[i]);
+        check_killed_at_in(make_counting(), steps[i], "ring_summed");
+    }
 }
 
 /* ---- Several at once ------------------------------------------------------------------------- */
@@ -407,7 +448,7 @@ static void take_part(void *argument)
 TEST(killed_at_random_nothing_is_torn_repeated_or_leaked)
 {
     struct storm *storm = shared_memory(sizeof(*storm));
-    storm->ring = make_ring();
+    storm->ring = make_counting();
     size_t before = owned(&storm->ring);
     uint32_t number, lost = 0, repeated = 0;
     plainly = true;
@@ -417,6 +458,8 @@ TEST(killed_at_random_nothing_is_torn_repeated_or_leaked)
         mpx_u32_fetch_add_relaxed(&storm->got[number], 1);
     }
     CHECK_EQ(mpx_u32_load_relaxed(&storm->broken), 0);
+    CHECK_EQ(mpx_ring_bytes(&storm->ring), 0);
+    CHECK(emulated() || mpx_ring_deaths(&storm->ring) > 0);
     for (uint32_t i = 0; i < NUMBERS; i++) {
         uint32_t got = mpx_u32_load_relaxed(&storm->got[i]);
         repeated += got > 1;

@@ -93,12 +93,14 @@ for kind in ("Queue", "JoinableQueue"):
             DIFFERENCES[f"queues/{kind}.{fact}"] = "beyond the stdlib"
         if name != "__iter__":
             DIFFERENCES[f"{kind}()/{name}"] = "beyond the stdlib"
-MAKERS = ["(package)", "queues"]
-MAKERS += [f"get_context({method})" for method in ("", "'fork'", "'spawn'", "'forkserver'")]
-for maker in MAKERS:
-    DIFFERENCES[f"{maker}/JoinableQueue signature"] = "on_death, beyond the stdlib"
-for kind in ("Base", "Default", "Fork", "Spawn", "ForkServer"):
-    DIFFERENCES[f"context/{kind}Context.JoinableQueue signature"] = "on_death, beyond the stdlib"
+    makers = [
+        "queues/",
+        "(package)/",
+        *(f"context/{name}Context." for name in ("Base", "Default", "Fork", "Spawn", "ForkServer")),
+        *(f"get_context({method})/" for method in ("", "'fork'", "'spawn'", "'forkserver'")),
+    ]
+    for maker in makers:
+        DIFFERENCES[f"{maker}{kind} signature"] = "max_bytes and on_death, beyond the stdlib"
 
 # The forkserver is ours, and so is what it and its clients say to each other.
 for name in (

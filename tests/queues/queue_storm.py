@@ -40,6 +40,7 @@ EACH = 10_000_000  # numbers of messages of one producer, its successors' includ
 SIZES = [1, 10, 100, 1_000, 10_000, 60_000, 70_000, 300_000, 2_000_000, 8_000_000]
 WEIGHTS = [50, 50, 50, 30, 10, 5, 5, 2, 1, 0.5]
 BACKLOG = 300  # messages at which producers pause
+NEVER_REACHED = 2**40  # bytes: but they are counted
 ANY_POINT = 2**31 - 1
 LOOK_INTERVAL = 0.0003
 AT_A_POINT = 0.05  # seconds that a plan has to come true
@@ -204,7 +205,10 @@ class Storm:
         self.after = AFTER | AFTER_ON_DEATH if on_death else AFTER
         self.ledger = Ledger(path, len(self.points))
         self.on_death = on_death
-        self.queue = self.ctx.JoinableQueue(**{"on_death": "done"} if on_death else {})
+        options = {"max_bytes": NEVER_REACHED} if package == "mproc_ext" else {}
+        if on_death:
+            options["on_death"] = "done"
+        self.queue = self.ctx.JoinableQueue(**options)
         self.processes = [None] * (WORKERS if on_death else WORKERS - JOINERS)
         self.kills = self.of_consumers = self.at_points = 0
         self.longest = 0.0
@@ -376,6 +380,9 @@ class Storm:
             self.queue.put(bytes(10_000))
         for _ in range(100):
             self.queue.get()
+        stats = self.queue.stats()
+        if stats["size"] or stats["bytes"]:
+            raise Failure(f"{stats} of a queue that is empty")
         used = core.heap_stats()["owned"]
         another = self.ctx.Queue()  # of the same size
         of_one = core.heap_stats()["owned"] - used

@@ -354,3 +354,10 @@ def join_again_and_again(q):
     while True:
         q.join()
         time.sleep(0.001)
+
+
+def put_and_get_for_ever(connection, q, thing):
+    connection.send("begins")
+    while True:
+        q.put(thing)
+        q.get()

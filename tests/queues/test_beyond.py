@@ -352,11 +352,19 @@ def test_iteration(q):
 
 def test_stats(ours):
     q = ours.Queue(5)
-    assert q.stats() == {"puts": 0, "gets": 0, "size": 0, "limit": 5}
+    memory = q.stats()["memory"]
+    rest = {"limit": 5, "bytes": None, "max_bytes": None, "deaths": 0}
+    assert 0 < memory < 300_000
+    assert q.stats() == {"puts": 0, "gets": 0, "size": 0, "memory": memory, **rest}
     q.put_many(range(3))
     q.get()
-    assert q.stats() == {"puts": 3, "gets": 1, "size": 2, "limit": 5}
+    assert q.stats() == {"puts": 3, "gets": 1, "size": 2, "memory": memory, **rest}
+    q.put(b"x" * 1_000_000)
+    assert 1_000_000 <= q.stats()["memory"] - memory < 1_100_000
+    for _ in range(3):
+        q.get()
+    assert q.stats()["memory"] == memory
     q.close()
-    assert q.stats()["size"] == 2
+    assert q.stats()["size"] == 0
     assert ours.Queue().stats()["limit"] is None
     end(q)

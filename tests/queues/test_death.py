@@ -2,6 +2,7 @@
 
 import collections
 import os
+import queue
 import random
 import signal
 import time
@@ -74,11 +75,11 @@ def test_what_the_dead_had_put_stays(our_ctx, kind):
     assert q.get() == b"x" * 100_000
 
 
-def storm(ctx, limit, seconds, sizes, pause=0.02):
+def storm(ctx, limit, seconds, sizes, pause=0.02, max_bytes=0):
     """Producers and consumers are killed at random. Each message tells who sent it, its number and
     its length."""
     rng = random.Random(limit + 7)
-    q, results = ctx.Queue(limit), ctx.Queue()
+    q, results = ctx.Queue(limit, max_bytes=max_bytes), ctx.Queue()
     made = {"producer": 0, "consumer": 0}
 
     def start(role):
@@ -130,6 +131,7 @@ def storm(ctx, limit, seconds, sizes, pause=0.02):
     lost = sum(last[who] - count[who] for who in last)
     assert lost <= killed, (lost, killed)
     assert len(read) > 20
+    assert q.stats()["bytes"] == (0 if max_bytes else None)
     return len(read), lost, killed
 
 
@@ -139,9 +141,64 @@ def test_storm(ours, limit, sizes):
     storm(ours, limit, 4, sizes)
 
 
+@pytest.mark.parametrize("sizes", [(0, 3000), (0, 400_000)])
+def test_storm_with_a_limit_of_bytes(ours, sizes):
+    """No byte stays counted that a dead process had put, or taken."""
+    storm(ours, 0, 4, sizes, max_bytes=sizes[1] + 1000)
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_storm_of_started_processes(our_ctx, method):
     storm(our_ctx, 0, 10, (0, 100_000), pause=1)
+
+
+@pytest.mark.parametrize("what", ["put", "get"])
+def test_stopped_in_the_middle(ours, what):
+    """Whoever does not want to wait does not: Full or Empty after about a second.
+
+    The child is stopped again and again until it happens to be copying a message under the lock.
+    """
+    q = ours.Queue()
+    child = Child(ours, queue_targets.put_and_get_for_ever, q, b"x" * 65_000)
+    child.expect("begins")
+    taken = []
+
+    def is_in_the_middle():
+        began = time.monotonic()
+        try:
+            if what == "put":
+                q.put_nowait("x")
+            else:
+                taken.append(q.get_nowait())
+        except (queue.Full, queue.Empty):
+            assert time.monotonic() - began < 0.5 * LIMIT
+            return what == "put" or q.qsize() > 0
+        return False
+
+    until = time.monotonic() + 2 * LIMIT
+    while True:
+        time.sleep(random.random() / 500)
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(child.pid) == "T")
+        if is_in_the_middle():
+            break
+        os.kill(child.pid, signal.SIGCONT)
+        q.put_many(taken)  # the child waits for it
+        taken.clear()
+        assert time.monotonic() < until
+    with pytest.raises((queue.Full, queue.Empty)):
+        q.put("x", timeout=0.1) if what == "put" else q.get(timeout=0.1)
+    assert q.stats()["deaths"] == 0
+    child.kill()
+    q.put("after")
+    assert "after" in q.get_many()
+    assert q.stats()["deaths"] == 1
+    end(q)
+
+
+def state_of(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
 
 
 def test_a_stopped_consumer_is_waited_for_by_nobody(ours):

@@ -235,6 +235,60 @@ print("good")
     assert out == "good\n"
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_descriptors_that_were_duplicated(run, watched, tmp_path):
+    """A program may dup all that is open, or have other files under our numbers: of the user's
+    files not one byte changes, and a queue goes on with what it has mapped."""
+    out = run(
+        f"""
+q, simple = ctx.Queue(), ctx.SimpleQueue()
+readers = {{which: which._reader.fileno() for which in (q, simple)}} if {watched} else {{}}
+listed = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
+listed = [fd for fd in listed if os.path.exists(f"/proc/self/fd/{{fd}}")]  # but the folder's
+copies = {{fd: os.dup(fd) for fd in listed}}
+for which in (q, simple):
+    check(which)
+    which.put(pattern(1, 3_000_000))
+    assert which.get() == pattern(1, 3_000_000)
+    if which in readers:
+        which.put(1)
+        assert select.select([readers[which]], [], [], 5)[0]
+        assert which.get() == 1
+        assert not select.select([readers[which]], [], [], 0)[0]
+user = os.open({str(tmp_path)!r} + "/file", os.O_RDWR | os.O_CREAT)
+os.write(user, b"the user's")
+for fd in copies:
+    os.dup2(user, fd)
+os.lseek(user, 4, os.SEEK_SET)
+for which in (q, simple):
+    check(which)
+    for number in range(1000):
+        which.put(number)
+        assert which.get() == number
+    try:
+        which.put(b"x" * 30_000_000)
+    except (OSError, MemoryError):
+        pass
+    else:
+        assert which.get() == b"x" * 30_000_000
+assert os.lseek(user, 0, os.SEEK_CUR) == 4
+assert os.pread(user, 100, 0) == b"the user's"
+for fd, copy in copies.items():
+    os.dup2(copy, fd)
+    os.close(copy)
+for which in (q, simple):
+    which.put(pattern(2, 30_000_000))
+    assert which.get() == pattern(2, 30_000_000)
+    if which in readers:
+        which.put(1)
+        assert select.select([readers[which]], [], [], 5)[0]
+    which.close()
+print("good")
+"""
+    )
+    assert out == "good\n"
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_closed_descriptors_do_not_travel(run, method, tmp_path):
     """A child is not given a user's file in their place."""
@@ -249,6 +303,49 @@ check(q)
 print("good")
 """,
         method,
+    )
+    assert out == "good\n"
+
+
+def test_damaged_memory(run):
+    """Something has written to the queue's memory: an error that says so, here and in a child.
+
+    A record's header is overwritten; it is found by the message behind it.
+    """
+    out = run(
+        """
+import errno, mmap
+def overwrite(text):
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if "memfd" not in os.readlink(f"/proc/self/fd/{fd}"):
+                continue
+        except OSError:
+            continue
+        with mmap.mmap(fd, 0) as memory:
+            at = memory.find(text)
+            assert at > 0
+            memory[at - at % 16 : at - at % 16 + 8] = b"\\xff" * 8
+def check_damage(which):
+    error = raises(OSError, which.get)
+    assert error.errno == errno.EPROTO, error
+    assert "queue's shared memory is damaged" in str(error), error
+    assert "make another queue" in str(error), error
+for kind in ("Queue", "SimpleQueue"):
+    q, other = getattr(ctx, kind)(), getattr(ctx, kind)()
+    q.put(f"it is in this {kind}")
+    overwrite(f"it is in this {kind}".encode())
+    for _ in range(3):
+        check_damage(q)
+        q.put("behind it")
+    child = ctx.Process(target=check_damage, args=(q,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    check(other)
+    q.close()
+print("good")
+"""
     )
     assert out == "good\n"
 
