@@ -79,23 +79,23 @@ class BaseContext(_std.BaseContext):
         sync = _synchronize or _import("synchronize")
         return sync.Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize=0):
+    def Queue(self, maxsize=0, *, zero_copy=False):
         """Returns a queue object"""
         from mproc_ext.queues import Queue
 
-        return Queue(maxsize, ctx=self.get_context())
+        return Queue(maxsize, ctx=self.get_context(), zero_copy=zero_copy)
 
-    def JoinableQueue(self, maxsize=0):
+    def JoinableQueue(self, maxsize=0, *, zero_copy=False):
         """Returns a queue object"""
         from mproc_ext.queues import JoinableQueue
 
-        return JoinableQueue(maxsize, ctx=self.get_context())
+        return JoinableQueue(maxsize, ctx=self.get_context(), zero_copy=zero_copy)
 
-    def SimpleQueue(self):
+    def SimpleQueue(self, *, zero_copy=False):
         """Returns a queue object"""
         from mproc_ext.queues import SimpleQueue
 
-        return SimpleQueue(ctx=self.get_context())
+        return SimpleQueue(ctx=self.get_context(), zero_copy=zero_copy)
 
     def Pool(self, processes=None, initializer=None, initargs=(), maxtasksperchild=None):
         """Returns a process pool object"""
