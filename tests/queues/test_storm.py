@@ -45,6 +45,11 @@ def test_storm(method):
     assert int(found[1]) >= kills
 
 
+@pytest.mark.timeout(1800)
+def test_storm_of_what_is_lent():
+    assert re.search(r"^Queue, fork: .* lost", blow(KILLS, "--zero-copy"), re.M)
+
+
 @pytest.mark.timeout(120)
 @needs_kill_points
 def test_the_storm_finds_that_recovery_is_off():
