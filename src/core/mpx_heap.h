@@ -18,7 +18,8 @@
  * mpx_heap_trim; a block that is handed out has storage for every byte.
  *
  * Threads. Everything here may be called from any thread; nothing from a signal handler. give,
- * free, free_left and at take no lock. The others take the arena's mutex, so no other mutex may be held.
+ * free, free_left and at take no lock. The others take the arena's mutex, so no other mutex may be
+ * held.
  *
  * Killed at any point, a process leaves a whole heap: see mpx_heap.c.
  */

@@ -6,14 +6,13 @@
  *
  *   take   a slot is made            a slot of the dead: free when somebody looks for them
  *          it has a key              the same; the block is the dead process's own
- *          the block is given to it  a block whose owner only the dead hold: the heap's look for the
- *                                    dead frees it
- *   end    the slot is dropped       a block whose owner is dead, or another process's too
- *          the block is freed        nothing
+ *          the block is given to it  a block whose owner only the dead hold: the heap's look for
+ * the dead frees it end    the slot is dropped       a block whose owner is dead, or another
+ * process's too the block is freed        nothing
  *
- * A fork in between takes the slot along or does not, in one step (see mpx_arena.h): never the block
- * without it. A child that has the slot without knowing, as the thread that took the lease is not in
- * it, keeps the block for as long as it lives: no more than that can happen.
+ * A fork in between takes the slot along or does not, in one step (see mpx_arena.h): never the
+ * block without it. A child that has the slot without knowing, as the thread that took the lease is
+ * not in it, keeps the block for as long as it lives: no more than that can happen.
  */
 #include "mpx_lease.h"
 

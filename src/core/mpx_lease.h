@@ -2,10 +2,10 @@
  *
  * Layer: L5
  *
- * Who has received a message's block may keep it instead of copying what is in it. A lease is a slot
- * that owns the block and nothing else. So what holds for slots holds for it: the processes that are
- * forked while it lasts hold it too, each ends it for itself, and with the last of them, ended or
- * dead, the block is free. No other process reaches it.
+ * Who has received a message's block may keep it instead of copying what is in it. A lease is a
+ * slot that owns the block and nothing else. So what holds for slots holds for it: the processes
+ * that are forked while it lasts hold it too, each ends it for itself, and with the last of them,
+ * ended or dead, the block is free. No other process reaches it.
  *
  * The bound. A process has at most so many bytes on loan, those that it has from its parent
  * included; where it would be more, there is no lease, and the content is copied. The number is the

@@ -1,7 +1,8 @@
 /* apart.h - messages of pickles whose large buffers lie beside them.
  *
- * Pickle's protocol 5 lets an object give its bytes (a PickleBuffer) instead of a copy of them. Here
- * those of MPX_APART_LEAST and more are copied once, to where the receiver can use them as they are:
+ * Pickle's protocol 5 lets an object give its bytes (a PickleBuffer) instead of a copy of them.
+ * Here those of MPX_APART_LEAST and more are copied once, to where the receiver can use them as
+ * they are:
  *
  *     tag | pickle ... | buffer | buffer ... | entry for each | how many entries | bytes of pickle
  *
@@ -21,9 +22,9 @@
 /* Appends the message of an object; as mpx_pickle. */
 int mpx_apart_write(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out);
 
-/* The object of such a message, which may hold anything. Its buffers are memoryviews on the parcel's
- * block, where there is one and it can be lent (see mpx_lease_new). Else they are new bytes, or
- * bytearrays where they are writable: as pickle gives them that are in the pickle. */
+/* The object of such a message, which may hold anything. Its buffers are memoryviews on the
+ * parcel's block, where there is one and it can be lent (see mpx_lease_new). Else they are new
+ * bytes, or bytearrays where they are writable: as pickle gives them that are in the pickle. */
 PyObject *mpx_apart_read(PyObject *module, const char *data, size_t size, mpx_parcel_t *parcel);
 
 #endif

@@ -77,8 +77,8 @@ static inline void mpx_letter_end(mpx_letter_t *letter)
         mpx_letter_clear(letter);
 }
 
-/* What becomes of the bytes of a message, which do not outlive the call, unless the reader takes over
- * the block that they are in; NULL: they are in none. */
+/* What becomes of the bytes of a message, which do not outlive the call, unless the reader takes
+ * over the block that they are in; NULL: they are in none. */
 typedef PyObject *mpx_channel_reader_t(void *context, const char *data, size_t size,
                                        mpx_parcel_t *parcel);
 

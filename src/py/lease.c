@@ -52,8 +52,7 @@ static PyType_Slot Lease_slots[] = {
 static PyType_Spec Lease_spec = {
     .name = "mproc_ext._core.Lease",
     .basicsize = sizeof(LeaseObject),
-    .flags =
-        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = Lease_slots,
 };
 

@@ -98,9 +98,10 @@ static int module_exec(PyObject *module)
         mpx_add_program(module) < 0 || mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 ||
         mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
         mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
-        mpx_add_pickling(module) < 0 || mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 ||
-        mpx_add_channel(module) < 0 || mpx_add_queue_base(module) < 0 ||
-        mpx_add_queue(module) < 0 || mpx_add_simple_queue(module) < 0)
+        mpx_add_pickling(module) < 0 || mpx_add_serialize(module) < 0 ||
+        mpx_add_lease(module) < 0 || mpx_add_channel(module) < 0 ||
+        mpx_add_queue_base(module) < 0 || mpx_add_queue(module) < 0 ||
+        mpx_add_simple_queue(module) < 0)
         return -1;
 #ifdef MPX_KILL_POINTS
     if (mpx_add_kill_points(module) < 0)

@@ -40,7 +40,8 @@ enum {
     MPX_NAMES
 };
 
-/* How many idle picklers are kept, of those that leave large buffers apart and those that do not. */
+/* How many idle picklers are kept, of those that leave large buffers apart and those that do not.
+ */
 #define MPX_PICKLINGS 4
 
 /* Short keys of dicts that were received: the next message has the same ones, mostly, and to make a
@@ -198,7 +199,8 @@ int mpx_parse_arguments(const char *format, PyObject *const *args, Py_ssize_t na
                         Py_ssize_t required, Py_ssize_t count);
 
 /* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c, synchronized.c,
- * pickling.c, serialize.c, lease.c: each adds its part to the module. 0, or -1 with an exception. */
+ * pickling.c, serialize.c, lease.c: each adds its part to the module. 0, or -1 with an exception.
+ */
 int mpx_add_child(PyObject *module);
 int mpx_add_program(PyObject *module);
 int mpx_add_fds(PyObject *module);

@@ -195,7 +195,7 @@ static int set_pickler(PyObject *module, PicklingObject *self)
 {
     module_state_t *state = module_state(module);
     PyObject *type = mpx_from_pickle(module, &state->pickle_pickler, MPX_NAME_PICKLER);
-    PyObject *pickler = type == NULL         ? NULL
+    PyObject *pickler = type == NULL        ? NULL
                         : self->takes_apart ? new_for_buffers(type, (PyObject *)self)
                                             : PyObject_CallOneArg(type, (PyObject *)self);
     Py_XDECREF(type);

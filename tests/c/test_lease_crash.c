@@ -1,5 +1,5 @@
-/* test_lease_crash.c - blocks on loan when processes are killed: none lost, none freed that somebody
- * can reach. From the producer to the lease: a ring, as queues use it. */
+/* test_lease_crash.c - blocks on loan when processes are killed: none lost, none freed that
+ * somebody can reach. From the producer to the lease: a ring, as queues use it. */
 #include "harness.h"
 #include "heap_blocks.h"
 
@@ -132,10 +132,10 @@ TEST(killed_at_each_step)
         return; /* at each death memcheck reads all that is mapped, and views end behind the file */
     }
     static const char *const steps[] = {
-        "ring_gift_noted", "ring_given",  "ring_published",  "ring_copied", "ring_take_noted",
-        "ring_taken",      "ring_take_given", "slot_taken",  "slot_held",   "lease_slot",
-        "lease_keyed",     "heap_given",  "lease_taken",     "slot_dropped", "slot_freed",
-        "lease_dropped",   "heap_freed",  "lease_ended",
+        "ring_gift_noted", "ring_given",      "ring_published", "ring_copied",  "ring_take_noted",
+        "ring_taken",      "ring_take_given", "slot_taken",     "slot_held",    "lease_slot",
+        "lease_keyed",     "heap_given",      "lease_taken",    "slot_dropped", "slot_freed",
+        "lease_dropped",   "heap_freed",      "lease_ended",
     };
     for (size_t s = 0; s < MPX_ARRAY_LENGTH(steps); s++) {
         check_killed_at(steps[s]);
@@ -223,7 +223,8 @@ TEST(an_heir_of_the_dead_keeps_the_block)
 
 /* ---- Killed anywhere ------------------------------------------------------------------------- */
 
-/* Blocks that are written to while they are on loan: whoever shared one would see another's mark. */
+/* Blocks that are written to while they are on loan: whoever shared one would see another's mark.
+ */
 static void labour(void *argument)
 {
     struct scene *scene = argument;
@@ -292,8 +293,8 @@ TEST(killed_at_random)
     free_shared_memory(scene, sizeof(*scene));
 }
 
-/* Who is killed in the middle of a fork leaves the child's record for a minute, and with it what the
- * child would have had on loan. */
+/* Who is killed in the middle of a fork leaves the child's record for a minute, and with it what
+ * the child would have had on loan. */
 TEST(killed_at_random_with_heirs)
 {
     if (emulated()) {

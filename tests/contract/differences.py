@@ -10,6 +10,8 @@ DIFFERENCES = {
     "(package)/install": "beyond the stdlib: makes `multiprocessing` mean this package",
 }
 
+METHODS = ("", "'fork'", "'spawn'", "'forkserver'")  # as they are in the tests' names
+
 # The classes that start processes are C types: what the stdlib sets on their instances is a
 # descriptor.
 for popen in ("popen_fork", "popen_spawn_posix", "popen_forkserver"):
@@ -93,6 +95,12 @@ for kind in ("Queue", "JoinableQueue"):
             DIFFERENCES[f"queues/{kind}.{fact}"] = "beyond the stdlib"
         if name != "__iter__":
             DIFFERENCES[f"{kind}()/{name}"] = "beyond the stdlib"
+
+for kind in ("Queue", "JoinableQueue", "SimpleQueue"):
+    for group in ("(package)", "queues", *(f"get_context({method})" for method in METHODS)):
+        DIFFERENCES[f"{group}/{kind} signature"] = "beyond the stdlib: zero_copy"
+    for cls in ("Base", "Default", "Fork", "Spawn", "ForkServer"):
+        DIFFERENCES[f"context/{cls}Context.{kind} signature"] = "beyond the stdlib: zero_copy"
 
 # The forkserver is ours, and so is what it and its clients say to each other.
 for name in (

@@ -1,5 +1,5 @@
-"""Queues with zero_copy: what is lent is in the shared memory that it came in, is nobody else's, and
-is given back when nobody can reach it any more.
+"""Queues with zero_copy: what is lent lies in the shared memory that it came in, is nobody else's,
+and is given back when nobody can reach it any more.
 """
 
 import ctypes
@@ -708,7 +708,7 @@ def test_a_subclass_with_the_stdlibs_code(ours):
     assert lent() == 0
 
 
-@pytest.mark.parametrize("kind, args", [("Queue", 1), ("JoinableQueue", 1), ("SimpleQueue", 0)])
+@pytest.mark.parametrize(("kind", "args"), [("Queue", 1), ("JoinableQueue", 1), ("SimpleQueue", 0)])
 def test_the_option_has_a_name(ours, kind, args):
     with pytest.raises(TypeError):
         getattr(ours, kind)(*[0] * args, True)
@@ -801,4 +801,3 @@ def test_killed_at_random_with_things_on_loan(ours, make):
         while not q.empty():
             q.get()
     wait_until(lambda: owned() <= before)
-
