@@ -48,10 +48,11 @@ POINTS = ("ring_", "heap_", "mutex_", "owned_")
 LENT_POINTS = ("lease_", "slot_taken", "slot_held", "slot_dropped", "slot_freed")
 # Passed once, or when the heap grows: tests/c kills there.
 RARE = ("ring_shut", "ring_watching", "heap_entry", "heap_extent", "heap_extended")
-# What is lent is in no segment, so there are few of these: the other storm is for them.
+# What is lent is in no segment, and no mutex is held while it is copied, so there are few of these:
+# the other storm is for them.
 LENT_RARE = tuple(
     "ring_left ring_left_freed ring_leave_noted ring_settled_leave ring_linked ring_link_last "
-    "ring_link_given ring_link_noted ring_settled_link".split()
+    "ring_link_given ring_link_noted ring_settled_link owned_waiting owned_awake".split()
 )
 
 # What is passed when somebody has died there, who was one of these.
