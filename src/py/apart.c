@@ -142,28 +142,17 @@ static void raise_damaged(void)
     Py_XDECREF(error);
 }
 
-/* A part of the lease's bytes. */
-static PyObject *lend(PyObject *lease, const entry_t *entry)
+/* `lease` is None where there is none. */
+static PyObject *make_buffer(PyObject *module, PyObject *lease, const char *data,
+                             const entry_t *entry)
 {
+    bool is_readonly = (entry->size & WRITABLE) == 0;
     size_t size = (size_t)(entry->size & ~WRITABLE);
-    PyObject *whole = PyMemoryView_FromObject(lease);
-    PyObject *view = whole == NULL ? NULL
-                                   : PySequence_GetSlice(whole, (Py_ssize_t)entry->at,
-                                                         (Py_ssize_t)(entry->at + size));
-    Py_XDECREF(whole);
-    if (view == NULL || (entry->size & WRITABLE))
-        return view;
-    PyObject *readable = PyObject_CallMethod(view, "toreadonly", NULL);
-    Py_DECREF(view);
-    return readable;
-}
-
-static PyObject *copy_part(const char *data, const entry_t *entry)
-{
-    Py_ssize_t size = (Py_ssize_t)(entry->size & ~WRITABLE);
-    if (entry->size & WRITABLE)
-        return PyByteArray_FromStringAndSize(data + entry->at, size);
-    return PyBytes_FromStringAndSize(data + entry->at, size);
+    if (lease != Py_None)
+        return mpx_lease_view(module, lease, data + entry->at, size, is_readonly);
+    if (is_readonly)
+        return PyBytes_FromStringAndSize(data + entry->at, (Py_ssize_t)size);
+    return PyByteArray_FromStringAndSize(data + entry->at, (Py_ssize_t)size);
 }
 
 /* The next entry, which is read once. `from` is where a buffer may begin: they do not overlap, so a
@@ -178,9 +167,8 @@ static bool read_entry(const char *at, size_t *from, size_t end, entry_t *entry)
     return true;
 }
 
-/* `lease` is None where there is none. */
-static PyObject *read_buffers(const char *data, const char *entries, size_t count, size_t from,
-                              PyObject *lease)
+static PyObject *read_buffers(PyObject *module, PyObject *lease, const char *data,
+                              const char *entries, size_t count, size_t from)
 {
     PyObject *buffers = PyList_New(0);
     size_t end = (size_t)(entries - data);
@@ -190,7 +178,7 @@ static PyObject *read_buffers(const char *data, const char *entries, size_t coun
         if (!read_entry(entries + i * sizeof(entry), &from, end, &entry))
             raise_damaged();
         else
-            buffer = lease == Py_None ? copy_part(data, &entry) : lend(lease, &entry);
+            buffer = make_buffer(module, lease, data, &entry);
         if (buffer == NULL || PyList_Append(buffers, buffer) < 0)
             Py_CLEAR(buffers);
         Py_XDECREF(buffer);
@@ -216,12 +204,12 @@ PyObject *mpx_apart_read(PyObject *module, const char *data, size_t size, mpx_pa
         return NULL;
     }
     const char *entries = data + size - sizeof(ending) - ending.entries * sizeof(entry_t);
-    PyObject *lease = ending.entries > 0 && parcel != NULL
-                          ? mpx_lease_new(module, parcel, data, size)
-                          : Py_NewRef(Py_None);
+    PyObject *lease =
+        ending.entries > 0 && parcel != NULL ? mpx_lease_new(module, parcel) : Py_NewRef(Py_None);
     if (lease == NULL)
         return NULL;
-    PyObject *buffers = read_buffers(data, entries, ending.entries, ending.pickle + 1, lease);
+    PyObject *buffers =
+        read_buffers(module, lease, data, entries, ending.entries, ending.pickle + 1);
     PyObject *object = NULL;
     if (buffers != NULL)
         object = mpx_unpickle(module, data + 1, ending.pickle, buffers);

@@ -4,15 +4,22 @@
 #include "mpx_lease.h"
 
 typedef struct {
-    PyObject_HEAD mpx_lease_t lease; /* block 0: none */
+    PyObject_HEAD PyObject *whole; /* of a part: what has the lease; else NULL */
+    mpx_lease_t lease;             /* block 0: none */
     char *data;
     Py_ssize_t size;
+    bool is_readonly;
 } LeaseObject;
 
-PyObject *mpx_lease_new(PyObject *module, mpx_parcel_t *parcel, const char *data, size_t size)
+static LeaseObject *new_lease(PyObject *module)
 {
     PyTypeObject *type = module_state(module)->lease_type;
-    LeaseObject *self = (LeaseObject *)type->tp_alloc(type, 0);
+    return (LeaseObject *)type->tp_alloc(type, 0);
+}
+
+PyObject *mpx_lease_new(PyObject *module, mpx_parcel_t *parcel)
+{
+    LeaseObject *self = new_lease(module);
     if (self == NULL)
         return NULL;
     if (mpx_lease_take(&self->lease, parcel->arena, parcel->block) < 0) {
@@ -21,15 +28,28 @@ PyObject *mpx_lease_new(PyObject *module, mpx_parcel_t *parcel, const char *data
         return Py_NewRef(Py_None);
     }
     parcel->block = 0;
-    self->data = (char *)data;
-    self->size = (Py_ssize_t)size;
     return (PyObject *)self;
+}
+
+PyObject *mpx_lease_view(PyObject *module, PyObject *lease, const char *data, size_t size,
+                         bool is_readonly)
+{
+    LeaseObject *part = new_lease(module);
+    if (part == NULL)
+        return NULL;
+    part->whole = Py_NewRef(lease);
+    part->data = (char *)data;
+    part->size = (Py_ssize_t)size;
+    part->is_readonly = is_readonly;
+    PyObject *view = PyMemoryView_FromObject((PyObject *)part);
+    Py_DECREF(part);
+    return view;
 }
 
 static int Lease_getbuffer(PyObject *self, Py_buffer *view, int flags)
 {
     LeaseObject *lease = (LeaseObject *)self;
-    return PyBuffer_FillInfo(view, self, lease->data, lease->size, 0, flags);
+    return PyBuffer_FillInfo(view, self, lease->data, lease->size, lease->is_readonly, flags);
 }
 
 static void Lease_dealloc(PyObject *self)
@@ -38,12 +58,13 @@ static void Lease_dealloc(PyObject *self)
     LeaseObject *lease = (LeaseObject *)self;
     if (lease->lease.block != 0)
         mpx_lease_end(&lease->lease);
+    Py_XDECREF(lease->whole);
     type->tp_free(self);
     Py_DECREF(type);
 }
 
 static PyType_Slot Lease_slots[] = {
-    {Py_tp_doc, (void *)PyDoc_STR("A message's memory, for as long as there is a buffer on it.")},
+    {Py_tp_doc, (void *)PyDoc_STR("A part of a message's memory, which stays as long as this.")},
     {Py_tp_dealloc, Lease_dealloc},
     {Py_bf_getbuffer, Lease_getbuffer},
     {0, NULL},

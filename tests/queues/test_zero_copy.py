@@ -18,7 +18,7 @@ import pytest
 import zero_copy_targets
 from queue_helpers import LIMIT, OURS, end, pattern, stderr
 from sync_helpers import Child, Task, wait_until
-from zero_copy_targets import BIG, LEAST, MAKERS, Bad, Carrier, lent
+from zero_copy_targets import BIG, LEAST, MAKERS, Bad, Carrier, ZeroCopyByteArray, lent
 
 import mproc_ext
 
@@ -146,6 +146,18 @@ def test_an_object_twice_in_a_message_is_one(q, make):
     one, other, again = through(q, [thing, thing, (thing,)])
     assert one is other is again[0]
     assert lent() <= in_units(BIG + 1000)
+
+
+def test_the_object_below_a_buffer_is_the_buffer(q):
+    """As pickle's documentation has it: a memoryview's obj is asked for the bytes."""
+    things = [ZeroCopyByteArray(pattern(n, BIG + n)) for n in range(3)]
+    got = through(q, things)
+    assert [type(thing) for thing in got] == [ZeroCopyByteArray] * 3
+    assert got == things
+    assert lent() == 0  # these have copied it
+    views = through(q, [pickle.PickleBuffer(bytes(thing)) for thing in things])
+    assert [bytes(view.obj) for view in views] == things
+    assert all(memoryview(view.obj).readonly for view in views)
 
 
 def test_a_pickle_buffer_is_a_memoryview(q):

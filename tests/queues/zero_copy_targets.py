@@ -32,6 +32,21 @@ class Carrier:
         memoryview(self.data)[:] = data
 
 
+class ZeroCopyByteArray(bytearray):
+    """Of the documentation of pickle's protocol 5."""
+
+    def __reduce_ex__(self, protocol):
+        if protocol >= 5:
+            return type(self)._reconstruct, (pickle.PickleBuffer(self),), None
+        return type(self)._reconstruct, (bytearray(self),)
+
+    @classmethod
+    def _reconstruct(cls, obj):
+        with memoryview(obj) as view:
+            obj = view.obj
+            return obj if type(obj) is cls else cls(obj)
+
+
 class Array:
     """The same of a numpy array."""
 
