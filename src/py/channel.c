@@ -403,8 +403,9 @@ MPX_COLD static PyObject *receive_rest(ChannelObject *self, arrival_t *arrival, 
             result = receive_message(self, arrival, deadline);
     }
     if (result == 0)
-        object = arrival->message.block ? read_block(self, arrival, reader, context)
-                                        : reader(context, arrival->buffer, arrival->message.size, NULL);
+        object = arrival->message.block
+                     ? read_block(self, arrival, reader, context)
+                     : reader(context, arrival->buffer, arrival->message.size, NULL);
     else if (!is_told(result))
         result = raise_status(result);
     if (arrival->buffer != arrival->small)
