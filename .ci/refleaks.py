@@ -220,6 +220,42 @@ def register_reducers():
     assert _core.loads(_core.dumps(1j)) == 1j
 
 
+class Carrier:
+    """Gives pickle its bytes out of band."""
+
+    def __init__(self, data, *rest):
+        self.data = data
+        self.rest = rest
+
+    def __reduce_ex__(self, protocol):
+        return Carrier, (pickle.PickleBuffer(self.data), *self.rest)
+
+
+def lend_buffers():
+    q = mproc_ext.get_context("fork").SimpleQueue(zero_copy=True)
+    for data in (bytearray(100_000), bytes(100_000), bytearray(10)):
+        q.put([Carrier(data), Carrier(data)])
+        one, other = q.get()
+        assert one.data == other.data == data
+        q.put(one)
+        _core.limit_leases(1)
+        assert q.get().data == data
+        _core.limit_leases(0)
+        one.rest = other, one
+    try:
+        q.put([Carrier(bytearray(100_000)), Carrier(b"", lambda: None)])
+    except (pickle.PicklingError, AttributeError):
+        pass
+    else:
+        raise AssertionError("a lambda was pickled")
+    q._channel._send_bytes(bytes([_core.FIRST_TAG + 30]) + bytes([255]) * 100_000)
+    try:
+        q.get()
+    except pickle.UnpicklingError:
+        return
+    raise AssertionError("a damaged message was read")
+
+
 def leak():
     import ctypes
 
@@ -238,6 +274,7 @@ CASES = {
     "conditions, events, barriers": use_conditions_and_events,
     "values and arrays": use_values,
     "spawn: shared objects as arguments": pass_shared_objects,
+    "buffers on loan": lend_buffers,
     "messages without pickle": send_trees,
     "messages by pickle": send_pickles,
     "messages that are damaged": read_damaged_messages,

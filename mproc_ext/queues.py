@@ -59,10 +59,10 @@ class Channel(_core.Channel):
         ends = self._ends()
         if -1 in ends:
             raise OSError("handle is closed")
-        return (*_arena.hand_over(self), *map(reduction.DupFd, ends))
+        return (self._zero_copy, *_arena.hand_over(self), *map(reduction.DupFd, ends))
 
     def __setstate__(self, state):
-        *where, reader, writer = state
+        self._zero_copy, *where, reader, writer = state
         ends = [-1 if end is None else end.detach() for end in (reader, writer)]
         self._take(*_arena.take_over(*where), *ends)
 
@@ -163,7 +163,7 @@ class _End(connection.Connection):
         self._channel._check_ends()
         ends = self._channel._ends()
         mine = ends[0 if self._readable else 1]
-        state = [*_arena.hand_over(self._channel), None, None]
+        state = [self._channel._zero_copy, *_arena.hand_over(self._channel), None, None]
         state[-2 if self._readable else -1] = reduction.DupFd(mine)
         return _end_of, (state, self._readable)
 
@@ -243,8 +243,9 @@ class _Ended:
             (close if end is None else end.close)()
 
 
-def _make_channel(limit, max_bytes, ctx):
+def _make_channel(limit, max_bytes, ctx, zero_copy):
     channel = Channel()
+    channel._zero_copy = bool(zero_copy)
     channel._is_fork_ctx = synchronize._is_fork(ctx)
     channel._make(limit, max_bytes)
     return channel
@@ -285,9 +286,18 @@ class Queue(_core.Queue, _Ended, _std.Queue):
 
     With *max_bytes*, the pickles of what is in it have so many bytes at most: put() waits for room
     as it does with *maxsize*, and raises ValueError for an object that is larger by itself.
+
+    With *zero_copy*, get() does not copy the large buffers of an object (64 KB and more: those of
+    numpy arrays, and of whatever gives pickle's protocol 5 a PickleBuffer).  A numpy array then
+    lies in the shared memory that it came in, writable if the one that was put is, but it does not
+    own its data and cannot be resized; a PickleBuffer arrives as a memoryview.  The memory is only
+    this process's, until nothing uses it any more.  A child that is forked meanwhile has it too:
+    both see what either writes, and it is free when both are done with it or dead.  A process has
+    at most a quarter of the memory on loan that could be had when it first got something so; what
+    is beyond that is copied, into memory of its own.
     """
 
-    def __init__(self, maxsize=0, *, max_bytes=0, ctx):
+    def __init__(self, maxsize=0, *, max_bytes=0, zero_copy=False, ctx):
         max_bytes = max(operator.index(max_bytes), 0)
         if _is_stdlibs(type(self), _OURS):
             _no_limit_of_bytes(max_bytes)
@@ -301,7 +311,7 @@ class Queue(_core.Queue, _Ended, _std.Queue):
                 maxsize = operator.index(maxsize)
         self._maxsize = maxsize
         self._opid = os.getpid()
-        self._begin(_make_channel(operator.index(maxsize), max_bytes, ctx))
+        self._begin(_make_channel(operator.index(maxsize), max_bytes, ctx, zero_copy))
 
     # As the stdlib sets it on each object: here where it is anything else, as the interpreter finds
     # methods soonest of an object whose dict has not been made.
@@ -436,7 +446,7 @@ class JoinableQueue(Queue, _std.JoinableQueue):
     it, join() may wait until these takers have ended, too.
     """
 
-    def __init__(self, maxsize=0, *, max_bytes=0, on_death=None, ctx):
+    def __init__(self, maxsize=0, *, max_bytes=0, zero_copy=False, on_death=None, ctx):
         if on_death is not None and on_death != "done":
             raise ValueError(f"on_death must be None or 'done', not {on_death!r}")
         if _is_stdlibs(type(self), _OURS):
@@ -445,7 +455,7 @@ class JoinableQueue(Queue, _std.JoinableQueue):
             _no_limit_of_bytes(max_bytes)
             _std.JoinableQueue.__init__(self, maxsize, ctx=ctx)
             return
-        Queue.__init__(self, maxsize, max_bytes=max_bytes, ctx=ctx)
+        Queue.__init__(self, maxsize, max_bytes=max_bytes, zero_copy=zero_copy, ctx=ctx)
         if on_death == "done":
             self._channel._count_takers()
 
@@ -473,13 +483,13 @@ class JoinableQueue(Queue, _std.JoinableQueue):
 
 @_core.own_methods
 class SimpleQueue(_core.SimpleQueue, _Ended, _std.SimpleQueue):
-    """A queue without a limit, and without timeouts."""
+    """A queue without a limit, and without timeouts; *zero_copy* as with Queue."""
 
-    def __init__(self, *, ctx):
+    def __init__(self, *, ctx, zero_copy=False):
         if _is_stdlibs(type(self), _OURS):
             _std.SimpleQueue.__init__(self, ctx=ctx)
         else:
-            self._begin(_make_channel(0, 0, ctx), False)
+            self._begin(_make_channel(0, 0, ctx, zero_copy), False)
 
     def __getstate__(self):
         if self._channel is None:

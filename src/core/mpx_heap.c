@@ -176,6 +176,13 @@ static void free_blocks(mpx_arena_t *arena, mpx_heap_shared_t *heap, mpx_heap_ow
     }
 }
 
+void mpx_heap_free_left(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner)
+{
+    if (!is_alive(arena, owner)) {
+        (void)mpx_heap_free(arena, block, owner);
+    }
+}
+
 void mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner)
 {
     mpx_heap_shared_t *heap = mpx_heap_of(arena);

@@ -17,8 +17,9 @@
  * The memory. Blocks that were freed last are used first. A free block keeps its storage until
  * mpx_heap_trim; a block that is handed out has storage for every byte.
  *
- * Threads. Everything here may be called from any thread; nothing from a signal handler. give, free
- * and at take no lock. The others take the arena's mutex, so no other mutex may be held.
+ * Threads. Everything here may be called from any thread; nothing from a signal handler. give,
+ * free, free_left and at take no lock. The others take the arena's mutex, so no other mutex may be
+ * held.
  *
  * Killed at any point, a process leaves a whole heap: see mpx_heap.c.
  */
@@ -60,7 +61,9 @@ bool mpx_heap_free(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner
  * cannot be mapped. Maps it if need be. */
 void *mpx_heap_at(mpx_arena_t *arena, mpx_block_t block, size_t *size);
 
-/* After a drop of the owner's slot: frees its blocks, unless somebody else holds the slot. */
+/* After a drop of the owner's slot: frees its blocks, unless somebody else holds the slot; or that
+ * one alone. */
+void mpx_heap_free_left(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner);
 void mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner);
 
 /* Frees the blocks of the dead, which otherwise happens from time to time, and before the heap

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 
+#include <structmember.h>
+
 #include "serialize.h"
 
 /* A message up to this length is received on the stack. */
@@ -412,20 +414,18 @@ static inline int receive_message(ChannelObject *self, arrival_t *arrival, int64
 MPX_COLD static PyObject *read_block(ChannelObject *self, const arrival_t *arrival,
                                      mpx_channel_reader_t *reader, void *context)
 {
-    mpx_block_t block = arrival->message.block;
-    mpx_heap_owner_t own;
+    mpx_parcel_t parcel = {self->ring.arena, arrival->message.block};
     uint64_t length = 0;
     size_t size = 0;
     PyObject *result = NULL;
-    void *address = mpx_heap_at(self->ring.arena, block, &size);
+    void *address = mpx_heap_at(parcel.arena, parcel.block, &size);
     if (arrival->message.size == sizeof(length))
         memcpy(&length, arrival->buffer, sizeof(length));
     if (address == NULL || length == 0 || length > size)
         raise_status(-EPROTO);
     else
-        result = reader(context, address, length);
-    if (mpx_heap_own(self->ring.arena, &own) == 0)
-        (void)mpx_heap_free(self->ring.arena, block, own);
+        result = reader(context, address, length, &parcel);
+    free_own_block(self, parcel.block);
     return result;
 }
 
@@ -441,8 +441,9 @@ MPX_COLD static PyObject *receive_rest(ChannelObject *self, arrival_t *arrival, 
             result = receive_message(self, arrival, deadline);
     }
     if (result == 0)
-        object = arrival->message.block ? read_block(self, arrival, reader, context)
-                                        : reader(context, arrival->buffer, arrival->message.size);
+        object = arrival->message.block
+                     ? read_block(self, arrival, reader, context)
+                     : reader(context, arrival->buffer, arrival->message.size, NULL);
     else if (!is_told(result))
         result = raise_status(result);
     if (arrival->buffer != arrival->small)
@@ -462,7 +463,7 @@ PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel
         result = receive_message(self, &arrival, deadline);
     if (MPX_LIKELY(result == 0 && arrival.message.block == 0)) {
         *status = 0;
-        return reader(context, arrival.small, arrival.message.size);
+        return reader(context, arrival.small, arrival.message.size, NULL);
     }
     return receive_rest(self, &arrival, deadline, reader, context, result, status);
 }
@@ -674,7 +675,8 @@ static PyObject *Channel_send_bytes(PyObject *self, PyObject *argument)
     return status < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-static PyObject *read_bytes(void *Py_UNUSED(context), const char *data, size_t size)
+static PyObject *read_bytes(void *Py_UNUSED(context), const char *data, size_t size,
+                            mpx_parcel_t *Py_UNUSED(parcel))
 {
     return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
 }
@@ -700,7 +702,7 @@ static PyObject *Channel_receive_bytes(PyObject *self, PyObject *timeout)
 }
 
 static PyObject *read_nothing(void *Py_UNUSED(context), const char *Py_UNUSED(data),
-                              size_t Py_UNUSED(size))
+                              size_t Py_UNUSED(size), mpx_parcel_t *Py_UNUSED(parcel))
 {
     return Py_NewRef(Py_True);
 }
@@ -911,7 +913,14 @@ static PyMethodDef Channel_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef Channel_members[] = {
+    {"_zero_copy", T_BOOL, offsetof(ChannelObject, is_zero_copy), 0,
+     "whether large buffers are lent to who receives them"},
+    {NULL, 0, 0, 0, NULL},
+};
+
 static PyType_Slot Channel_slots[] = {
+    {Py_tp_members, Channel_members},
     {Py_tp_doc, (void *)Channel_doc},
     {Py_tp_dealloc, Channel_dealloc},
     {Py_tp_methods, Channel_methods},

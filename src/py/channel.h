@@ -10,11 +10,13 @@
 #include "shared.h"
 
 #include "buffer.h"
+#include "lease.h"
 #include "mpx_ring.h"
 
 typedef struct {
     MPX_SHARED_HEAD
     mpx_ring_t ring;
+    char is_zero_copy; /* large buffers are written apart: see apart.h */
 } ChannelObject;
 
 /* A deadline: not to wait. */
@@ -75,8 +77,10 @@ static inline void mpx_letter_end(mpx_letter_t *letter)
         mpx_letter_clear(letter);
 }
 
-/* What becomes of the bytes of a message, which do not outlive the call. */
-typedef PyObject *mpx_channel_reader_t(void *context, const char *data, size_t size);
+/* What becomes of the bytes of a message, which do not outlive the call, unless the reader takes
+ * over the block that they are in; NULL: they are in none. */
+typedef PyObject *mpx_channel_reader_t(void *context, const char *data, size_t size,
+                                       mpx_parcel_t *parcel);
 
 /* Receives a message: what `reader` makes of it. NULL with an exception; or without one where
  * *status is MPX_CHANNEL_TIMEOUT or MPX_CHANNEL_SHUT. */

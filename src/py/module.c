@@ -99,8 +99,9 @@ static int module_exec(PyObject *module)
         mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
         mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
         mpx_add_pickling(module) < 0 || mpx_add_serialize(module) < 0 ||
-        mpx_add_channel(module) < 0 || mpx_add_queue_base(module) < 0 ||
-        mpx_add_queue(module) < 0 || mpx_add_simple_queue(module) < 0)
+        mpx_add_lease(module) < 0 || mpx_add_channel(module) < 0 ||
+        mpx_add_queue_base(module) < 0 || mpx_add_queue(module) < 0 ||
+        mpx_add_simple_queue(module) < 0)
         return -1;
 #ifdef MPX_KILL_POINTS
     if (mpx_add_kill_points(module) < 0)
@@ -127,13 +128,14 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->full_error);
     Py_VISIT(module_state(module)->shut_down_error);
     Py_VISIT(module_state(module)->pickling_type);
+    Py_VISIT(module_state(module)->lease_type);
     Py_VISIT(module_state(module)->pickler_class);
     Py_VISIT(module_state(module)->pickler_tables);
     Py_VISIT(module_state(module)->pickle_loads);
     Py_VISIT(module_state(module)->pickle_pickler);
     Py_VISIT(module_state(module)->pickling_namespace);
-    for (int i = 0; i < MPX_PICKLINGS; i++)
-        Py_VISIT((PyObject *)module_state(module)->picklings[i]);
+    for (int i = 0; i < 2 * MPX_PICKLINGS; i++)
+        Py_VISIT((PyObject *)module_state(module)->picklings[i % 2][i / 2]);
     return 0;
 }
 
@@ -157,13 +159,14 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->full_error);
     Py_CLEAR(module_state(module)->shut_down_error);
     Py_CLEAR(module_state(module)->pickling_type);
+    Py_CLEAR(module_state(module)->lease_type);
     Py_CLEAR(module_state(module)->pickler_class);
     Py_CLEAR(module_state(module)->pickler_tables);
     Py_CLEAR(module_state(module)->pickle_loads);
     Py_CLEAR(module_state(module)->pickle_pickler);
     Py_CLEAR(module_state(module)->pickling_namespace);
-    for (int i = 0; i < MPX_PICKLINGS; i++)
-        Py_XDECREF((PyObject *)mpx_swap(&module_state(module)->picklings[i], NULL));
+    for (int i = 0; i < 2 * MPX_PICKLINGS; i++)
+        Py_XDECREF((PyObject *)mpx_swap(&module_state(module)->picklings[i % 2][i / 2], NULL));
     for (int i = 0; i < MPX_KEYS; i++)
         Py_CLEAR(module_state(module)->keys.strings[i]);
     return 0;

@@ -40,7 +40,8 @@ enum {
     MPX_NAMES
 };
 
-/* How many idle picklers are kept. */
+/* How many idle picklers are kept, of those that leave large buffers apart and those that do not.
+ */
 #define MPX_PICKLINGS 4
 
 /* Short keys of dicts that were received: the next message has the same ones, mostly, and to make a
@@ -73,7 +74,8 @@ typedef struct {
     PyObject *full_error;  /* these too */
     PyObject *shut_down_error;
     PyTypeObject *pickling_type;
-    void *picklings[MPX_PICKLINGS];          /* objects that nobody uses now; or NULL */
+    PyTypeObject *lease_type;
+    void *picklings[2][MPX_PICKLINGS];       /* objects that nobody uses now; or NULL */
     PyObject *pickler_class;                 /* which is like ForkingPickler, or NULL */
     unsigned pickler_version;                /* of that class: as long as it has it, it is */
     PyObject *pickler_tables;                /* of reducers, a tuple, or NULL */
@@ -197,7 +199,8 @@ int mpx_parse_arguments(const char *format, PyObject *const *args, Py_ssize_t na
                         Py_ssize_t required, Py_ssize_t count);
 
 /* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c, synchronized.c,
- * pickling.c, serialize.c: each adds its part to the module. 0, or -1 with an exception. */
+ * pickling.c, serialize.c, lease.c: each adds its part to the module. 0, or -1 with an exception.
+ */
 int mpx_add_child(PyObject *module);
 int mpx_add_program(PyObject *module);
 int mpx_add_fds(PyObject *module);
@@ -213,6 +216,7 @@ int mpx_add_queue(PyObject *module);
 int mpx_add_simple_queue(PyObject *module);
 int mpx_add_pickling(PyObject *module);
 int mpx_add_serialize(PyObject *module);
+int mpx_add_lease(PyObject *module);
 
 #ifdef MPX_KILL_POINTS
 /* src/testing/kill_points.c */

@@ -10,7 +10,7 @@
  * put back with nothing remembered, its memo cleared; what that costs grows with the largest object
  * it ever pickled, so the pickler itself is made anew after a large one.
  */
-#include "serialize.h"
+#include "apart.h"
 
 #define LARGE ((size_t)2 << 10)
 
@@ -20,6 +20,8 @@ typedef struct {
     PyObject *table;                 /* its dispatch table, or NULL */
     PyObject *copied;  /* the tables' keys and values when they were copied: a tuple, or NULL */
     mpx_buffer_t *out; /* while an object is pickled */
+    PyObject *apart;   /* and a list for its large buffers; or NULL */
+    bool takes_apart;  /* such pickles: by protocol 5 */
 } PicklingObject;
 
 static int Pickling_traverse(PyObject *self, visitproc visit, void *arg)
@@ -28,6 +30,7 @@ static int Pickling_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(((PicklingObject *)self)->pickler);
     Py_VISIT(((PicklingObject *)self)->table);
     Py_VISIT(((PicklingObject *)self)->copied);
+    Py_VISIT(((PicklingObject *)self)->apart);
     return 0;
 }
 
@@ -36,6 +39,7 @@ static int Pickling_clear(PyObject *self)
     Py_CLEAR(((PicklingObject *)self)->pickler);
     Py_CLEAR(((PicklingObject *)self)->table);
     Py_CLEAR(((PicklingObject *)self)->copied);
+    Py_CLEAR(((PicklingObject *)self)->apart);
     return 0;
 }
 
@@ -74,7 +78,23 @@ static PyObject *Pickling_write(PyObject *self, PyObject *data)
 
 PyDoc_STRVAR(Pickling_write_doc, "write($self, data, /)\n--\n\nAppend to the message.");
 
+/* What Pickler asks of each buffer: whether it is to be in the pickle. */
+static PyObject *Pickling_keep(PyObject *self, PyObject *buffer)
+{
+    PyObject *apart = ((PicklingObject *)self)->apart;
+    const Py_buffer *view = PyPickleBuffer_GetBuffer(buffer);
+    if (view == NULL)
+        return NULL;
+    if (apart == NULL || view->len < MPX_APART_LEAST)
+        Py_RETURN_TRUE;
+    return PyList_Append(apart, buffer) < 0 ? NULL : Py_NewRef(Py_False);
+}
+
+PyDoc_STRVAR(Pickling_keep_doc, "keep($self, buffer, /)\n--\n\n"
+                                "Keep a large buffer to be sent beside the pickle: False.");
+
 static PyMethodDef Pickling_methods[] = {
+    {"keep", Pickling_keep, METH_O, Pickling_keep_doc},
     {"write", Pickling_write, METH_O, Pickling_write_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -159,11 +179,25 @@ static int set_table(PicklingObject *self, PyObject *tables)
 
 /* ---- Taking and putting back -------------------------------------------------------------- */
 
+static PyObject *new_for_buffers(PyObject *type, PyObject *self)
+{
+    PyObject *keep = PyObject_GetAttrString(self, "keep");
+    PyObject *args = keep == NULL ? NULL : Py_BuildValue("(Oi)", self, 5);
+    PyObject *names = args == NULL ? NULL : Py_BuildValue("{s:O}", "buffer_callback", keep);
+    PyObject *pickler = names == NULL ? NULL : PyObject_Call(type, args, names);
+    Py_XDECREF(names);
+    Py_XDECREF(args);
+    Py_XDECREF(keep);
+    return pickler;
+}
+
 static int set_pickler(PyObject *module, PicklingObject *self)
 {
     module_state_t *state = module_state(module);
     PyObject *type = mpx_from_pickle(module, &state->pickle_pickler, MPX_NAME_PICKLER);
-    PyObject *pickler = type == NULL ? NULL : PyObject_CallOneArg(type, (PyObject *)self);
+    PyObject *pickler = type == NULL        ? NULL
+                        : self->takes_apart ? new_for_buffers(type, (PyObject *)self)
+                                            : PyObject_CallOneArg(type, (PyObject *)self);
     Py_XDECREF(type);
     if (pickler != NULL &&
         PyObject_SetAttr(pickler, state->names[MPX_NAME_DISPATCH_TABLE], self->table) < 0)
@@ -172,14 +206,16 @@ static int set_pickler(PyObject *module, PicklingObject *self)
     return pickler == NULL ? -1 : 0;
 }
 
-static PicklingObject *take_pickling(PyObject *module)
+static PicklingObject *take_pickling(PyObject *module, bool takes_apart)
 {
     module_state_t *state = module_state(module);
     PicklingObject *self = NULL;
     for (int i = 0; i < MPX_PICKLINGS && self == NULL; i++)
-        self = mpx_swap(&state->picklings[i], NULL);
+        self = mpx_swap(&state->picklings[takes_apart][i], NULL);
     if (self == NULL)
         self = (PicklingObject *)state->pickling_type->tp_alloc(state->pickling_type, 0);
+    if (self != NULL)
+        self->takes_apart = takes_apart;
     return self;
 }
 
@@ -193,8 +229,9 @@ static void drop_pickling(PicklingObject *self)
 static void put_back_pickling(PyObject *module, PicklingObject *self)
 {
     module_state_t *state = module_state(module);
+    void **row = state->picklings[self->takes_apart];
     for (int i = 0; i < MPX_PICKLINGS && self != NULL; i++)
-        self = mpx_swap(&state->picklings[i], self);
+        self = mpx_swap(&row[i], self);
     if (self != NULL)
         drop_pickling(self);
 }
@@ -216,10 +253,11 @@ static int forget(module_state_t *state, PicklingObject *self)
     return result == NULL ? -1 : 0;
 }
 
-int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out)
+int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out,
+               PyObject *apart)
 {
     module_state_t *state = module_state(module);
-    PicklingObject *self = take_pickling(module);
+    PicklingObject *self = take_pickling(module, apart != NULL);
     if (self == NULL)
         return -1;
     if ((!is_current(self->copied, tables) && set_table(self, tables) < 0) ||
@@ -229,8 +267,10 @@ int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_
     }
     size_t before = out->size;
     self->out = out;
+    self->apart = Py_XNewRef(apart);
     int status = dump(state, self, object);
     self->out = NULL;
+    Py_CLEAR(self->apart);
     if (status == 0 && out->size - before > LARGE)
         Py_CLEAR(self->pickler);
     else if (status == 0)

@@ -445,7 +445,7 @@ static int collect(void *context, const char *data, size_t size)
 {
     collector_t *collector = context;
     QueueObject *queue = mpx_queue(collector->queue);
-    PyObject *object = mpx_loads(queue->state, &queue->namespace, data, size);
+    PyObject *object = mpx_loads(queue->state, &queue->namespace, data, size, NULL);
     if (object == NULL)
         return ends_list(collector->queue) ? 0 : -1;
     int status = PyList_Append(collector->list, object);

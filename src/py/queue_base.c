@@ -35,7 +35,8 @@ PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
     mpx_letter_t letter;
     *fault = MPX_NOT_AT_FAULT;
     mpx_letter_begin(&letter, state->module, mpx_queue_channel(self));
-    int status = mpx_dumps(state, &mpx_queue(self)->namespace, object, &letter.buffer);
+    int status = mpx_dumps(state, &mpx_queue(self)->namespace, object, &letter.buffer,
+                           mpx_queue_channel(self)->is_zero_copy);
     if (MPX_UNLIKELY(status < 0)) {
         if (!letter.lacks_memory)
             *fault = MPX_UNPICKLABLE;
@@ -51,10 +52,10 @@ PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
     return raise_result(self, status, state->full_error);
 }
 
-static PyObject *read_object(void *context, const char *data, size_t size)
+static PyObject *read_object(void *context, const char *data, size_t size, mpx_parcel_t *parcel)
 {
     PyObject *self = context;
-    return mpx_loads(mpx_queue_state(self), &mpx_queue(self)->namespace, data, size);
+    return mpx_loads(mpx_queue_state(self), &mpx_queue(self)->namespace, data, size, parcel);
 }
 
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline)

@@ -11,7 +11,7 @@
  * Without a GIL: class and version are stored one after the other, version last, and belong
  * together wherever they are equal to a class's own; so they are read without a lock.
  */
-#include "serialize.h"
+#include "apart.h"
 
 #ifdef Py_GIL_DISABLED
 #    define LOAD_POINTER(field)      _Py_atomic_load_ptr(&(field))
@@ -185,32 +185,34 @@ MPX_COLD static int dumps_by_class(PyObject *module, PyObject *cls, PyObject *ob
     return status;
 }
 
-MPX_COLD static int pickle(module_state_t *state, PyObject *object, mpx_buffer_t *out)
+MPX_COLD static int pickle(module_state_t *state, PyObject *object, mpx_buffer_t *out, bool apart)
 {
     PyObject *tables = mpx_state_ref(state->module, &state->pickler_tables);
-    int status = mpx_pickle(state->module, tables, object, out);
+    int status = apart ? mpx_apart_write(state->module, tables, object, out)
+                       : mpx_pickle(state->module, tables, object, out, NULL);
     Py_DECREF(tables);
     return status;
 }
 
-static inline int dumps_plainly(module_state_t *state, PyObject *object, mpx_buffer_t *out)
+static inline int dumps_plainly(module_state_t *state, PyObject *object, mpx_buffer_t *out,
+                                bool apart)
 {
     size_t before = out->size;
     int status = mpx_tree_write(object, out);
     if (MPX_LIKELY(status <= 0))
         return status;
     out->size = before;
-    return pickle(state, object, out);
+    return pickle(state, object, out, apart);
 }
 
 int mpx_dumps(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
-              mpx_buffer_t *out)
+              mpx_buffer_t *out, bool apart)
 {
     PyObject *cls;
     size_t before = out->size;
     int status = is_plain(state, namespace, &cls);
     if (MPX_LIKELY(status > 0)) {
-        status = dumps_plainly(state, object, out);
+        status = dumps_plainly(state, object, out, apart);
     } else if (status == 0) {
         status = dumps_by_class(state->module, cls, object, out);
         Py_DECREF(cls);
@@ -269,29 +271,46 @@ static void drop_argument(PyObject *argument)
     Py_DECREF(argument);
 }
 
-MPX_COLD static PyObject *unpickle(PyObject *module, const char *data, size_t size)
+/* loads(argument), or loads(argument, buffers=buffers). */
+static PyObject *call_loads(PyObject *loads, PyObject *argument, PyObject *buffers)
+{
+    if (MPX_LIKELY(buffers == NULL))
+        return PyObject_CallOneArg(loads, argument);
+    PyObject *args = PyTuple_Pack(1, argument);
+    PyObject *names = args == NULL ? NULL : Py_BuildValue("{s:O}", "buffers", buffers);
+    PyObject *object = names == NULL ? NULL : PyObject_Call(loads, args, names);
+    Py_XDECREF(names);
+    Py_XDECREF(args);
+    return object;
+}
+
+MPX_COLD PyObject *mpx_unpickle(PyObject *module, const char *data, size_t size, PyObject *buffers)
 {
     PyObject *loads = mpx_from_pickle(module, &module_state(module)->pickle_loads, MPX_NAME_LOADS);
     if (loads == NULL)
         return NULL;
     PyObject *argument = as_argument(data, size), *object = NULL;
     if (argument != NULL) {
-        object = PyObject_CallOneArg(loads, argument);
+        object = call_loads(loads, argument, buffers);
         drop_argument(argument);
     }
     Py_DECREF(loads);
     return object;
 }
 
-static inline PyObject *loads_plainly(module_state_t *state, const char *data, size_t size)
+static inline PyObject *loads_plainly(module_state_t *state, const char *data, size_t size,
+                                      mpx_parcel_t *parcel)
 {
     if (MPX_LIKELY(mpx_is_tree(data, size)))
         return mpx_tree_read(&state->keys, data, size);
-    bool is_raw = size > 0 && (unsigned char)*data == MPX_TAG_RAW;
-    return unpickle(state->module, data + is_raw, size - is_raw);
+    unsigned char tag = size > 0 ? (unsigned char)*data : 0;
+    if (tag == MPX_TAG_APART)
+        return mpx_apart_read(state->module, data, size, parcel);
+    bool is_raw = tag == MPX_TAG_RAW;
+    return mpx_unpickle(state->module, data + is_raw, size - is_raw, NULL);
 }
 
-/* A tree is pickled first, as the program's class expects. */
+/* What is no pickle is pickled first, as the program's class expects. */
 MPX_COLD static PyObject *loads_by_class(PyObject *module, PyObject *cls, const char *data,
                                          size_t size)
 {
@@ -302,7 +321,7 @@ MPX_COLD static PyObject *loads_by_class(PyObject *module, PyObject *cls, const 
         size_t start = tag == MPX_TAG_RAW;
         argument = PyBytes_FromStringAndSize(data + start, (Py_ssize_t)(size - start));
     } else {
-        PyObject *tree = mpx_tree_read(&state->keys, data, size);
+        PyObject *tree = loads_plainly(state, data, size, NULL);
         PyObject *pickle = tree == NULL ? NULL : PyImport_ImportModule("_pickle");
         argument = pickle == NULL ? NULL : PyObject_CallMethod(pickle, "dumps", "O", tree);
         Py_XDECREF(pickle);
@@ -317,12 +336,12 @@ MPX_COLD static PyObject *loads_by_class(PyObject *module, PyObject *cls, const 
 }
 
 PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const char *data,
-                    size_t size)
+                    size_t size, mpx_parcel_t *parcel)
 {
     PyObject *cls;
     int status = is_plain(state, namespace, &cls);
     if (MPX_LIKELY(status > 0))
-        return loads_plainly(state, data, size);
+        return loads_plainly(state, data, size, parcel);
     if (status < 0)
         return NULL;
     PyObject *object = loads_by_class(state->module, cls, data, size);
@@ -396,7 +415,7 @@ static PyObject *dumps(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     mpx_buffer_t out;
     mpx_take_buffer(module, &out);
     PyObject *message = NULL;
-    if (mpx_dumps(module_state(module), &namespace, args[0], &out) == 0)
+    if (mpx_dumps(module_state(module), &namespace, args[0], &out, false) == 0)
         message = PyBytes_FromStringAndSize(out.data, (Py_ssize_t)out.size);
     mpx_give_buffer(module, &out);
     drop_namespace(module, &namespace);
@@ -413,7 +432,7 @@ static PyObject *loads(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     Py_buffer view;
     PyObject *object = NULL;
     if (PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) == 0) {
-        object = mpx_loads(module_state(module), &namespace, view.buf, (size_t)view.len);
+        object = mpx_loads(module_state(module), &namespace, view.buf, (size_t)view.len, NULL);
         PyBuffer_Release(&view);
     }
     drop_namespace(module, &namespace);

@@ -6,6 +6,7 @@
  *   - a plain tree, written by serialize_write.c and read by serialize_read.c, which takes a
  *     fraction of pickle's time; it starts with a byte of 0xa0 or more, which starts no pickle; or
  *   - what pickle makes, as it is; or
+ *   - MPX_TAG_APART and a pickle whose large buffers lie beside it: see apart.h; or
  *   - MPX_TAG_RAW and then what a class of the program's made that it put in ForkingPickler's
  *     place, where that starts with 0xa0 or more.
  */
@@ -13,7 +14,7 @@
 #define MPX_PY_SERIALIZE_H
 
 #include "buffer.h"
-#include "module.h"
+#include "lease.h"
 
 /* What is deeper is left to pickle. Reading and writing recurse in C to this depth. */
 #define MPX_TREE_DEPTH 32
@@ -41,6 +42,7 @@ enum mpx_tag {
     MPX_TAG_DICT,   /* key, value, key, value ... */
     MPX_TAG_KNOWN,  /* an object that was numbered before: its number, in the form of a count */
     MPX_TAG_LAST = MPX_TAG_KNOWN,
+    MPX_TAG_APART = 0xbe,
     MPX_TAG_RAW = 0xbf,
 };
 
@@ -64,8 +66,13 @@ PyObject *mpx_unpickling_error(void);
 PyObject *mpx_from_pickle(PyObject *module, PyObject **field, int name);
 
 /* pickling.c: appends what ForkingPickler makes of an object, with these tables of reducers. 0, or
- * -1 with its exception. */
-int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out);
+ * -1 with its exception. With a list in `apart` it is made by protocol 5, and large buffers are not
+ * appended but put into the list. */
+int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out,
+               PyObject *apart);
+
+/* serialize.c: the object of a pickle, whose buffers beside it are in the list, or NULL. */
+PyObject *mpx_unpickle(PyObject *module, const char *data, size_t size, PyObject *buffers);
 
 /* serialize.c: takes the module's idle buffer, empty, or a new one; and gives one back, its content
  * gone. One that has become large is not kept. */
@@ -80,11 +87,11 @@ typedef struct {
 } mpx_namespace_t;
 
 /* serialize.c: appends an object's message, in the caller's thread. 0, or -1 with an exception and
- * the buffer as before.
+ * the buffer as before. With `apart`, what a pickle is needed for is written as apart.h says.
  *
  * May run Python code, which may come back here: with another buffer. */
 int mpx_dumps(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
-              mpx_buffer_t *out);
+              mpx_buffer_t *out, bool apart);
 
 /* serialize.c: appends an object's message where that needs no Python code: the object is a plain
  * tree, and the namespace's class is the standard library's. False, without an exception, where it
@@ -92,9 +99,10 @@ int mpx_dumps(module_state_t *state, mpx_namespace_t *namespace, PyObject *objec
 bool mpx_dumps_quickly(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
                        mpx_buffer_t *out);
 
-/* serialize.c: the object of a message. The bytes must stay where they are until it returns. */
+/* serialize.c: the object of a message. The bytes must stay where they are until it returns. They
+ * lie in the parcel's block, which the object may take over; NULL: it may not. */
 PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const char *data,
-                    size_t size);
+                    size_t size, mpx_parcel_t *parcel);
 
 /* serialize.c: whether the namespace's class is the standard library's: then messages of plain
  * trees are read without Python code of the program's. */
@@ -103,7 +111,7 @@ bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace);
 static inline bool mpx_is_tree(const void *message, size_t size)
 {
     unsigned char tag = size > 0 ? *(const unsigned char *)message : 0;
-    return tag >= MPX_TAG_FIRST && tag != MPX_TAG_RAW;
+    return tag >= MPX_TAG_FIRST && tag != MPX_TAG_RAW && tag != MPX_TAG_APART;
 }
 
 #endif

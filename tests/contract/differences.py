@@ -10,6 +10,8 @@ DIFFERENCES = {
     "(package)/install": "beyond the stdlib: makes `multiprocessing` mean this package",
 }
 
+METHODS = ("", "'fork'", "'spawn'", "'forkserver'")  # as they are in the tests' names
+
 # The classes that start processes are C types: what the stdlib sets on their instances is a
 # descriptor.
 for popen in ("popen_fork", "popen_spawn_posix", "popen_forkserver"):
@@ -93,14 +95,13 @@ for kind in ("Queue", "JoinableQueue"):
             DIFFERENCES[f"queues/{kind}.{fact}"] = "beyond the stdlib"
         if name != "__iter__":
             DIFFERENCES[f"{kind}()/{name}"] = "beyond the stdlib"
-    makers = [
-        "queues/",
-        "(package)/",
-        *(f"context/{name}Context." for name in ("Base", "Default", "Fork", "Spawn", "ForkServer")),
-        *(f"get_context({method})/" for method in ("", "'fork'", "'spawn'", "'forkserver'")),
-    ]
-    for maker in makers:
-        DIFFERENCES[f"{maker}{kind} signature"] = "max_bytes and on_death, beyond the stdlib"
+
+QUEUE_KEYWORDS = "beyond the stdlib: max_bytes, zero_copy, on_death"
+for kind in ("Queue", "JoinableQueue", "SimpleQueue"):
+    for group in ("(package)", "queues", *(f"get_context({method})" for method in METHODS)):
+        DIFFERENCES[f"{group}/{kind} signature"] = QUEUE_KEYWORDS
+    for cls in ("Base", "Default", "Fork", "Spawn", "ForkServer"):
+        DIFFERENCES[f"context/{cls}Context.{kind} signature"] = QUEUE_KEYWORDS
 
 # The forkserver is ours, and so is what it and its clients say to each other.
 for name in (

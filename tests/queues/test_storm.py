@@ -51,6 +51,11 @@ def test_storm_while_somebody_joins():
     assert re.search(r"^Queue, fork: \d+ kills, .* lost", out, re.M)
 
 
+@pytest.mark.timeout(1800)
+def test_storm_of_what_is_lent():
+    assert re.search(r"^Queue, fork: .* lost", blow(KILLS, "--zero-copy"), re.M)
+
+
 @pytest.mark.timeout(120)
 @needs_kill_points
 def test_the_storm_finds_that_recovery_is_off():
