@@ -383,7 +383,7 @@ static void step(mpx_ring_t *ring, program_t *program)
         (void)mpx_ring_count(ring);
         (void)mpx_ring_is_full(ring);
         (void)mpx_ring_unfinished(ring);
-        (void)!mpx_ring_finish(ring);
+        (void)!mpx_ring_finish(ring, 0);
         (void)!mpx_ring_join(ring, 0);
         (void)!mpx_ring_wait(ring, 0);
         break;
