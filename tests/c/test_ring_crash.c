@@ -273,6 +273,7 @@ TEST(killed_while_counting_bytes)
 
 enum { SEVERAL = 10 };
 
+/* Who only tries a dead one's mutex has it with the robust list alone: else the first one waits. */
 static void put_several(void *argument)
 {
     mpx_message_t messages[SEVERAL];
@@ -282,8 +283,14 @@ static void put_several(void *argument)
         numbers[i] = i;
         messages[i] = (mpx_message_t){.data = numbers + i, .size = sizeof(numbers[i])};
     }
-    CHECK_EQ(mpx_ring_try_put_many(argument, messages, SEVERAL, &done), 0);
-    CHECK_EQ(done, SEVERAL);
+    int status = mpx_ring_try_put_many(argument, messages, SEVERAL, &done);
+    size_t first = status == -EBUSY;
+    if (first == 1) {
+        CHECK_EQ(mpx_ring_put(argument, messages, much_later()), 0);
+        status = mpx_ring_try_put_many(argument, messages + 1, SEVERAL - 1, &done);
+    }
+    CHECK_EQ(status, 0);
+    CHECK_EQ(done, SEVERAL - first);
 }
 
 static void get_several(void *argument)
@@ -291,10 +298,16 @@ static void get_several(void *argument)
     mpx_message_t messages[SEVERAL];
     uint32_t numbers[SEVERAL];
     size_t done;
-    CHECK_EQ(
-        mpx_ring_try_get_many(argument, numbers, sizeof(numbers), NULL, messages, SEVERAL, &done),
-        0);
-    CHECK_EQ(done, SEVERAL);
+    int status =
+        mpx_ring_try_get_many(argument, numbers, sizeof(numbers), NULL, messages, SEVERAL, &done);
+    size_t first = status == -EBUSY;
+    if (first == 1) {
+        CHECK_EQ(mpx_ring_get(argument, numbers, sizeof(*numbers), messages, much_later()), 0);
+        status = mpx_ring_try_get_many(argument, numbers + 1, sizeof(numbers) - sizeof(*numbers),
+                                       NULL, messages, SEVERAL - 1, &done);
+    }
+    CHECK_EQ(status, 0);
+    CHECK_EQ(done, SEVERAL - first);
     for (uint32_t i = 0; i < SEVERAL; i++) {
         CHECK_EQ(numbers[i], i);
     }
