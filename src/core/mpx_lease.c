@@ -4,11 +4,13 @@
  *
  * What a process leaves that is killed between two stores:
  *
- *   take   a slot is made            a slot of the dead: free when somebody looks for them
- *          it has a key              the same; the block is the dead process's own
- *          the block is given to it  a block whose owner only the dead hold: the heap's look for
- * the dead frees it end    the slot is dropped       a block whose owner is dead, or another
- * process's too the block is freed        nothing
+ *   a slot is made      a slot of the dead: free when somebody looks for them
+ *   it has a key        the same; the block is the dead process's own
+ *   the block is its    a block whose owner only the dead hold: freed by a look for the dead
+ *   the slot is gone    a block whose owner is dead, or another process's too
+ *   the block is freed  nothing
+ *
+ * The last two are of the end of a lease.
  *
  * A fork in between takes the slot along or does not, in one step (see mpx_arena.h): never the
  * block without it. A child that has the slot without knowing, as the thread that took the lease is

@@ -271,6 +271,12 @@ static int lock(mpx_ring_t *ring, int64_t deadline)
     return 0;
 }
 
+/* Numbers from damaged memory may be beyond all bounds. */
+static int64_t sum_of(int64_t strangers, uint64_t more)
+{
+    return (int64_t)((uint64_t)strangers + more);
+}
+
 /* Adds to `done`. Under the mutex. */
 static change_t add_done(mpx_ring_t *ring, uint32_t number, uint64_t open, int64_t strangers,
                          uint64_t messages)
@@ -298,7 +304,7 @@ static int finish_one(mpx_ring_t *ring, change_t *change)
         return -ERANGE;
     }
     *change = open > 0 ? add_done(ring, ring->taker, open - 1, control->strangers, 1)
-                       : add_done(ring, 0, 0, control->strangers + 1, 1);
+                       : add_done(ring, 0, 0, sum_of(control->strangers, 1), 1);
     return 0;
 }
 
@@ -347,7 +353,7 @@ static change_t bury(mpx_ring_t *ring, uint32_t number, uint64_t process)
     if (open > 0) {
         int64_t strangers = control->strangers;
         uint64_t finished = strangers > 0 ? (uint64_t)strangers : 0;
-        change = add_done(ring, number, 0, strangers - (int64_t)open,
+        change = add_done(ring, number, 0, sum_of(strangers, -open),
                           open > finished ? open - finished : 0);
     }
     MPX_STEP(ring_buried);
