@@ -139,11 +139,19 @@ def _spec(fullname, obtain):
     return spec
 
 
+_MOST_REPLACED = 10  # values of a name that are kept: the first, and the last ones
+
+
 class Overlay(ModuleType):
-    """A module that is the stdlib's module of the same name but for what it defines itself."""
+    """A module that is the stdlib's module of the same name but for what it defines itself.
+
+    What it does not define itself is got from the stdlib's module, and set there.  Deleting what
+    has been set brings back what was there before: tools that replace a name for a while, as
+    pytest's monkeypatch does, find it missing in our __dict__, and delete it in the end.
+    """
 
     def __getattr__(self, name):
-        if name.startswith("__") and name != "__all__":
+        if (name.startswith("__") and name != "__all__") or name in self.__dict__["_deleted"]:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         try:
             return getattr(self.__dict__["_stdlib"], name)
@@ -152,16 +160,27 @@ class Overlay(ModuleType):
 
     def __setattr__(self, name, value):
         own = self.__dict__
-        if name in own or name.startswith("__"):
+        if name in own or name in own["_deleted"] or name.startswith("__"):
+            own["_deleted"].discard(name)
             own[name] = value
-        else:
-            setattr(own["_stdlib"], name, value)
+            return
+        under, replaced = own["_stdlib"], own["_replaced"]
+        if name in under.__dict__:
+            before = replaced.setdefault(name, [])
+            before.append(under.__dict__[name])
+            if len(before) > _MOST_REPLACED:
+                del before[1]
+        setattr(under, name, value)
 
     def __delattr__(self, name):
-        if name in self.__dict__:
-            del self.__dict__[name]
+        own = self.__dict__
+        if name in own:
+            del own[name]
+            own["_deleted"].add(name)
+        elif own["_replaced"].get(name):
+            setattr(own["_stdlib"], name, own["_replaced"][name].pop())
         else:
-            delattr(self.__dict__["_stdlib"], name)
+            delattr(own["_stdlib"], name)
 
     def __reduce__(self):
         # cloudpickle and dill know modules by their exact type.
@@ -192,6 +211,8 @@ def _lay_over(module_name):
     under = stdlib(module_name.removeprefix(OURS + "."))
     module = sys.modules[module_name]
     module.__dict__["_stdlib"] = under
+    module.__dict__["_deleted"] = set()  # of what the module defines itself
+    module.__dict__["_replaced"] = {}  # name -> the values that it had in the stdlib's module
     module.__class__ = Overlay
     return under
 
