@@ -62,12 +62,18 @@ def memory(pid="self"):
     raise AssertionError("no RssShmem")
 
 
+def is_shared_memory(fd):
+    """Whether it is a memory file, or where the kernel has no seals the like of it."""
+    name = os.readlink(f"/proc/self/fd/{fd}")
+    return name.endswith(" (deleted)") and name.startswith(("/memfd:", "/dev/shm/"))
+
+
 def stored():
     """Bytes of storage that the memory files have which this process has open."""
     total = 0
     for fd in fds():
         with contextlib.suppress(OSError):
-            if "/memfd:" in os.readlink(f"/proc/self/fd/{fd}"):
+            if is_shared_memory(fd):
                 total += os.stat(f"/proc/self/fd/{fd}").st_blocks * 512
     return total
 
@@ -79,6 +85,7 @@ __all__ = [
     "OURS",
     "end",
     "fds",
+    "is_shared_memory",
     "is_ours",
     "memory",
     "pattern",
