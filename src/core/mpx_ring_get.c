@@ -538,8 +538,15 @@ int mpx_ring_try_get_many(mpx_ring_t *ring, void *buffer, size_t capacity,
                          .room = buffer,
                          .capacity = capacity,
                          .wanted = wanted};
+    *done = 0;
     int status = mpx_mutex_try_lock(&ring->control->consumers);
-    status = status >= 0 ? try_get_and_unlock(ring, &getting) : status == -EAGAIN ? -EBUSY : status;
+    if (status < 0) {
+        return status == -EAGAIN ? -EBUSY : status;
+    }
+    if (status == MPX_OWNER_DIED) {
+        mpx_ring_count_death(ring->control);
+    }
+    status = try_get_and_unlock(ring, &getting);
     *done = status == 0 ? getting.done : 0;
     return status;
 }

@@ -606,13 +606,19 @@ int mpx_ring_try_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_
                           size_t *done)
 {
     putting_t putting = {.messages = messages, .count = count};
+    *done = 0;
     int status = check_messages(ring, &putting);
-    if (status == 0) {
-        status = mpx_mutex_try_lock(&ring->control->producers);
-        status = status >= 0         ? try_put_and_unlock(ring, &putting)
-                 : status == -EAGAIN ? -EBUSY
-                                     : status;
+    if (status < 0) {
+        return status;
     }
+    status = mpx_mutex_try_lock(&ring->control->producers);
+    if (status < 0) {
+        return status == -EAGAIN ? -EBUSY : status;
+    }
+    if (status == MPX_OWNER_DIED) {
+        mpx_ring_count_death(ring->control);
+    }
+    status = try_put_and_unlock(ring, &putting);
     *done = status == 0 ? putting.done : 0;
     return status;
 }

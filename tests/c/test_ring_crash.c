@@ -331,6 +331,7 @@ static void check_several(void (*function)(void *), const char *step, uint32_t b
     }
     put_several(&ring);
     get_several(&ring);
+    CHECK_EQ(mpx_ring_deaths(&ring), 1);
     drop(&ring);
 }
 

@@ -9,6 +9,8 @@ and which were got.
 With --on-death the queue counts as done what the dead had taken, and one more worker joins it,
 again and again; in the end join() has to return.
 
+With --many they are put and got several at a time, and that many may be lost with a consumer.
+
 With --zero-copy most messages are lent.  Consumers keep some, write to them, and look later whether
 anybody else did.
 
@@ -47,6 +49,7 @@ LENT_SIZES = [1_000, 70_000, 300_000, 1_000_000]
 BACKLOG = 300  # messages at which producers pause
 NEVER_REACHED = 2**40  # bytes: but they are counted
 LENT_BACKLOG = 30
+SEVERAL = 8  # at most, with --many
 KEPT = 3  # of what a consumer has on loan
 ANY_POINT = 2**31 - 1
 LOOK_INTERVAL = 0.0003
@@ -179,28 +182,38 @@ def check_message(got):
     return number
 
 
-def produce(queue, ledger, worker):
+def produce(queue, ledger, worker, many):
     lends = getattr(getattr(queue, "_channel", None), "_zero_copy", False)
     make, backlog = (lent_message, LENT_BACKLOG) if lends else (message, BACKLOG)
     while True:
         if queue.qsize() > backlog:
             time.sleep(0.0005)
         else:
-            number = ledger.of(worker, NEXT)
-            ledger.set_of(worker, NEXT, number + 1)
-            queue.put(make(worker * EACH + number))
-            ledger.put[worker * EACH + number] = PUT
+            count = random.randint(1, SEVERAL) if many else 1
+            first = ledger.of(worker, NEXT)
+            ledger.set_of(worker, NEXT, first + count)
+            numbers = [worker * EACH + first + n for n in range(count)]
+            if many:
+                queue.put_many([make(number) for number in numbers])
+            else:
+                queue.put(make(*numbers))
+            for number in numbers:
+                ledger.put[number] = PUT
         ledger.add_to(worker, TURNS)
 
 
-def consume(queue, ledger, worker):
-    got = ledger.got[worker - PRODUCERS]
-    last, kept = {}, []
+def things_of(queue, many):
     while True:
         if random.random() < 0.01:
             connection.wait([queue._reader])
             mproc_ext.Queue()
-        thing = queue.get()
+        yield from queue.get_many(random.randint(1, SEVERAL)) if many else [queue.get()]
+
+
+def consume(queue, ledger, worker, many):
+    got = ledger.got[worker - PRODUCERS]
+    last, kept = {}, []
+    for thing in things_of(queue, many):
         number = check_message(thing)
         if type(thing) is Lent:
             thing.stamp(worker * EACH + number)
@@ -219,14 +232,14 @@ def consume(queue, ledger, worker):
         ledger.add_to(worker, TURNS)
 
 
-def join(queue, ledger, worker):
+def join(queue, ledger, worker, many):
     while True:
         queue.join()
         ledger.add_to(worker, TURNS)
         time.sleep(0.001)
 
 
-def run_worker(queue, worker, path, package):
+def run_worker(queue, worker, path, package, many):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     random.seed()
     core = core_of(package)
@@ -234,14 +247,16 @@ def run_worker(queue, worker, path, package):
     if core:
         core.kill_points_enrol(ledger.map, ledger.counts_at, ledger.plan_at(worker))
     work = produce if worker < PRODUCERS else consume if worker in TAKERS else join
-    work(queue, ledger, worker)
+    work(queue, ledger, worker, many)
 
 
 # ---- The killing -------------------------------------------------------------------------------
 
 
 class Storm:
-    def __init__(self, method, package, patience, path, on_death=False, zero_copy=False):
+    def __init__(
+        self, method, package, patience, path, *, on_death=False, zero_copy=False, many=False
+    ):
         self.ctx = importlib.import_module(package).get_context(method)
         self.package, self.patience, self.path = package, patience, path
         core = core_of(package)
@@ -257,7 +272,7 @@ class Storm:
         ]
         self.after = AFTER | AFTER_ON_DEATH if on_death else AFTER
         self.ledger = Ledger(path, len(self.points))
-        self.on_death = on_death
+        self.on_death, self.many = on_death, many
         options = {"max_bytes": NEVER_REACHED} if package == "mproc_ext" else {}
         if on_death:
             options["on_death"] = "done"
@@ -271,7 +286,9 @@ class Storm:
     def start(self, worker):
         self.ledger.set_of(worker, PLAN, 0)
         self.processes[worker] = self.ctx.Process(
-            target=run_worker, args=(self.queue, worker, self.path, self.package), daemon=True
+            target=run_worker,
+            args=(self.queue, worker, self.path, self.package, self.many),
+            daemon=True,
         )
         self.processes[worker].start()
 
@@ -420,7 +437,7 @@ class Storm:
             lost += was_put and not times
         self.put, self.lost = put, lost
         # The last ones have taken their messages, but perhaps not said so.
-        if lost > self.of_consumers + CONSUMERS:
+        if lost > (self.of_consumers + CONSUMERS) * (SEVERAL if self.many else 1):
             raise Failure(f"{lost} messages are lost with {self.of_consumers} killed consumers")
         if got == 0:
             raise Failure("nothing came")
@@ -462,6 +479,7 @@ def main():
     parser.add_argument("--method", default="fork")
     parser.add_argument("--package", default="mproc_ext")
     parser.add_argument("--zero-copy", action="store_true")
+    parser.add_argument("--many", action="store_true", help="put_many() and get_many()")
     parser.add_argument("--patience", type=float, default=20, help="seconds until it is a hang")
     parser.add_argument("--on-death", action="store_true", help="JoinableQueue(on_death='done')")
     options = parser.parse_args()
@@ -473,8 +491,9 @@ def main():
             options.package,
             options.patience,
             file.name,
-            options.on_death,
-            options.zero_copy,
+            on_death=options.on_death,
+            zero_copy=options.zero_copy,
+            many=options.many,
         )
         try:
             storm.blow(options.kills)

@@ -52,6 +52,11 @@ def test_storm_while_somebody_joins():
 
 
 @pytest.mark.timeout(1800)
+def test_storm_of_several_at_a_time():
+    assert re.search(r"^Queue, fork: .* lost", blow(KILLS, "--many"), re.M)
+
+
+@pytest.mark.timeout(1800)
 def test_storm_of_what_is_lent():
     assert re.search(r"^Queue, fork: .* lost", blow(KILLS, "--zero-copy"), re.M)
 
