@@ -82,14 +82,26 @@ static int put_deadline_of(PyObject *block, PyObject *timeout, int64_t *deadline
     return 0;
 }
 
-PyDoc_STRVAR(
-    Queue_put_doc,
-    "put($self, obj, block=True, timeout=None)\n--\n\n"
-    "Put an object, pickled now; it may be changed right after.\n\n"
-    "Where the queue is full, wait for room: at most timeout seconds (None: for ever), or "
-    "not at all\nwithout block; then raise queue.Full.  ValueError: the queue is closed, or "
-    "the object larger than\nmax_bytes.  An object that cannot be pickled is reported by "
-    "_on_queue_feeder_error, which prints a\ntraceback, and dropped.");
+PyDoc_STRVAR(Queue_put_doc,
+             "put($self, obj, block=True, timeout=None)\n--\n\n"
+             "Put an object into the queue.\n"
+             "\n"
+             "It is pickled now, in this thread, and may be changed right after.  When put()\n"
+             "returns it is in the queue: it is lost neither by the end nor by the death of\n"
+             "this process.\n"
+             "\n"
+             "Where the queue is full, wait for room: for ever, for timeout seconds, or not at\n"
+             "all if block is false; a timeout that is negative counts as 0.  A process that\n"
+             "is killed while it puts leaves a whole object or none, and nobody waits for it.\n"
+             "\n"
+             "queue.Full: there was no room in time.\n"
+             "queue.ShutDown: the queue has been shut down.\n"
+             "ValueError: this process has closed the queue, or the object is larger than\n"
+             "max_bytes.\n"
+             "MemoryError, OSError: there is no memory for it; the queue is as before.\n"
+             "\n"
+             "An object that cannot be pickled goes to _on_queue_feeder_error(), which prints\n"
+             "a traceback to stderr, and is dropped.");
 
 static PyObject *Queue_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
@@ -106,7 +118,9 @@ static PyObject *Queue_put(PyObject *self, PyObject *const *args, Py_ssize_t nar
     return put(self, values[0], deadline);
 }
 
-PyDoc_STRVAR(Queue_put_nowait_doc, "put_nowait($self, obj)\n--\n\nput(obj, False).");
+PyDoc_STRVAR(Queue_put_nowait_doc,
+             "put_nowait($self, obj)\n--\n\n"
+             "The same as put(obj, False): raise queue.Full rather than wait for room.");
 
 /* By the method, which a subclass may have overridden. */
 static PyObject *Queue_put_nowait(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
@@ -122,10 +136,17 @@ static PyObject *Queue_put_nowait(PyObject *self, PyObject *const *args, Py_ssiz
 
 PyDoc_STRVAR(Queue_put_many_doc,
              "put_many($self, iterable, block=True, timeout=None)\n--\n\n"
-             "Put the objects of an iterable, in their order.\n\n"
-             "The timeout is for all of them.  Where there is no room for one by then, it raises "
-             "queue.Full, whose\nargs[0] says how many are in the queue (or were dropped, as put() "
-             "does with an object that cannot be\npickled).");
+             "Put the objects of an iterable, in their order, as put() does.\n"
+             "\n"
+             "For small objects in a list, a tuple or a range it is several times as fast as\n"
+             "as many calls of put().  Other processes' objects may come between them.  The\n"
+             "timeout, in seconds, is for all of them together.  A process that is killed on\n"
+             "the way has put the first of them, each whole.\n"
+             "\n"
+             "queue.Full: there was no room for one in time; args[0] is the number of those\n"
+             "that are in the queue, or were dropped because they cannot be pickled.\n"
+             "What the iterable raises comes out, when those before it have been put.  Else as\n"
+             "put().");
 
 /* Objects that were written, but not yet sent. They are kept: what cannot be sent at once is put as
  * by put(), which waits, or says what is wrong with it. */
@@ -355,10 +376,18 @@ static PyObject *get(PyObject *self, int64_t deadline)
 
 PyDoc_STRVAR(Queue_get_doc,
              "get($self, block=True, timeout=None)\n--\n\n"
-             "Take the oldest object.\n\n"
-             "Where there is none, wait for one: at most timeout seconds (None: for ever), or not "
-             "at all without\nblock; then raise queue.Empty.  ValueError: the queue is closed.  "
-             "An exception that unpickling\nraises comes out here, and the object is gone.");
+             "Take the oldest object out of the queue.\n"
+             "\n"
+             "Where there is none, wait for one: for ever, for timeout seconds, or not at all\n"
+             "if block is false.  Nobody waits for a process that is killed while it gets; the\n"
+             "object that it had taken is lost with it, and no other.\n"
+             "\n"
+             "queue.Empty: there was none in time.\n"
+             "queue.ShutDown: the queue is empty, and has been shut down.\n"
+             "ValueError: this process has closed the queue.\n"
+             "EOFError: the queue is empty, and there is no process that could put something.\n"
+             "\n"
+             "An exception that unpickling raises comes out here, and the object is gone.");
 
 static PyObject *Queue_get(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
@@ -375,7 +404,9 @@ static PyObject *Queue_get(PyObject *self, PyObject *const *args, Py_ssize_t nar
     return get(self, deadline);
 }
 
-PyDoc_STRVAR(Queue_get_nowait_doc, "get_nowait($self)\n--\n\nget(False).");
+PyDoc_STRVAR(Queue_get_nowait_doc,
+             "get_nowait($self)\n--\n\n"
+             "The same as get(False): raise queue.Empty rather than wait for an object.");
 
 static PyObject *Queue_get_nowait(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
@@ -386,11 +417,15 @@ static PyObject *Queue_get_nowait(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(Queue_get_many_doc,
              "get_many($self, max=None, block=True, timeout=None)\n--\n\n"
-             "Take the oldest objects, at least one and at most max (None: as many as there are "
-             "now): a list.\n\n"
-             "It waits for the first one as get() does, and for no other.  An object whose "
-             "unpickling raises ends\nthe list; where others are before it, the next call that "
-             "gets something raises that exception.");
+             "Take the oldest objects out of the queue, at least one and at most max: a list.\n"
+             "\n"
+             "Without max, as many as there are now.  It waits for the first one as get()\n"
+             "does, and raises what get() does; for the others it does not wait.  If this\n"
+             "process is killed, those are lost that it had in its hands.\n"
+             "\n"
+             "An object whose unpickling raises ends the list; where others are before it, the\n"
+             "next call that gets something raises that exception.\n"
+             "ValueError: max is below 1.");
 
 /* The most objects to take; -1 with an exception. */
 static Py_ssize_t most_of(PyObject *max)
@@ -521,7 +556,8 @@ static PyObject *Queue_get_many(PyObject *self, PyObject *const *args, Py_ssize_
 
 /* ---- Looking --------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(Queue_qsize_doc, "qsize($self)\n--\n\nHow many objects there are: exact, now.");
+PyDoc_STRVAR(Queue_qsize_doc, "qsize($self)\n--\n\n"
+                              "The number of objects in the queue: exact, now.");
 
 static PyObject *Queue_qsize(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
@@ -530,7 +566,10 @@ static PyObject *Queue_qsize(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromUnsignedLong(mpx_ring_count(&mpx_queue_channel(self)->ring));
 }
 
-PyDoc_STRVAR(Queue_empty_doc, "empty($self)\n--\n\nWhether there is no object: exact, now.");
+PyDoc_STRVAR(Queue_empty_doc, "empty($self)\n--\n\n"
+                              "Whether there is no object in the queue: exact, now.\n"
+                              "\n"
+                              "OSError: this process has closed the queue.");
 
 static PyObject *Queue_empty(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
@@ -541,7 +580,8 @@ static PyObject *Queue_empty(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyBool_FromLong(mpx_ring_count(&mpx_queue_channel(self)->ring) == 0);
 }
 
-PyDoc_STRVAR(Queue_full_doc, "full($self)\n--\n\nWhether there is no room: exact, now.");
+PyDoc_STRVAR(Queue_full_doc, "full($self)\n--\n\n"
+                             "Whether put() would wait: exact, now.");
 
 static PyObject *Queue_full(PyObject *self, PyObject *Py_UNUSED(ignored))
 {

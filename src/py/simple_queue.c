@@ -10,9 +10,16 @@ static PyObject *super(PyObject *self, const char *name, PyObject *const *args, 
 
 PyDoc_STRVAR(SimpleQueue_put_doc,
              "put($self, obj)\n--\n\n"
-             "Put an object, pickled now; an object that cannot be pickled raises here.\n\n"
-             "OSError: this process has closed the queue.  BrokenPipeError: so has everyone who "
-             "could read.");
+             "Put an object into the queue.\n"
+             "\n"
+             "It is pickled now, and may be changed right after.  It never waits for room.\n"
+             "When it returns the object is in the queue: it is lost neither by the end nor by\n"
+             "the death of this process.\n"
+             "\n"
+             "An object that cannot be pickled raises here what pickle says of it.\n"
+             "OSError: this process has closed the queue.\n"
+             "BrokenPipeError: so has everyone who could read.\n"
+             "MemoryError, OSError: there is no memory for it; the queue is as before.");
 
 static PyObject *SimpleQueue_put(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                  PyObject *names)
@@ -31,9 +38,11 @@ static PyObject *SimpleQueue_put(PyObject *self, PyObject *const *args, Py_ssize
 
 PyDoc_STRVAR(SimpleQueue_get_doc,
              "get($self)\n--\n\n"
-             "Take the oldest object, which it waits for.\n\n"
-             "OSError: this process has closed the queue.  EOFError: there is none, and no process "
-             "that could put one.");
+             "Take the oldest object out of the queue; wait for one where there is none.\n"
+             "\n"
+             "OSError: this process has closed the queue.\n"
+             "EOFError: the queue is empty, and there is no process that could put something.\n"
+             "An exception that unpickling raises comes out here, and the object is gone.");
 
 static PyObject *SimpleQueue_get(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
@@ -42,7 +51,10 @@ static PyObject *SimpleQueue_get(PyObject *self, PyObject *Py_UNUSED(ignored))
     return mpx_queue_receive(self, MPX_NEVER);
 }
 
-PyDoc_STRVAR(SimpleQueue_empty_doc, "empty($self)\n--\n\nWhether there is no object: exact, now.");
+PyDoc_STRVAR(SimpleQueue_empty_doc, "empty($self)\n--\n\n"
+                                    "Whether there is no object in the queue: exact, now.\n"
+                                    "\n"
+                                    "OSError: this process has closed the queue.");
 
 static PyObject *SimpleQueue_empty(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
