@@ -80,13 +80,13 @@ class BaseContext(_std.BaseContext):
         return sync.Barrier(parties, action, timeout, ctx=self.get_context())
 
     def Queue(self, maxsize=0, *, max_bytes=0, zero_copy=False):
-        """Returns a queue object"""
+        """Returns a queue object: at most *maxsize* objects, of *max_bytes* bytes; see queues"""
         from mproc_ext.queues import Queue
 
         return Queue(maxsize, max_bytes=max_bytes, zero_copy=zero_copy, ctx=self.get_context())
 
     def JoinableQueue(self, maxsize=0, *, max_bytes=0, zero_copy=False, on_death=None):
-        """Returns a queue object"""
+        """Returns a queue object whose consumers say task_done() of each object; see queues"""
         from mproc_ext.queues import JoinableQueue
 
         return JoinableQueue(

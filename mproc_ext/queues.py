@@ -284,7 +284,15 @@ def _with_callers(traceback, frame):
 class Queue(_core.Queue, _Ended, _std.Queue):
     """A queue of objects for any number of processes and threads; see queue.Queue.
 
-    With *max_bytes*, the pickles of what is in it have so many bytes at most: put() waits for room
+    It goes to other processes as an argument of a Process, or by fork; not through another queue.
+    An object is in the queue when put() returns, and is pickled in the thread that puts it: there
+    is no feeder thread.  It is lost neither with the process that has put it nor, but for the one
+    that it had just taken, with a process that gets.
+
+    *maxsize* is how many objects are in it at most: then put() waits for room.  Without it (0, or
+    below) the queue grows as needed, and gives the memory back when it is drained.
+
+    *max_bytes* is how many bytes the pickles of what is in it have at most: put() waits for room
     as it does with *maxsize*, and raises ValueError for an object that is larger by itself.
 
     With *zero_copy*, get() does not copy the large buffers of an object (64 KB and more: those of
@@ -295,6 +303,13 @@ class Queue(_core.Queue, _Ended, _std.Queue):
     both see what either writes, and it is free when both are done with it or dead.  A process has
     at most a quarter of the memory on loan that could be had when it first got something so; what
     is beyond that is copied, into memory of its own.
+
+    A thread of one process may fork while another one puts or gets: the child's copy of the queue
+    works.  A subclass that overrides what is not called here (`_feed`, `_start_thread`...) is the
+    standard library's, without *max_bytes* and what else that does not have.
+
+    TypeError, ValueError: what the semaphore of the standard library's queue says of a *maxsize*
+    that is no int, or too large.  OSError: no descriptor or no memory is left.
     """
 
     def __init__(self, maxsize=0, *, max_bytes=0, zero_copy=False, ctx):
@@ -357,7 +372,10 @@ class Queue(_core.Queue, _Ended, _std.Queue):
         self._on_queue_feeder_error(error, obj)
 
     def close(self):
-        """Put and get nothing more in this process."""
+        """Put and get nothing more in this process: both raise ValueError.
+
+        What has been put is in the queue, for the other processes.
+        """
         if self._channel is None:
             super().close()
             return
@@ -366,7 +384,7 @@ class Queue(_core.Queue, _Ended, _std.Queue):
             self._close_ends()
 
     def join_thread(self):
-        """Return: all that was put is in the queue."""
+        """Return at once: what was put is in the queue.  AssertionError: not without close()."""
         if self._channel is None:
             super().join_thread()
             return
@@ -387,9 +405,11 @@ class Queue(_core.Queue, _Ended, _std.Queue):
         self.join_thread()
 
     def shutdown(self, immediate=False):
-        """Let nothing be put from now on; get() raises ShutDown once the queue is empty.
+        """Let nothing be put from now on, by whichever process: put() raises ShutDown.
 
-        With *immediate*, what is in the queue is dropped.
+        get() goes on until the queue is empty, and then raises ShutDown too, also where it is just
+        waiting.  With *immediate*, what is in the queue is dropped, and of a JoinableQueue counts
+        as done.  Wakes all who wait, also if this process is killed on the way.
         """
         if self._channel is None:
             raise NotImplementedError("shutdown() of a queue that is the standard library's")
@@ -444,6 +464,8 @@ class JoinableQueue(Queue, _std.JoinableQueue):
     waits for ever; with on_death='done' they count as done.  That goes by the process that took an
     object, however it ends, and not by its children.  Where other processes call task_done() for
     it, join() may wait until these takers have ended, too.
+
+    *maxsize*, *max_bytes* and *zero_copy* as with Queue.  ValueError: *on_death* is anything else.
     """
 
     def __init__(self, maxsize=0, *, max_bytes=0, zero_copy=False, on_death=None, ctx):
@@ -467,14 +489,20 @@ class JoinableQueue(Queue, _std.JoinableQueue):
         self._channel._finish()
 
     def task_done(self):
-        """Say that an object which get() returned is done with."""
+        """Say that an object which get() returned is done with.
+
+        Any process may say so.  ValueError: there are no more that have been put and are not done.
+        """
         if self._channel is None:
             super().task_done()
         elif not self._channel._finish():
             raise ValueError("task_done() called too many times")
 
     def join(self):
-        """Wait until every object that was put is done with."""
+        """Wait until every object that was put is done with: task_done() was called for each.
+
+        An object counts from put() on, whether somebody has got it or not.
+        """
         if self._channel is None:
             super().join()
         else:
@@ -483,7 +511,11 @@ class JoinableQueue(Queue, _std.JoinableQueue):
 
 @_core.own_methods
 class SimpleQueue(_core.SimpleQueue, _Ended, _std.SimpleQueue):
-    """A queue without a limit, and without timeouts; *zero_copy* as with Queue."""
+    """A queue without a limit, and without timeouts; *zero_copy* as with Queue.
+
+    put() does not wait.  It raises what goes wrong when an object is pickled, where that of a Queue
+    reports it and goes on.
+    """
 
     def __init__(self, *, ctx, zero_copy=False):
         if _is_stdlibs(type(self), _OURS):
@@ -504,7 +536,7 @@ class SimpleQueue(_core.SimpleQueue, _Ended, _std.SimpleQueue):
             self._begin(state, False)
 
     def close(self):
-        """Close the queue in this process."""
+        """Close the queue in this process: put(), get() and empty() raise OSError."""
         if self._channel is None:
             super().close()
         else:

@@ -387,7 +387,7 @@ static void finish_for_another(void *argument)
 static void join_until_killed(void *argument)
 {
     signal_at_step(step, SIGKILL);
-    CHECK_EQ(join_for_a_while(argument), -EAGAIN);
+    CHECK_EQ(mpx_ring_join(argument, much_later()), -EAGAIN);
 }
 
 static void kill_at(const char *site, void (*function)(void *), mpx_ring_t *ring)
