@@ -183,12 +183,14 @@ void mpx_heap_free_left(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t 
     }
 }
 
-void mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner)
+bool mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner)
 {
     mpx_heap_shared_t *heap = mpx_heap_of(arena);
-    if (heap != NULL && owner != 0 && !is_alive(arena, owner)) {
+    bool is_left = heap != NULL && owner != 0 && !is_alive(arena, owner);
+    if (is_left) {
         free_blocks(arena, heap, owner);
     }
+    return is_left;
 }
 
 /* ---- Settling -------------------------------------------------------------------------------- */

@@ -61,10 +61,10 @@ bool mpx_heap_free(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner
  * cannot be mapped. Maps it if need be. */
 void *mpx_heap_at(mpx_arena_t *arena, mpx_block_t block, size_t *size);
 
-/* After a drop of the owner's slot: frees its blocks, unless somebody else holds the slot; or that
- * one alone. */
+/* After a drop of the owner's slot: frees that block of its blocks, unless somebody else holds the
+ * slot; or all, and whether it did. */
 void mpx_heap_free_left(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner);
-void mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner);
+bool mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner);
 
 /* Frees the blocks of the dead, which otherwise happens from time to time, and before the heap
  * grows.
@@ -73,6 +73,24 @@ void mpx_heap_sweep(mpx_arena_t *arena);
 
 /* Gives the storage of free blocks back to the kernel, but for `keep` bytes of it. */
 void mpx_heap_trim(mpx_arena_t *arena, size_t keep);
+
+/* So many bytes were freed that somebody had received; and, once there is nothing left to receive:
+ * gives back what a program that goes on as before does not need. */
+void mpx_heap_flow(mpx_arena_t *arena, size_t size);
+void mpx_heap_ebb(mpx_arena_t *arena);
+
+/* When somebody looked last, and how much had been made of the heap then; at first zeros. */
+typedef struct {
+    mpx_atomic_u64 at;
+    mpx_atomic_u64 made;
+} mpx_heap_watch_t;
+
+/* Somebody waits in vain: once in a second at most, frees what the dead had, and gives back what
+ * has not been used since the last time. */
+void mpx_heap_look(mpx_arena_t *arena, mpx_heap_watch_t *watch);
+
+/* What had something large is no more: frees what the dead had, and gives all but a little back. */
+void mpx_heap_end(mpx_arena_t *arena);
 
 typedef struct {
     uint64_t size;        /* bytes of all blocks, owned or free, most of them without storage */

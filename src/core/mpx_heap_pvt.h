@@ -53,13 +53,19 @@ typedef struct {
     mpx_atomic_u32 rover; /* a unit: the last search ended here, or anything */
     mpx_atomic_u64 taken; /* units made blocks since the heap was settled */
     mpx_atomic_u64 peak;  /* units owned at once, lately */
+    mpx_atomic_u64 made;  /* units made blocks, ever */
+    /* Hints: see mpx_heap_ebb.c. */
+    MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 flowed; /* bytes freed since the last ebb */
+    mpx_atomic_u64 kept;                               /* bytes, for who goes on */
+    mpx_atomic_u64 ebbed_at;                           /* times */
+    mpx_atomic_u64 looked_at;
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u32 recent[MPX_HEAP_RECENT]; /* units + 1, or anything */
     mpx_atomic_u32 frees; /* the next place in `recent` */
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_extent_entry_t extent[MPX_HEAP_EXTENTS];
 } mpx_heap_shared_t;
 
 MPX_STATIC_ASSERT(sizeof(mpx_run_t) == 16, "layout 1");
-MPX_STATIC_ASSERT(sizeof(mpx_heap_shared_t) == 64 + 192 + 960, "layout 1");
+MPX_STATIC_ASSERT(sizeof(mpx_heap_shared_t) == 128 + 192 + 960, "layout 1");
 
 /* An extent as this process has verified it. */
 typedef struct {

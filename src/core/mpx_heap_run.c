@@ -210,6 +210,7 @@ mpx_block_t mpx_run_take(mpx_heap_shared_t *heap, mpx_place_t *place, uint32_t u
     mpx_u64_store_release(&run->owner, mpx_owner_word(owner, generation)); /* B6: with B7 */
     MPX_STEP(heap_taken);
     mpx_u64_store_relaxed(&heap->taken, mpx_u64_load_relaxed(&heap->taken) + units);
+    mpx_u64_store_relaxed(&heap->made, mpx_u64_load_relaxed(&heap->made) + units);
     place->length = units;
     return block_of(generation, unit);
 }

@@ -60,9 +60,10 @@ static bool count(size_t size)
     return false;
 }
 
-static void uncount(size_t size)
+/* How much is left. */
+static uint64_t uncount(size_t size)
 {
-    (void)mpx_u64_fetch_add_relaxed(&total, -(uint64_t)size);
+    return mpx_u64_fetch_add_relaxed(&total, -(uint64_t)size) - size;
 }
 
 /* A slot that owns the block, which was this process's own. */
@@ -102,7 +103,7 @@ int mpx_lease_take(mpx_lease_t *lease, mpx_arena_t *arena, mpx_block_t block)
         }
     }
     if (status < 0) {
-        uncount(lease->size);
+        (void)uncount(lease->size);
     }
     MPX_STEP(lease_taken);
     return status;
@@ -114,5 +115,8 @@ void mpx_lease_end(const mpx_lease_t *lease)
     MPX_STEP(lease_dropped);
     mpx_heap_free_left(lease->arena, lease->block, lease->owner);
     MPX_STEP(lease_ended);
-    uncount(lease->size);
+    mpx_heap_flow(lease->arena, lease->size);
+    if (uncount(lease->size) == 0) {
+        mpx_heap_ebb(lease->arena);
+    }
 }

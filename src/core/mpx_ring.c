@@ -133,11 +133,11 @@ int mpx_ring_open(mpx_ring_t *ring, mpx_arena_t *arena, mpx_slot_t slot)
     return 0;
 }
 
-void mpx_ring_drop(mpx_ring_t *ring)
+bool mpx_ring_drop(mpx_ring_t *ring)
 {
     mpx_slot_drop(ring->arena, ring->slot);
-    mpx_heap_free_all(ring->arena, ring->owner);
     ring->control = NULL;
+    return mpx_heap_free_all(ring->arena, ring->owner);
 }
 
 /* ---- Looking --------------------------------------------------------------------------------- */

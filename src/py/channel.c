@@ -10,11 +10,6 @@
 /* A message up to this length is received on the stack. */
 #define SMALL 2048
 
-/* Who has waited for so many pieces of time gives back what large messages have left behind, but
- * for so much. */
-#define IDLE         10
-#define STORAGE_IDLE ((size_t)4 * 1024 * 1024)
-
 /* From here on, to copy is worth letting other threads run. */
 #define LARGE ((size_t)512 * 1024)
 
@@ -191,6 +186,7 @@ static int send_block(ChannelObject *self, mpx_block_t block, size_t size, int64
     uint64_t length = size;
     mpx_message_t message = {
         .data = &length, .size = sizeof(length), .block = block, .bytes = size};
+    mpx_u32_store_relaxed(&self->had_large, 1);
     return send_message(self, &message, deadline);
 }
 
@@ -379,23 +375,31 @@ static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadl
         return status;
     if (!mpx_may_wait(deadline))
         return -EINTR;
-    int pieces = 0;
     do {
         int64_t piece = mpx_piece_of(deadline);
         Py_BEGIN_ALLOW_THREADS status =
             mpx_ring_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message, piece);
-        if (status == -EAGAIN && ++pieces == IDLE)
-            mpx_heap_trim(self->ring.arena, STORAGE_IDLE);
+        if (status == -EAGAIN)
+            mpx_heap_look(self->ring.arena, &self->watch);
         Py_END_ALLOW_THREADS
     } while (waits_on(&status, deadline) && (status = check_for_writers(self)) == 0);
     return status;
+}
+
+/* Of somebody who asks again and again. */
+static void look(ChannelObject *self)
+{
+    Py_BEGIN_ALLOW_THREADS mpx_heap_look(self->ring.arena, &self->watch);
+    Py_END_ALLOW_THREADS
 }
 
 /* After a try that was in vain. */
 MPX_COLD static int receive_at_last(ChannelObject *self, arrival_t *arrival, int64_t deadline,
                                     int status)
 {
-    if (status == -EBUSY && deadline == MPX_CHANNEL_NOW)
+    if (status == -EAGAIN && deadline == MPX_CHANNEL_NOW)
+        look(self);
+    else if (status == -EBUSY && deadline == MPX_CHANNEL_NOW)
         status = receive_now(self, arrival);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
         status = receive_slowly(self, arrival, deadline);
@@ -426,6 +430,13 @@ MPX_COLD static PyObject *read_block(ChannelObject *self, const arrival_t *arriv
     else
         result = reader(context, address, length, &parcel);
     free_own_block(self, parcel.block);
+    if (parcel.block != 0)
+        mpx_heap_flow(parcel.arena, size);
+    mpx_u32_store_relaxed(&self->had_large, 1);
+    if (mpx_ring_count(&self->ring) == 0) {
+        Py_BEGIN_ALLOW_THREADS mpx_heap_ebb(parcel.arena);
+        Py_END_ALLOW_THREADS
+    }
     return result;
 }
 
@@ -849,7 +860,11 @@ static void Channel_dealloc(PyObject *self)
     if (mpx_shared_room((SharedObject *)self) != NULL) {
         mpx_bell_close_reader(&channel(self)->ring.bell);
         mpx_bell_close_writer(&channel(self)->ring.bell);
-        mpx_ring_drop(&channel(self)->ring);
+        if (mpx_ring_drop(&channel(self)->ring) &&
+            mpx_u32_load_relaxed(&channel(self)->had_large) != 0) {
+            Py_BEGIN_ALLOW_THREADS mpx_heap_end(channel(self)->ring.arena);
+            Py_END_ALLOW_THREADS
+        }
     }
     type->tp_free(self);
     Py_DECREF(type);

@@ -16,7 +16,9 @@
 typedef struct {
     MPX_SHARED_HEAD
     mpx_ring_t ring;
-    char is_zero_copy; /* large buffers are written apart: see apart.h */
+    char is_zero_copy;        /* large buffers are written apart: see apart.h */
+    mpx_atomic_u32 had_large; /* this process has sent or received something in a block */
+    mpx_heap_watch_t watch;   /* for those who wait in vain */
 } ChannelObject;
 
 /* A deadline: not to wait. */

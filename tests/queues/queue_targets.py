@@ -37,6 +37,13 @@ def echo(tasks, results):
     results.put(None)
 
 
+def get_some_and_stay(connection, q, count):
+    for _ in range(count):
+        q.get()
+    connection.send("got")
+    connection.recv()
+
+
 def get_or_name_error(q, results, count):
     for _ in range(count):
         try:
