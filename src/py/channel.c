@@ -483,8 +483,8 @@ PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel
 #define BATCH       64
 #define BATCH_BYTES 8192
 
-Py_ssize_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wanted_t *wanted,
-                                    mpx_channel_taker_t *taker, void *context)
+size_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wanted_t *wanted,
+                                mpx_channel_taker_t *taker, void *context)
 {
     mpx_message_t messages[BATCH];
     char room[BATCH_BYTES];
@@ -492,11 +492,9 @@ Py_ssize_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_w
     if (self->ring.bell.reader >= 0)
         (void)!mpx_ring_try_get_many(&self->ring, room, sizeof(room), wanted, messages,
                                      most < BATCH ? most : BATCH, &done);
-    for (size_t i = 0; i < done; i++) {
-        if (taker(context, messages[i].room, messages[i].size) < 0)
-            return -1;
-    }
-    return (Py_ssize_t)done;
+    for (size_t i = 0; i < done; i++)
+        taker(context, messages[i].room, messages[i].size);
+    return done;
 }
 
 int mpx_channel_poll(ChannelObject *self, int64_t deadline)

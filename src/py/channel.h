@@ -93,13 +93,13 @@ PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel
  * it is none, mpx_channel_send of the first one does it, or says why it cannot be done. */
 size_t mpx_channel_send_some(ChannelObject *self, const mpx_message_t *messages, size_t count);
 
-/* What becomes of a message of several. 0, or -1 with an exception: then the rest is lost. */
-typedef int mpx_channel_taker_t(void *context, const char *data, size_t size);
+/* What becomes of a message of several. */
+typedef void mpx_channel_taker_t(void *context, const char *data, size_t size);
 
-/* Receives at most `most` short messages that are wanted and there now, in one step; how many, or
- * -1 with the taker's exception. Where it is none, mpx_channel_receive says why. */
-Py_ssize_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wanted_t *wanted,
-                                    mpx_channel_taker_t *taker, void *context);
+/* Receives at most `most` short messages that are wanted and there now, in one step; how many.
+ * Where it is none, mpx_channel_receive says why. */
+size_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wanted_t *wanted,
+                                mpx_channel_taker_t *taker, void *context);
 
 /* Whether there is a message by the deadline: 1, 0, or -1 with an exception. */
 int mpx_channel_poll(ChannelObject *self, int64_t deadline);

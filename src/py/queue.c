@@ -353,25 +353,65 @@ static int get_deadline_of(PyObject *block, PyObject *timeout, int64_t *deadline
     return 0;
 }
 
-/* Raises what an object raised that ended a get_many, once. */
-static bool is_late(PyObject *self)
+/* The first of what this process had taken with a get_many that raised. Forked children have
+ * copies, which are dropped. */
+MPX_COLD static PyObject *get_taken(PyObject *self)
 {
-    PyObject *error;
-    if (MPX_LIKELY(mpx_queue(self)->late == NULL))
-        return false;
+    QueueObject *queue = mpx_queue(self);
+    PyObject *object = NULL, *before = NULL;
     Py_BEGIN_CRITICAL_SECTION(self);
-    error = mpx_put(&mpx_queue(self)->late, NULL);
+    Py_ssize_t count = queue->taken == NULL ? 0 : PyList_GET_SIZE(queue->taken);
+    if (count > 0 && queue->taken_by == mpx_os_own_word()) {
+        object = Py_NewRef(PyList_GET_ITEM(queue->taken, 0));
+        if (PyList_SetSlice(queue->taken, 0, 1, NULL) < 0)
+            Py_CLEAR(object);
+        count--;
+    } else {
+        count = 0;
+    }
+    if (count == 0)
+        before = mpx_put(&queue->taken, NULL);
     Py_END_CRITICAL_SECTION();
-    if (error == NULL)
-        return false;
-    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
-    Py_DECREF(error);
-    return true;
+    Py_XDECREF(before);
+    return object;
+}
+
+static size_t count_taken(PyObject *self)
+{
+    size_t count;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    PyObject *taken = mpx_queue(self)->taken;
+    count = taken == NULL ? 0 : (size_t)PyList_GET_SIZE(taken);
+    Py_END_CRITICAL_SECTION();
+    return count;
+}
+
+/* What get_many has taken when it raises is not lost: the next ones get it. */
+MPX_COLD static void keep_taken(PyObject *self, PyObject *list)
+{
+    QueueObject *queue = mpx_queue(self);
+    PyObject *before;
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    Py_BEGIN_CRITICAL_SECTION(self);
+    before = mpx_put(&queue->taken, list);
+    if (before != NULL && queue->taken_by == mpx_os_own_word() &&
+        PyList_SetSlice(list, 0, 0, before) < 0)
+        PyErr_WriteUnraisable(self);
+    queue->taken_by = mpx_os_own_word();
+    Py_END_CRITICAL_SECTION();
+    Py_XDECREF(before);
+    PyErr_Restore(type, error, traceback);
 }
 
 static PyObject *get(PyObject *self, int64_t deadline)
 {
-    return MPX_UNLIKELY(is_late(self)) ? NULL : mpx_queue_receive(self, deadline);
+    if (MPX_UNLIKELY(mpx_queue(self)->taken != NULL)) {
+        PyObject *object = get_taken(self);
+        if (object != NULL || PyErr_Occurred())
+            return object;
+    }
+    return mpx_queue_receive(self, deadline);
 }
 
 PyDoc_STRVAR(Queue_get_doc,
@@ -423,8 +463,8 @@ PyDoc_STRVAR(Queue_get_many_doc,
              "does, and raises what get() does; for the others it does not wait.  If this\n"
              "process is killed, those are lost that it had in its hands.\n"
              "\n"
-             "An object whose unpickling raises ends the list; where others are before it, the\n"
-             "next call that gets something raises that exception.\n"
+             "Where an object's unpickling raises, or a signal handler does meanwhile, that\n"
+             "exception comes out; what was taken before is what this process gets next.\n"
              "ValueError: max is below 1.");
 
 /* The most objects to take; -1 with an exception. */
@@ -441,27 +481,13 @@ static Py_ssize_t most_of(PyObject *max)
     return -1;
 }
 
-/* After a failure with objects at hand: whether these can be returned all the same. */
+/* After a failure with objects at hand: whether it says only that there are no more. */
 static bool ends_list(PyObject *self)
 {
-    if (PyErr_ExceptionMatches(mpx_queue_state(self)->empty_error) ||
-        PyErr_ExceptionMatches(mpx_queue_state(self)->shut_down_error)) {
-        PyErr_Clear();
-        return true;
-    }
-    if (!PyErr_ExceptionMatches(PyExc_Exception))
+    if (!PyErr_ExceptionMatches(mpx_queue_state(self)->empty_error) &&
+        !PyErr_ExceptionMatches(mpx_queue_state(self)->shut_down_error))
         return false;
-    PyObject *type, *error, *traceback, *before;
-    PyErr_Fetch(&type, &error, &traceback);
-    PyErr_NormalizeException(&type, &error, &traceback);
-    if (traceback != NULL)
-        PyException_SetTraceback(error, traceback);
-    Py_BEGIN_CRITICAL_SECTION(self);
-    before = mpx_put(&mpx_queue(self)->late, error);
-    Py_END_CRITICAL_SECTION();
-    Py_XDECREF(before);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
+    PyErr_Clear();
     return true;
 }
 
@@ -471,38 +497,43 @@ static bool is_quick_message(const void *data, size_t size, mpx_block_t block)
 }
 
 typedef struct {
-    PyObject *queue;
+    QueueObject *queue;
     PyObject *list;
+    bool has_failed; /* the exception is set */
 } collector_t;
 
-/* What is damaged is missing in the list, whose other objects are at hand by now. */
-static int collect(void *context, const char *data, size_t size)
+/* All of a batch are at hand by now: one that is damaged, or has no memory, takes no other with it.
+ */
+static void collect(void *context, const char *data, size_t size)
 {
     collector_t *collector = context;
-    QueueObject *queue = mpx_queue(collector->queue);
+    QueueObject *queue = collector->queue;
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
     PyObject *object = mpx_loads(queue->state, &queue->namespace, data, size, NULL);
-    if (object == NULL)
-        return ends_list(collector->queue) ? 0 : -1;
-    int status = PyList_Append(collector->list, object);
-    Py_DECREF(object);
-    return status;
+    if (object == NULL || PyList_Append(collector->list, object) < 0)
+        collector->has_failed = true;
+    Py_XDECREF(object);
+    if (type != NULL)
+        PyErr_Restore(type, error, traceback);
 }
 
 /* Several at once, of those whose reading runs no code of the program's: how many, or -1. */
 static Py_ssize_t get_some(PyObject *self, PyObject *list, size_t most)
 {
     QueueObject *queue = mpx_queue(self);
-    collector_t collector = {.queue = self, .list = list};
-    if (!mpx_reads_plainly(queue->state, &queue->namespace))
+    collector_t collector = {.queue = queue, .list = list};
+    if (queue->taken != NULL || !mpx_reads_plainly(queue->state, &queue->namespace))
         return 0;
-    return mpx_channel_receive_some(mpx_queue_channel(self), most, is_quick_message, collect,
-                                    &collector);
+    size_t taken = mpx_channel_receive_some(mpx_queue_channel(self), most, is_quick_message,
+                                            collect, &collector);
+    return collector.has_failed ? -1 : (Py_ssize_t)taken;
 }
 
 /* 0: the list ends here. */
 static int get_one(PyObject *self, PyObject *list)
 {
-    PyObject *object = mpx_queue_receive(self, MPX_CHANNEL_NOW);
+    PyObject *object = get(self, MPX_CHANNEL_NOW);
     if (object == NULL)
         return ends_list(self) ? 0 : -1;
     int status = PyList_Append(list, object);
@@ -513,14 +544,14 @@ static int get_one(PyObject *self, PyObject *list)
 /* No more than there are at first: producers may be as fast as this is. */
 static PyObject *get_list(PyObject *self, Py_ssize_t most, int64_t deadline)
 {
-    PyObject *object = get(self, deadline);
-    PyObject *list = object == NULL ? NULL : PyList_New(1);
-    if (list == NULL) {
-        Py_XDECREF(object);
+    PyObject *list = PyList_New(1);
+    PyObject *object = list == NULL ? NULL : get(self, deadline);
+    if (object == NULL) {
+        Py_XDECREF(list);
         return NULL;
     }
     PyList_SET_ITEM(list, 0, object);
-    size_t rest = mpx_ring_count(&mpx_queue_channel(self)->ring);
+    size_t rest = mpx_ring_count(&mpx_queue_channel(self)->ring) + count_taken(self);
     if (rest > (size_t)most - 1)
         rest = (size_t)most - 1;
     while (rest > 0) {
@@ -528,7 +559,7 @@ static PyObject *get_list(PyObject *self, Py_ssize_t most, int64_t deadline)
         if (taken == 0)
             taken = get_one(self, list);
         if (taken < 0) {
-            Py_DECREF(list);
+            keep_taken(self, list);
             return NULL;
         }
         if (taken == 0)

@@ -13,11 +13,12 @@ typedef struct {
     PyObject_HEAD PyObject *channel; /* NULL: the standard library's way */
     mpx_namespace_t namespace;       /* in which _ForkingPickler is looked up */
     PyObject *former; /* a list of the channels before this one, which threads may be in; or NULL */
-    PyObject *late;   /* the exception of an object that ended a get_many, to be raised; or NULL */
+    PyObject *taken;  /* a list of what a get_many had that raised, the next ones to get; or NULL */
     PyObject *maxsize; /* what programs find as _maxsize; or NULL */
     PyObject *opid;    /* and as _opid */
     PyObject *module;
     module_state_t *state; /* of the module */
+    uint64_t taken_by;     /* the process that took that */
     uint64_t closed_by;    /* the process that did; 0: none */
     uint64_t used_by;      /* the process that put something; 0: none */
     char is_limited;

@@ -128,7 +128,7 @@ static int QueueBase_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(mpx_queue(self)->channel);
     Py_VISIT(mpx_queue(self)->namespace.dict);
     Py_VISIT(mpx_queue(self)->former);
-    Py_VISIT(mpx_queue(self)->late);
+    Py_VISIT(mpx_queue(self)->taken);
     Py_VISIT(mpx_queue(self)->maxsize);
     Py_VISIT(mpx_queue(self)->opid);
     Py_VISIT(mpx_queue(self)->module);
@@ -138,7 +138,7 @@ static int QueueBase_traverse(PyObject *self, visitproc visit, void *arg)
 /* What an exception's traceback may hold is this object. The rest leads nowhere, and is in use. */
 static int QueueBase_clear(PyObject *self)
 {
-    Py_CLEAR(mpx_queue(self)->late);
+    Py_CLEAR(mpx_queue(self)->taken);
     return 0;
 }
 
@@ -149,7 +149,7 @@ static void QueueBase_dealloc(PyObject *self)
     Py_CLEAR(mpx_queue(self)->channel);
     Py_CLEAR(mpx_queue(self)->namespace.dict);
     Py_CLEAR(mpx_queue(self)->former);
-    Py_CLEAR(mpx_queue(self)->late);
+    Py_CLEAR(mpx_queue(self)->taken);
     Py_CLEAR(mpx_queue(self)->maxsize);
     Py_CLEAR(mpx_queue(self)->opid);
     Py_CLEAR(mpx_queue(self)->module);

@@ -3,6 +3,7 @@
 import multiprocessing.queues as _stdlib_queues
 import os
 import threading
+import time
 
 import mproc_ext.queues as _queues
 
@@ -19,6 +20,19 @@ class Poison:
 
     def __reduce__(self):
         return raise_back, self.what
+
+
+class Slow:
+    """Takes its time to be unpickled."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        until = time.monotonic() + 0.0005
+        while time.monotonic() < until:
+            pass
 
 
 def put_all(q, objects):

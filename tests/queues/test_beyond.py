@@ -1,6 +1,9 @@
 """What the stdlib's queues have not: batches, shutdown, iteration, figures."""
 
+import contextlib
 import queue
+import random
+import signal
 
 import pytest
 import queue_targets
@@ -183,17 +186,57 @@ def test_put_many_after_shutdown(q):
 
 @pytest.mark.parametrize("get_next", ["get", "get_nowait", "get_many"])
 def test_get_many_with_what_cannot_be_unpickled(q, get_next):
-    """What came before is not lost with it, and the next get raises."""
+    """What came before is not lost with it: this process gets it next."""
     q.put_many([1, 2, queue_targets.Poison(KeyError, "bad"), 3])
-    assert q.get_many() == [1, 2]
     with pytest.raises(KeyError, match="bad"):
-        getattr(q, get_next)()
-    assert q.get_many() == [3]
+        q.get_many()
+    assert q.qsize() == 1
+    found = getattr(q, get_next)()
+    assert found == [1, 2, 3] if get_next == "get_many" else found == 1
+    assert get_next == "get_many" or q.get_many() == [2, 3]
     q.put(queue_targets.Poison(KeyError, "alone"))
     with pytest.raises(KeyError, match="alone"):
         q.get_many()
     with pytest.raises(queue.Empty):
         q.get_nowait()
+
+
+class Alarm(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Alarm, TimeoutError])
+def test_a_signal_handler_that_raises_in_get_many(q, kind):
+    """It does so at once, and nothing is lost but what was just unpickled."""
+
+    def ring(*_):
+        raise kind
+
+    count = 2000
+    q.put_many([n if n % 3 else queue_targets.Slow(n) for n in range(count)])
+    with handler(ring, signal.SIGALRM):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(kind):
+            q.get_many()
+    left = q.qsize()
+    found = []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            found += q.get_many(random.choice([1, 5, None]), block=False)
+    numbers = [getattr(one, "number", one) for one in found]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) >= count - 1
+    assert len(numbers) > left
+
+
+def test_what_get_many_had_is_no_childs(q, ours):
+    q.put_many([1, queue_targets.Poison(KeyError, "bad"), 2])
+    with pytest.raises(KeyError):
+        q.get_many()
+    child = Child(ours, queue_targets.get_and_send, q, 1)
+    child.expect([2])
+    child.join()
+    assert q.get_many() == [1]
 
 
 def test_many_after_close(q):
