@@ -83,6 +83,7 @@ typedef struct {
     mpx_ring_side_t producer;
     mpx_ring_side_t consumer;
     uint32_t taker; /* where this process's record is, perhaps: see mpx_ring_join.c */
+    mpx_atomic_u32 has_chores, is_loud, is_long, has_left; /* see mpx_ring_do_chores */
 } mpx_ring_t;
 
 /* A message: `size` bytes (MPX_RING_INLINE at most), and a block or 0. With a block comes how many
@@ -154,6 +155,15 @@ MPX_NODISCARD int mpx_ring_get_now(mpx_ring_t *ring, void *buffer, size_t capaci
                                    mpx_message_t *message, int64_t deadline);
 MPX_NODISCARD int mpx_ring_try_get(mpx_ring_t *ring, void *buffer, size_t capacity,
                                    mpx_message_t *message);
+
+/* What the functions that only try to get leave to be done after them, because it may take long: to
+ * silence the bell where a producer is at work, or was stopped, and to give memory back. */
+static inline bool mpx_ring_has_chores(mpx_ring_t *ring)
+{
+    return mpx_u32_load_relaxed(&ring->has_chores) != 0;
+}
+
+void mpx_ring_do_chores(mpx_ring_t *ring);
 
 /* Whether to take a message, which has a block or 0. Called under the mutex: it looks at the bytes,
  * which are not to be trusted, and does nothing else. */

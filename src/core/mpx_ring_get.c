@@ -361,16 +361,44 @@ static void trim(mpx_ring_t *ring)
 
 /* ---- The interface --------------------------------------------------------------------------- */
 
-/* What comes after a get, outside the mutex. The heap gives storage back where blocks are made,
- * which a ring that is drained does no more. */
+/* For a thread of this process, at the end of its call. */
+MPX_COLD static void add_chore(mpx_ring_t *ring, mpx_atomic_u32 *chore)
+{
+    mpx_u32_store_relaxed(chore, 1);
+    mpx_u32_store_relaxed(&ring->has_chores, 1);
+}
+
+static bool take_chore(mpx_atomic_u32 *chore)
+{
+    bool is_there = mpx_u32_load_relaxed(chore) != 0;
+    mpx_u32_store_relaxed(chore, 0);
+    return is_there;
+}
+
+/* The heap gives storage back where blocks are made, which a ring that is drained does no more. */
+MPX_COLD void mpx_ring_do_chores(mpx_ring_t *ring)
+{
+    (void)take_chore(&ring->has_chores);
+    if (take_chore(&ring->is_long) && is_empty(ring)) {
+        trim(ring);
+        mpx_heap_trim(ring->arena, MPX_STORAGE_DRAINED);
+    }
+    if (take_chore(&ring->has_left)) {
+        mpx_heap_trim(ring->arena, MPX_STORAGE_IN_USE);
+    }
+    if (take_chore(&ring->is_loud) && is_empty(ring)) {
+        mpx_ring_quiet(ring);
+    }
+}
+
+/* What comes after a get, outside the mutex. */
 static void finish(mpx_ring_t *ring, uint64_t before, bool was_long, uint32_t left)
 {
     mpx_ring_wake(ring, &ring->control->head, before);
     if (MPX_UNLIKELY(was_long) && is_empty(ring)) {
-        trim(ring);
-        mpx_heap_trim(ring->arena, MPX_STORAGE_DRAINED);
+        add_chore(ring, &ring->is_long);
     } else if (MPX_UNLIKELY(left > MPX_SEGMENT_KEPT)) {
-        mpx_heap_trim(ring->arena, MPX_STORAGE_IN_USE);
+        add_chore(ring, &ring->has_left);
     }
 }
 
@@ -379,8 +407,8 @@ static void finish(mpx_ring_t *ring, uint64_t before, bool was_long, uint32_t le
 static void look_at_bell(mpx_ring_t *ring, int status)
 {
     bool may_ring = status == -EAGAIN || mpx_u32_load_relaxed(&ring->control->rung) != 0;
-    if (may_ring && is_empty(ring)) {
-        mpx_ring_quiet(ring);
+    if (may_ring && is_empty(ring) && !mpx_ring_try_quiet(ring)) {
+        add_chore(ring, &ring->is_loud);
     }
 }
 
@@ -511,6 +539,9 @@ static int get(mpx_ring_t *ring, getting_t *getting, bool may_wait, int64_t dead
     }
     if (slept) {
         mpx_ring_pass_on(ring, &control->tail, has_message);
+    }
+    if (mpx_ring_has_chores(ring)) {
+        mpx_ring_do_chores(ring);
     }
     return status == -ETIMEDOUT ? -EBUSY : status;
 }

@@ -200,15 +200,28 @@ void mpx_ring_watch(mpx_ring_t *ring)
     }
 }
 
-void mpx_ring_quiet(mpx_ring_t *ring)
+static void quiet(mpx_ring_t *ring)
 {
-    if (!lock_producers(ring)) {
-        return; /* the next one who looks does it */
-    }
     if (is_silent(ring)) {
         silence(ring);
     }
     mpx_mutex_unlock(&ring->control->producers);
+}
+
+void mpx_ring_quiet(mpx_ring_t *ring)
+{
+    if (lock_producers(ring)) { /* else the next one who looks does it */
+        quiet(ring);
+    }
+}
+
+bool mpx_ring_try_quiet(mpx_ring_t *ring)
+{
+    if (mpx_mutex_try_lock(&ring->control->producers) < 0) {
+        return false;
+    }
+    quiet(ring);
+    return true;
 }
 
 void mpx_ring_toll(mpx_ring_t *ring)

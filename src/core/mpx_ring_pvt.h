@@ -213,6 +213,9 @@ MPX_NODISCARD int mpx_ring_new_segment(mpx_ring_t *ring, mpx_heap_owner_t owner,
 /* After a look at the ring that found it empty: silences the bell, if it still is. */
 void mpx_ring_quiet(mpx_ring_t *ring);
 
+/* The same, unless somebody has the producers' mutex: false. */
+MPX_NODISCARD bool mpx_ring_try_quiet(mpx_ring_t *ring);
+
 /* After the ring was shut: who waits for the bell is to see that. */
 void mpx_ring_toll(mpx_ring_t *ring);
 

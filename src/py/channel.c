@@ -393,6 +393,12 @@ static void look(ChannelObject *self)
     Py_END_ALLOW_THREADS
 }
 
+MPX_COLD static void do_chores(ChannelObject *self)
+{
+    Py_BEGIN_ALLOW_THREADS mpx_ring_do_chores(&self->ring);
+    Py_END_ALLOW_THREADS
+}
+
 /* After a try that was in vain. */
 MPX_COLD static int receive_at_last(ChannelObject *self, arrival_t *arrival, int64_t deadline,
                                     int status)
@@ -412,6 +418,8 @@ static inline int receive_message(ChannelObject *self, arrival_t *arrival, int64
 {
     int status =
         mpx_ring_try_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message);
+    if (MPX_UNLIKELY(mpx_ring_has_chores(&self->ring)))
+        do_chores(self);
     return MPX_LIKELY(status == 0) ? 0 : receive_at_last(self, arrival, deadline, status);
 }
 
@@ -492,6 +500,8 @@ size_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wante
     if (self->ring.bell.reader >= 0)
         (void)!mpx_ring_try_get_many(&self->ring, room, sizeof(room), wanted, messages,
                                      most < BATCH ? most : BATCH, &done);
+    if (mpx_ring_has_chores(&self->ring))
+        do_chores(self);
     for (size_t i = 0; i < done; i++)
         taker(context, messages[i].room, messages[i].size);
     return done;

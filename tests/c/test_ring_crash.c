@@ -116,6 +116,9 @@ static int get(mpx_ring_t *ring, uint32_t *number, int64_t deadline)
 {
     mpx_message_t message;
     int status = plainly ? mpx_ring_try_get(ring, buffer, MPX_RING_INLINE, &message) : -EBUSY;
+    if (mpx_ring_has_chores(ring)) {
+        mpx_ring_do_chores(ring);
+    }
     if (status == -EBUSY || status == -EAGAIN) {
         status = mpx_ring_get(ring, buffer, MPX_RING_INLINE, &message, deadline);
     }
@@ -201,6 +204,7 @@ static void check_readable(mpx_ring_t *ring)
     if (mpx_ring_count(ring) == 0) {
         do {
             CHECK_EQ(mpx_ring_try_get(ring, buffer, MPX_RING_INLINE, &message), -EAGAIN);
+            mpx_ring_do_chores(ring);
         } while (is_readable(ring));
     }
 }

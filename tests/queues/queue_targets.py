@@ -377,6 +377,13 @@ def join_again_and_again(q):
         time.sleep(0.001)
 
 
+def put_for_ever(connection, q, thing):
+    connection.send("begins")
+    while True:
+        if q.qsize() < 100:
+            q.put(thing)
+
+
 def put_and_get_for_ever(connection, q, thing):
     connection.send("begins")
     while True:

@@ -5,6 +5,7 @@ import os
 import queue
 import random
 import signal
+import threading
 import time
 
 import pytest
@@ -193,6 +194,47 @@ def test_stopped_in_the_middle(ours, what):
     q.put("after")
     assert "after" in q.get_many()
     assert q.stats()["deaths"] == 1
+    end(q)
+
+
+def test_threads_go_on_while_a_producer_is_stopped(ours):
+    """Its mutex is waited for, to make _reader unreadable, but without the GIL."""
+    q = ours.Queue()
+    assert not q._reader.poll()
+    q._reader.fileno()  # from now on it is looked at
+    child = Child(ours, queue_targets.put_for_ever, q, b"x" * 65_000)
+    child.expect("begins")
+    until = time.monotonic() + LIMIT
+    while True:
+        time.sleep(random.random() / 500)
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(child.pid) == "T")
+        try:
+            q.put_nowait("x")
+        except queue.Full:
+            break
+        os.kill(child.pid, signal.SIGCONT)
+        q.get_many()
+        assert time.monotonic() < until
+    while q.qsize():
+        q.get()
+    gaps, stop = [], threading.Event()
+
+    def beat():
+        last = time.monotonic()
+        while not stop.wait(0.001):
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    task = Task(beat)
+    for _ in range(5):
+        with pytest.raises(queue.Empty):
+            q.get_nowait()  # waits for the mutex for 100 ms
+    stop.set()
+    task.get()
+    assert len(gaps) > 20  # not five
+    child.kill()
     end(q)
 
 
