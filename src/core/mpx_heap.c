@@ -50,9 +50,16 @@
  * beside what it finds. */
 #define FREE_SHARE 4
 
-/* Blocks that need so much storage are made only where so much more can be had. */
-#define MUCH    (UINT64_C(1) << 20)
-#define RESERVE (INT64_C(16) << 20)
+/* Storage is given where so much more can be had, and a part of it that the page tables take. */
+#define RESERVE   (INT64_C(16) << 20)
+#define PER_TABLE 256
+
+/* Whoever has looked may give so much, or that part of what there is, without another look; for so
+ * long. Blocks of a megabyte are always worth one. */
+#define MUCH         (UINT64_C(1) << 20)
+#define ALLOWED      (UINT64_C(16) << 20)
+#define ALLOWED_PART 16
+#define ALLOWED_FOR  MPX_NANOS_PER_SEC
 
 /* So many units are kept beyond what was needed lately; each look at that forgets so much of it. */
 #define SPARE_UNITS UINT64_C(1024)
@@ -152,11 +159,12 @@ static bool is_alive(mpx_arena_t *arena, mpx_heap_owner_t owner)
     return room == NULL || mpx_u64_load_relaxed(room) == (MPX_HEAP_OWNER_MAGIC << 32 | owner >> 32);
 }
 
-/* Frees the blocks of one owner, or with 0 of all that are dead. Walks through entries, not runs:
- * what has an owner is a block. */
-static void free_blocks(mpx_arena_t *arena, mpx_heap_shared_t *heap, mpx_heap_owner_t owner)
+/* Frees the blocks of one owner, or with 0 of all that are dead: how many bytes. Walks through
+ * entries, not runs: what has an owner is a block. */
+static uint64_t free_blocks(mpx_arena_t *arena, mpx_heap_shared_t *heap, mpx_heap_owner_t owner)
 {
     mpx_extent_t extent;
+    uint64_t units = 0;
     for (uint32_t number = 0; number < mpx_heap_extents(heap); number++) {
         if (!mpx_extent_at(arena, heap, number, &extent)) {
             continue;
@@ -168,12 +176,15 @@ static void free_blocks(mpx_arena_t *arena, mpx_heap_shared_t *heap, mpx_heap_ow
                 (owner != 0 ? mpx_owner_in(word) != owner : is_alive(arena, mpx_owner_in(word)))) {
                 continue;
             }
+            uint32_t length = mpx_run_length(&extent, index);
             if (mpx_u64_cas_acq_rel(&run->owner, &word, 0)) { /* B0: with B1 */
                 MPX_STEP(heap_swept);
                 mpx_heap_remember(heap, extent.first + index);
+                units += length;
             }
         }
     }
+    return units * MPX_BLOCK_UNIT;
 }
 
 void mpx_heap_free_left(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner)
@@ -183,14 +194,11 @@ void mpx_heap_free_left(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t 
     }
 }
 
-bool mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner)
+uint64_t mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner)
 {
     mpx_heap_shared_t *heap = mpx_heap_of(arena);
     bool is_left = heap != NULL && owner != 0 && !is_alive(arena, owner);
-    if (is_left) {
-        free_blocks(arena, heap, owner);
-    }
-    return is_left;
+    return is_left ? free_blocks(arena, heap, owner) : 0;
 }
 
 /* ---- Settling -------------------------------------------------------------------------------- */
@@ -208,7 +216,7 @@ void mpx_heap_sweep(mpx_arena_t *arena)
         mpx_arena_enter();
         (void)mpx_slots_sweep(arena);
         mpx_arena_exit();
-        free_blocks(arena, heap, 0);
+        (void)free_blocks(arena, heap, 0);
     }
 }
 
@@ -302,15 +310,43 @@ static uint64_t missing_bytes(const mpx_place_t *place)
     return (uint64_t)mpx_place_missing(place) * MPX_BLOCK_UNIT;
 }
 
-/* Whether there is memory for so much, with what would be given back for it. Where it is much the
- * machine is asked: once it is promised, it is had by having something killed. */
-static bool is_to_be_had(uint64_t bytes, uint64_t given_back)
+/* A hint: what is lost of it between two processes is little. */
+static bool is_allowed(mpx_heap_shared_t *heap, uint64_t bytes)
 {
-    if (bytes < MUCH || bytes <= given_back) {
+    uint64_t now = (uint64_t)mpx_os_now(), then = mpx_u64_load_relaxed(&heap->allowed_at);
+    if (bytes >= MUCH || now - then > (uint64_t)ALLOWED_FOR ||
+        mpx_u64_load_relaxed(&heap->allowance) < bytes) {
+        return false;
+    }
+    if (mpx_u64_fetch_add_relaxed(&heap->allowance, -bytes) >= bytes) {
         return true;
     }
+    (void)mpx_u64_fetch_add_relaxed(&heap->allowance, bytes);
+    return false;
+}
+
+static void allow(mpx_heap_shared_t *heap, uint64_t rest)
+{
+    uint64_t part = rest / ALLOWED_PART;
+    mpx_u64_store_relaxed(&heap->allowance, part < ALLOWED ? part : ALLOWED);
+    mpx_u64_store_relaxed(&heap->allowed_at, (uint64_t)mpx_os_now());
+}
+
+/* Whether there is memory for so much, with what would be given back for it. The machine is asked:
+ * once it is promised, it is had by having something killed. */
+static bool is_to_be_had(mpx_arena_t *arena, uint64_t bytes, uint64_t given_back)
+{
+    mpx_heap_shared_t *heap = mpx_heap_of(arena);
+    if (heap == NULL || bytes <= given_back || is_allowed(heap, bytes)) {
+        return true;
+    }
+    uint64_t missing = bytes - given_back + bytes / PER_TABLE;
     int64_t headroom = MPX_FAULT(heap_headroom) ? 0 : mpx_os_memory_headroom();
-    return headroom >= RESERVE && (uint64_t)(headroom - RESERVE) >= bytes - given_back;
+    bool is_there = headroom >= RESERVE && (uint64_t)(headroom - RESERVE) >= missing;
+    if (is_there && bytes < MUCH) {
+        allow(heap, (uint64_t)(headroom - RESERVE) - missing);
+    }
+    return is_there;
 }
 
 static int give_storage(mpx_arena_t *arena, const mpx_place_t *place)
@@ -319,7 +355,7 @@ static int give_storage(mpx_arena_t *arena, const mpx_place_t *place)
     if (missing == 0) {
         return 0;
     }
-    return is_to_be_had(missing, 0) ? mpx_place_store(arena, place) : -ENOMEM;
+    return is_to_be_had(arena, missing, 0) ? mpx_place_store(arena, place) : -ENOMEM;
 }
 
 /* Memory is short: frees what is nobody's, and gives back as much as is missing, where that helps.
@@ -330,7 +366,7 @@ static void make_headroom(mpx_arena_t *arena, const mpx_place_t *place)
     uint64_t missing = missing_bytes(place);
     mpx_heap_sweep(arena);
     mpx_heap_stats(arena, &stats);
-    if (is_to_be_had(missing, stats.free_stored)) {
+    if (is_to_be_had(arena, missing, stats.free_stored)) {
         mpx_heap_trim(arena, stats.free_stored > missing ? stats.free_stored - missing : 0);
     }
 }

@@ -62,9 +62,9 @@ bool mpx_heap_free(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner
 void *mpx_heap_at(mpx_arena_t *arena, mpx_block_t block, size_t *size);
 
 /* After a drop of the owner's slot: frees that block of its blocks, unless somebody else holds the
- * slot; or all, and whether it did. */
+ * slot; or all: how many bytes. */
 void mpx_heap_free_left(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner);
-bool mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner);
+uint64_t mpx_heap_free_all(mpx_arena_t *arena, mpx_heap_owner_t owner);
 
 /* Frees the blocks of the dead, which otherwise happens from time to time, and before the heap
  * grows.
@@ -89,8 +89,9 @@ typedef struct {
  * has not been used since the last time. */
 void mpx_heap_look(mpx_arena_t *arena, mpx_heap_watch_t *watch);
 
-/* What had something large is no more: frees what the dead had, and gives all but a little back. */
-void mpx_heap_end(mpx_arena_t *arena);
+/* Something with blocks of so many bytes is no more. Where it had something large: frees what the
+ * dead had, and gives all but a little back. */
+void mpx_heap_end(mpx_arena_t *arena, uint64_t size, bool had_large);
 
 typedef struct {
     uint64_t size;        /* bytes of all blocks, owned or free, most of them without storage */

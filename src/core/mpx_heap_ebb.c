@@ -11,7 +11,8 @@
  *          kept. The rest goes back now. What is kept is bounded, and forgotten by and by.
  *   look   Somebody waits in vain, or asks in vain again and again. What was not made blocks of
  *          within a second or more goes back, and what the dead have had.
- *   end    A queue that had something large is no more: nothing is kept.
+ *   end    A queue that had something large is no more: nothing is kept. For one that had not, as
+ *          much as was made lately.
  *
  * All words of the heap that say so are hints. They are written without a mutex, so one may be lost
  * between two processes, or with one that is killed: then too much goes back, or too late.
@@ -79,8 +80,8 @@ void mpx_heap_ebb(mpx_arena_t *arena)
     uint64_t kept = now - last > REMEMBERED ? 0 : mpx_u64_load_relaxed(&heap->kept);
     mpx_u64_store_relaxed(&heap->ebbed_at, now);
     mpx_u64_store_relaxed(&heap->kept, kept_after(kept, had));
-    if (had <= kept || had <= LEAST_KEPT) {
-        return;
+    if (had <= kept + kept / 2 || had <= LEAST_KEPT) {
+        return; /* what a program has at once varies, and to keep that is cheaper */
     }
     mpx_heap_stats(arena, &stats);
     uint64_t rest = stats.free_stored - at_most(had - kept, stats.free_stored);
@@ -129,11 +130,31 @@ void mpx_heap_look(mpx_arena_t *arena, mpx_heap_watch_t *watch)
 
 /* ---- End ------------------------------------------------------------------------------------- */
 
-void mpx_heap_end(mpx_arena_t *arena)
+/* A program that makes queues and drops them makes as much as it drops. */
+static void end_small(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint64_t size)
+{
+    if (mpx_u64_fetch_add_relaxed(&heap->dropped, size) + size < IDLE_KEPT) {
+        return;
+    }
+    mpx_u64_store_relaxed(&heap->dropped, 0);
+    uint64_t made = mpx_u64_load_relaxed(&heap->made);
+    uint64_t lately = (made - mpx_u64_load_relaxed(&heap->dropped_at)) * MPX_BLOCK_UNIT;
+    mpx_u64_store_relaxed(&heap->dropped_at, made);
+    mpx_heap_trim(arena, IDLE_KEPT + at_most(lately, MOST_KEPT));
+}
+
+void mpx_heap_end(mpx_arena_t *arena, uint64_t size, bool had_large)
 {
     mpx_heap_shared_t *heap = mpx_heap_of(arena);
     mpx_heap_stats_t stats;
-    if (heap == NULL || stored(arena, &stats) <= LEAST_KEPT) {
+    if (heap == NULL) {
+        return;
+    }
+    if (!had_large) {
+        end_small(arena, heap, size);
+        return;
+    }
+    if (stored(arena, &stats) <= LEAST_KEPT) {
         return;
     }
     mpx_u64_store_relaxed(&heap->flowed, 0);

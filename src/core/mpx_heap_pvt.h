@@ -59,6 +59,10 @@ typedef struct {
     mpx_atomic_u64 kept;                               /* bytes, for who goes on */
     mpx_atomic_u64 ebbed_at;                           /* times */
     mpx_atomic_u64 looked_at;
+    mpx_atomic_u64 dropped;    /* bytes of small queues since the last look because of these */
+    mpx_atomic_u64 dropped_at; /* what had been made then */
+    mpx_atomic_u64 allowance;  /* bytes that may be given storage without a look at the machine */
+    mpx_atomic_u64 allowed_at;
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u32 recent[MPX_HEAP_RECENT]; /* units + 1, or anything */
     mpx_atomic_u32 frees; /* the next place in `recent` */
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_extent_entry_t extent[MPX_HEAP_EXTENTS];

@@ -121,13 +121,21 @@ static int64_t bounded(uint64_t number)
     return number > INT64_MAX ? INT64_MAX : (int64_t)number;
 }
 
+/* What the kernel calls available it may want for itself: it kills before it has given that much.
+ */
+#define KERNELS_PART 64
+#define KERNELS_MOST (UINT64_C(1) << 20) /* kilobytes */
+
 static int64_t headroom_of_machine(const char *root)
 {
-    uint64_t kilobytes, swap = 0;
+    uint64_t kilobytes, swap = 0, total = 0;
     if (!number_in(root, "/proc/meminfo", "MemAvailable:", &kilobytes)) {
         return INT64_MAX;
     }
+    (void)number_in(root, "/proc/meminfo", "MemTotal:", &total);
     (void)number_in(root, "/proc/meminfo", "SwapFree:", &swap);
+    total = total / KERNELS_PART < KERNELS_MOST ? total / KERNELS_PART : KERNELS_MOST;
+    kilobytes -= total < kilobytes ? total : kilobytes;
     return kilobytes > INT64_MAX / 4096 || swap > INT64_MAX / 4096
                ? INT64_MAX
                : (int64_t)(kilobytes + swap) * 1024;

@@ -133,7 +133,7 @@ int mpx_ring_open(mpx_ring_t *ring, mpx_arena_t *arena, mpx_slot_t slot)
     return 0;
 }
 
-bool mpx_ring_drop(mpx_ring_t *ring)
+uint64_t mpx_ring_drop(mpx_ring_t *ring)
 {
     mpx_slot_drop(ring->arena, ring->slot);
     ring->control = NULL;

@@ -109,8 +109,8 @@ void mpx_ring_limit_bytes(mpx_ring_t *ring, uint64_t bytes);
 /* The ring in a slot that this process holds. -EPROTO: there is none. */
 MPX_NODISCARD int mpx_ring_open(mpx_ring_t *ring, mpx_arena_t *arena, mpx_slot_t slot);
 
-/* Lets the slot go; where nobody else has it, so does its memory. Whether it did. */
-bool mpx_ring_drop(mpx_ring_t *ring);
+/* Lets the slot go; where nobody else has it, so do its blocks: how many bytes. */
+uint64_t mpx_ring_drop(mpx_ring_t *ring);
 
 /* Puts a message. Its block belongs to this process (mpx_heap_own) before and to the ring after
  * that; after a failure it still is this process's.

@@ -868,9 +868,10 @@ static void Channel_dealloc(PyObject *self)
     if (mpx_shared_room((SharedObject *)self) != NULL) {
         mpx_bell_close_reader(&channel(self)->ring.bell);
         mpx_bell_close_writer(&channel(self)->ring.bell);
-        if (mpx_ring_drop(&channel(self)->ring) &&
-            mpx_u32_load_relaxed(&channel(self)->had_large) != 0) {
-            Py_BEGIN_ALLOW_THREADS mpx_heap_end(channel(self)->ring.arena);
+        bool had_large = mpx_u32_load_relaxed(&channel(self)->had_large) != 0;
+        uint64_t size = mpx_ring_drop(&channel(self)->ring);
+        if (size > 0) {
+            Py_BEGIN_ALLOW_THREADS mpx_heap_end(channel(self)->ring.arena, size, had_large);
             Py_END_ALLOW_THREADS
         }
     }

@@ -343,12 +343,30 @@ TEST(much_is_made_only_where_there_is_room)
     inject("heap_headroom", 0, 0, ALWAYS);
     block = make(arena, owner, 2 * MEGA); /* has its storage */
     CHECK_EQ(mpx_heap_new(arena, owner, MEGA, &other, &address), -ENOMEM);
-    make(arena, owner, MEGA - UNIT);
+    CHECK_EQ(mpx_heap_new(arena, owner, UNIT, &other, &address), -ENOMEM);
     CHECK(mpx_heap_free(arena, block, owner));
     inject_nothing();
     inject("heap_headroom", 0, 0, 1); /* then what is free was given back */
     make(arena, owner, 3 * MEGA);
     inject_nothing();
+}
+
+/* One look is enough for some small ones, but not for many. */
+TEST(small_ones_are_made_where_there_was_room_just_now)
+{
+    mpx_arena_t *arena = home();
+    mpx_heap_owner_t owner = own(arena);
+    mpx_block_t block;
+    void *address;
+    int count = 0;
+    make(arena, owner, UNIT);
+    inject("heap_headroom", 0, 0, ALWAYS);
+    while (mpx_heap_new(arena, owner, UNIT, &block, &address) == 0) {
+        count++;
+    }
+    inject_nothing();
+    CHECK(count > 0 && (size_t)count <= 16 * MEGA / UNIT);
+    make(arena, owner, UNIT);
 }
 
 static void fill_up_to_a_limit(void *unused)

@@ -76,7 +76,11 @@ TEST(the_machine_says_what_is_available_with_swap)
     new_machine();
     put("/proc/meminfo", "MemTotal:  900 kB\nMemFree:  1 kB\nMemAvailable:     300 kB\n"
                          "SwapTotal:  77 kB\nSwapFree:       20 kB\n");
-    CHECK_EQ(headroom(), 320 * KILO);
+    CHECK_EQ(headroom(), (320 - 900 / 64) * KILO); /* the rest is the kernel's */
+    put("/proc/meminfo", "MemTotal: 6400 kB\nMemAvailable: 100 kB\n");
+    CHECK_EQ(headroom(), 0);
+    put("/proc/meminfo", "MemTotal: 1000000000 kB\nMemAvailable: 1048577 kB\n");
+    CHECK_EQ(headroom(), KILO); /* a gigabyte at most */
     put("/proc/meminfo", "MemAvailable: 18446744073709551615 kB\n");
     CHECK_EQ(headroom(), INT64_MAX);
     put("/proc/meminfo", "MemAvailable: 99999999999999999999999 kB\n");

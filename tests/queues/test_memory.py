@@ -58,6 +58,21 @@ def test_dropped_with_what_is_in_it(ours, base):
     assert stored() < base + LITTLE
 
 
+def test_many_queues_that_are_dropped(ours, base):
+    queues = [ours.Queue() for _ in range(500)]
+    assert stored() > 50_000_000
+    queues.clear()
+    assert stored() < base + 2 * LITTLE
+
+
+def test_shut_down_at_once(ours, base):
+    q = ours.Queue()
+    for _ in range(20):
+        q.put(bytes(5_000_000))
+    q.shutdown(immediate=True)
+    assert stored() < base + LITTLE
+
+
 def test_a_program_that_goes_on_keeps_what_it_needs(ours):
     """Else it would pay for the storage of every message anew."""
     q = ours.Queue()

@@ -96,7 +96,8 @@ def group():
         folder.rmdir()
 
 
-def test_larger_than_the_control_group(group):
+def run_in(group, program):
+    """With 200 MB of memory at most, and swap beyond that, if any."""
     folder, limit = group
     try:
         limit.write_text(str(200 << 20))
@@ -107,17 +108,47 @@ def test_larger_than_the_control_group(group):
         (folder / "cgroup.procs").write_text(str(os.getpid()))
 
     try:
-        out = run(
-            """
-check_no_memory(bytes(300 << 20))
-q.put(bytes(50 << 20))
-assert len(q.get()) == 50 << 20
-print("good")
-""",
-            first=enter,
-        )
+        out = run(program, first=enter)
     except subprocess.TimeoutExpired:
         raise
     except subprocess.SubprocessError as error:
         pytest.skip(f"the group cannot be entered: {error}")
     assert out == "good\n"
+
+
+def test_larger_than_the_control_group(group):
+    run_in(
+        group,
+        """
+check_no_memory(bytes(300 << 20))
+q.put(bytes(50 << 20))
+assert len(q.get()) == 50 << 20
+print("good")
+""",
+    )
+
+
+@pytest.mark.parametrize("size", [100, 5_000, 70_000, 200_000, 900_000, 5_000_000])
+def test_many_that_are_larger_together(group, size):
+    run_in(
+        group,
+        f"""
+thing = bytes({size})
+count = 0
+try:
+    while count * {size} < 1 << 30:
+        q.put(thing)
+        count += 1
+except MemoryError:
+    pass
+assert 50 << 20 < count * {size} < 200 << 20, count
+for _ in range(count):
+    assert q.get() == thing
+q.put("after")
+assert q.get() == "after"
+other = bytearray(100 << 20)  # what was in the queue is the program's again
+for at in range(0, len(other), 4096):
+    other[at] = 1
+print("good")
+""",
+    )
