@@ -46,12 +46,16 @@ void mpx_arena_exit(void)
 }
 
 /* That the owner died is of no importance: see above. */
+int mpx_arena_lock_until(mpx_arena_t *arena, int64_t deadline)
+{
+    int status = mpx_mutex_lock(&arena->shared->mutex, deadline);
+    return status < 0 ? status : 0;
+}
+
 void mpx_arena_lock(mpx_arena_t *arena)
 {
-    int status;
-    do {
-        status = mpx_mutex_lock(&arena->shared->mutex, MPX_NEVER);
-    } while (status < 0);
+    while (mpx_arena_lock_until(arena, MPX_NEVER) < 0) {
+    }
 }
 
 void mpx_arena_unlock(mpx_arena_t *arena)

@@ -96,6 +96,9 @@ void mpx_arena_exit(void);
 
 /* The arena's mutex, after mpx_arena_enter. */
 void mpx_arena_lock(mpx_arena_t *arena);
+
+/* 0; -ETIMEDOUT, -EINTR. */
+MPX_NODISCARD int mpx_arena_lock_until(mpx_arena_t *arena, int64_t deadline);
 void mpx_arena_unlock(mpx_arena_t *arena);
 
 /* The address of `size` bytes at the unit, NULL where they are not, or cannot be mapped. */

@@ -267,6 +267,7 @@ typedef struct {
     uint32_t units;
     mpx_block_t block; /* what was made */
     mpx_place_t place;
+    int64_t deadline;
     bool due; /* the heap is to be settled */
 } request_t;
 
@@ -275,8 +276,11 @@ typedef struct {
 static int try_to_take(mpx_arena_t *arena, request_t *request, uint32_t full)
 {
     mpx_heap_shared_t *heap;
-    mpx_heap_lock(arena);
-    int status = mpx_heap_make(arena, &heap);
+    int status = mpx_heap_lock_until(arena, request->deadline);
+    if (status < 0) {
+        return status == -ETIMEDOUT ? -EBUSY : status;
+    }
+    status = mpx_heap_make(arena, &heap);
     int extended = 0;
     if (status == 0 && mpx_heap_extents(heap) == full) {
         extended = mpx_heap_extend(arena, heap, request->units);
@@ -386,8 +390,8 @@ static int furnish(mpx_arena_t *arena, const mpx_place_t *place, void **address)
     return status;
 }
 
-int mpx_heap_new(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size, mpx_block_t *block,
-                 void **address)
+int mpx_heap_new_until(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size, mpx_block_t *block,
+                       void **address, int64_t deadline)
 {
     uint64_t units = size == 0 ? 1 : (size - 1) / MPX_BLOCK_UNIT + 1;
     if (owner == 0) {
@@ -396,7 +400,7 @@ int mpx_heap_new(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size, mpx_bl
     if (units > MPX_RUN_LENGTH) {
         return -EFBIG;
     }
-    request_t request = {.owner = owner, .units = (uint32_t)units};
+    request_t request = {.owner = owner, .units = (uint32_t)units, .deadline = deadline};
     int status = take(arena, &request);
     if (status < 0) {
         return status;
@@ -408,5 +412,15 @@ int mpx_heap_new(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size, mpx_bl
     } else if (request.due) {
         settle(arena);
     }
+    return status;
+}
+
+int mpx_heap_new(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size, mpx_block_t *block,
+                 void **address)
+{
+    int status;
+    do {
+        status = mpx_heap_new_until(arena, owner, size, block, address, MPX_NEVER);
+    } while (status == -EINTR);
     return status;
 }

@@ -49,6 +49,11 @@ MPX_NODISCARD int mpx_heap_own(mpx_arena_t *arena, mpx_heap_owner_t *owner);
 MPX_NODISCARD int mpx_heap_new(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size,
                                mpx_block_t *block, void **address);
 
+/* The same for who does not wait longer than that for a process that was stopped in the middle:
+ * -EBUSY. -EINTR: a signal came while it waited. */
+MPX_NODISCARD int mpx_heap_new_until(mpx_arena_t *arena, mpx_heap_owner_t owner, size_t size,
+                                     mpx_block_t *block, void **address, int64_t deadline);
+
 /* Makes the block another owner's; false: it was not `from`'s. What was written to it is seen by
  * who gets its address after that. */
 bool mpx_heap_give(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t from,

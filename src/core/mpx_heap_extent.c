@@ -13,6 +13,16 @@
 
 /* ---- The arena's mutex ----------------------------------------------------------------------- */
 
+int mpx_heap_lock_until(mpx_arena_t *arena, int64_t deadline)
+{
+    mpx_arena_enter();
+    int status = mpx_arena_lock_until(arena, deadline);
+    if (status < 0) {
+        mpx_arena_exit();
+    }
+    return status;
+}
+
 void mpx_heap_lock(mpx_arena_t *arena)
 {
     mpx_arena_enter();

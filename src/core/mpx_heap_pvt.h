@@ -119,6 +119,7 @@ static inline bool mpx_unit_has(const mpx_extent_t *extent, uint32_t index, uint
 
 /* The arena's mutex. */
 void mpx_heap_lock(mpx_arena_t *arena);
+MPX_NODISCARD int mpx_heap_lock_until(mpx_arena_t *arena, int64_t deadline);
 void mpx_heap_unlock(mpx_arena_t *arena);
 
 /* NULL where there is none yet, or it cannot be mapped. */

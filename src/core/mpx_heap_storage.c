@@ -154,6 +154,9 @@ static bool is_touched(const mpx_place_t *place)
            end_of_same(&place->extent, place->index, end, MPX_RUN_TOUCHED) < end;
 }
 
+/* For who has the arena's mutex, and may have been stopped: another trim will do. */
+#define PATIENCE (10 * MPX_NANOS_PER_MILLI)
+
 /* A trim of one extent. */
 typedef struct {
     mpx_heap_owner_t own;
@@ -170,7 +173,9 @@ static bool claim_touched(mpx_arena_t *arena, mpx_heap_shared_t *heap, trim_t *t
 {
     mpx_place_t *place = &trim->place;
     bool claimed = false;
-    mpx_heap_lock(arena);
+    if (mpx_heap_lock_until(arena, mpx_os_now() + PATIENCE) < 0) {
+        return false;
+    }
     if (mpx_extent_at(arena, heap, trim->number, &place->extent) &&
         trim->next < place->extent.length) {
         place->index = mpx_unit_has(&place->extent, trim->next, MPX_RUN_HEAD) ? trim->next : 0;

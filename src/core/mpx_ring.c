@@ -52,15 +52,15 @@ int mpx_ring_map(mpx_ring_t *ring, mpx_ring_side_t *side, mpx_block_t block)
 }
 
 int mpx_ring_new_segment(mpx_ring_t *ring, mpx_heap_owner_t owner, uint32_t units,
-                         mpx_block_t *block)
+                         mpx_block_t *block, int64_t deadline)
 {
     void *address;
     uint32_t capacity = MPX_SEGMENT_FIRST;
     while (capacity < units) {
         capacity *= 2;
     }
-    int status = mpx_heap_new(
-        ring->arena, owner, MPX_SEGMENT_HEADER + (size_t)capacity * MPX_RING_UNIT, block, &address);
+    size_t size = MPX_SEGMENT_HEADER + (size_t)capacity * MPX_RING_UNIT;
+    int status = mpx_heap_new_until(ring->arena, owner, size, block, &address, deadline);
     if (status == 0) {
         mpx_ring_segment_t *segment = address;
         memset(segment, 0, sizeof(*segment));
@@ -79,7 +79,7 @@ static int furnish(mpx_ring_t *ring, uint32_t limit)
     int status = mpx_heap_new(ring->arena, ring->owner, MPX_BLOCK_UNIT, &block, &address);
     if (status == 0) {
         MPX_STEP(ring_control); /* the slot's, as all that follows */
-        status = mpx_ring_new_segment(ring, ring->owner, 0, &segment);
+        status = mpx_ring_new_segment(ring, ring->owner, 0, &segment, MPX_NEVER);
     }
     if (status < 0) {
         return status;

@@ -337,6 +337,9 @@ static bool is_empty(mpx_ring_t *ring)
     return !has_message(ring, mpx_u64_load_acquire(&ring->control->tail), 0); /* R5: with R4 */
 }
 
+/* If it takes longer, it is left to be done another time. */
+#define TRIM_PATIENCE (10 * MPX_NANOS_PER_MILLI)
+
 /* Who empties a ring with a long segment links a short one behind it, and leaves the long one. The
  * producers' side is held for that, so it is not done where a producer is at work: there will be
  * another time. */
@@ -344,7 +347,8 @@ static void trim(mpx_ring_t *ring)
 {
     mpx_heap_owner_t own;
     mpx_block_t block;
-    if (mpx_heap_own(ring->arena, &own) < 0 || mpx_ring_new_segment(ring, own, 0, &block) < 0) {
+    if (mpx_heap_own(ring->arena, &own) < 0 ||
+        mpx_ring_new_segment(ring, own, 0, &block, mpx_os_now() + TRIM_PATIENCE) < 0) {
         return;
     }
     if (!mpx_ring_link_if_empty(ring, own, block)) {

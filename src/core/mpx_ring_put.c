@@ -584,8 +584,8 @@ static int put(mpx_ring_t *ring, putting_t *putting, bool may_wait, int64_t dead
         if (status == NEEDS_SEGMENT) {
             status = mpx_heap_own(ring->arena, &putting->own);
             if (status == 0) {
-                status =
-                    mpx_ring_new_segment(ring, putting->own, putting->wanted, &putting->segment);
+                status = mpx_ring_new_segment(ring, putting->own, putting->wanted,
+                                              &putting->segment, deadline);
             }
         } else if (status == -EAGAIN && may_wait) {
             status = mpx_ring_wait_for(ring, &control->head, has_place,

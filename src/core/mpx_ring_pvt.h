@@ -208,7 +208,7 @@ MPX_NODISCARD int mpx_ring_map(mpx_ring_t *ring, mpx_ring_side_t *side, mpx_bloc
 
 /* Makes a segment of at least `units`, which belongs to the heap's `owner`. */
 MPX_NODISCARD int mpx_ring_new_segment(mpx_ring_t *ring, mpx_heap_owner_t owner, uint32_t units,
-                                       mpx_block_t *block);
+                                       mpx_block_t *block, int64_t deadline);
 
 /* After a look at the ring that found it empty: silences the bell, if it still is. */
 void mpx_ring_quiet(mpx_ring_t *ring);

@@ -203,22 +203,43 @@ static void free_own_block(ChannelObject *self, mpx_block_t block)
         (void)mpx_heap_free(self->ring.arena, block, own);
 }
 
-/* A block of this process's. 0, or -EINTR with an exception. */
-static int make_block(ChannelObject *self, size_t size, mpx_block_t *block, void **address)
+/* Another process may have been stopped in the middle of making a block: it is waited for without
+ * the GIL. */
+static int make_slowly(ChannelObject *self, mpx_heap_owner_t own, size_t size, int64_t deadline,
+                       mpx_block_t *block, void **address)
+{
+    patience_t patience = {0};
+    bool is_now = deadline == MPX_CHANNEL_NOW;
+    int status;
+    do {
+        int64_t piece = mpx_piece_of(is_now ? MPX_NEVER : deadline);
+        Py_BEGIN_ALLOW_THREADS status =
+            mpx_heap_new_until(self->ring.arena, own, size, block, address, piece);
+        Py_END_ALLOW_THREADS
+    } while (is_now ? waits_for_others(&status, &patience, 0) : waits_on(&status, deadline));
+    return status;
+}
+
+/* A block of this process's. 0; MPX_CHANNEL_TIMEOUT; or -EINTR with an exception. */
+static int make_block(ChannelObject *self, size_t size, int64_t deadline, mpx_block_t *block,
+                      void **address)
 {
     mpx_heap_owner_t own;
     int status = mpx_heap_own(self->ring.arena, &own);
     if (status == 0)
-        status = mpx_heap_new(self->ring.arena, own, size, block, address);
-    return status < 0 ? raise_status(status) : 0;
+        status = size >= LARGE ? -EBUSY
+                               : mpx_heap_new_until(self->ring.arena, own, size, block, address, 0);
+    if (status == -EBUSY || status == -EINTR)
+        status = make_slowly(self, own, size, deadline, block, address);
+    return is_told(status) ? status : raise_status(status);
 }
 
 MPX_COLD static int send_copy(ChannelObject *self, const char *data, size_t size, int64_t deadline)
 {
     mpx_block_t block;
     void *address;
-    int status = make_block(self, size, &block, &address);
-    if (status < 0)
+    int status = make_block(self, size, deadline, &block, &address);
+    if (status != 0)
         return status;
     copy(address, data, size);
     status = send_block(self, block, size, deadline);
@@ -254,7 +275,10 @@ static int move_to_block(mpx_letter_t *letter, size_t needed)
     void *address;
     size_t capacity =
         letter->block == 0 || needed > 2 * buffer->capacity ? needed : 2 * buffer->capacity;
-    if (make_block(letter->channel, capacity, &block, &address) < 0) {
+    int status = make_block(letter->channel, capacity, letter->deadline, &block, &address);
+    if (status < 0) {
+        if (status == MPX_CHANNEL_TIMEOUT)
+            PyErr_SetNone(module_state(letter->module)->full_error);
         letter->lacks_memory = true;
         return -1;
     }
@@ -341,7 +365,7 @@ MPX_COLD static int make_room(arrival_t *arrival)
     return 0;
 }
 
-static bool is_at_end(ChannelObject *self)
+bool mpx_channel_is_at_end(ChannelObject *self)
 {
     return self->ring.bell.writer < 0 && mpx_bell_has_no_writer(&self->ring.bell) &&
            mpx_ring_count(&self->ring) == 0;
@@ -349,7 +373,7 @@ static bool is_at_end(ChannelObject *self)
 
 static int check_for_writers(ChannelObject *self)
 {
-    if (MPX_LIKELY(!is_at_end(self)))
+    if (MPX_LIKELY(!mpx_channel_is_at_end(self)))
         return 0;
     PyErr_SetNone(PyExc_EOFError);
     return MPX_CHANNEL_NO_END;
@@ -409,7 +433,7 @@ MPX_COLD static int receive_at_last(ChannelObject *self, arrival_t *arrival, int
         status = receive_now(self, arrival);
     else if (status == -EBUSY || (status == -EAGAIN && deadline != MPX_CHANNEL_NOW))
         status = receive_slowly(self, arrival, deadline);
-    if (status == -EAGAIN && is_at_end(self))
+    if (status == -EAGAIN && mpx_channel_is_at_end(self))
         status = check_for_writers(self);
     return status;
 }
@@ -516,7 +540,7 @@ int mpx_channel_poll(ChannelObject *self, int64_t deadline)
         return -1;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        if (is_at_end(self))
+        if (mpx_channel_is_at_end(self))
             return 1; /* as a pipe at its end, which can be read: EOFError */
         Py_BEGIN_ALLOW_THREADS status = mpx_ring_wait(&self->ring, piece);
         Py_END_ALLOW_THREADS

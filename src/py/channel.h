@@ -48,13 +48,15 @@ typedef struct {
     mpx_block_t block;  /* which has the content, or 0: none, or it was sent */
     bool has_moved;     /* the content is, or was, in a block */
     bool lacks_memory;  /* it could not grow: that is no fault of the object */
+    int64_t deadline;   /* of waiting for a process that was stopped where it grows */
     mpx_buffer_t spare; /* the module's buffer then, or none */
     char small[MPX_LETTER_SMALL];
 } mpx_letter_t;
 
 int mpx_letter_grow(mpx_buffer_t *buffer, size_t needed);
 
-static inline void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *channel)
+static inline void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, ChannelObject *channel,
+                                    int64_t deadline)
 {
     letter->buffer = (mpx_buffer_t){
         .data = letter->small, .capacity = sizeof(letter->small), .grower = mpx_letter_grow};
@@ -63,6 +65,7 @@ static inline void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, Chan
     letter->block = 0;
     letter->has_moved = false;
     letter->lacks_memory = false;
+    letter->deadline = deadline;
     letter->spare.data = NULL;
 }
 
@@ -103,6 +106,9 @@ size_t mpx_channel_receive_some(ChannelObject *self, size_t most, mpx_ring_wante
 
 /* Whether there is a message by the deadline: 1, 0, or -1 with an exception. */
 int mpx_channel_poll(ChannelObject *self, int64_t deadline);
+
+/* Whether there is no message, and nobody who could send one. */
+bool mpx_channel_is_at_end(ChannelObject *self);
 
 /* Whether an object is a channel that has been made; raises where not. */
 ChannelObject *mpx_channel_of(PyObject *module, PyObject *object);

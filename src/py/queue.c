@@ -608,7 +608,7 @@ static PyObject *Queue_empty(PyObject *self, PyObject *Py_UNUSED(ignored))
         return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "empty", NULL, 0, NULL);
     if (!mpx_queue_check_reader(self))
         return NULL;
-    return PyBool_FromLong(mpx_ring_count(&mpx_queue_channel(self)->ring) == 0);
+    return PyBool_FromLong(mpx_queue_is_empty(self));
 }
 
 PyDoc_STRVAR(Queue_full_doc, "full($self)\n--\n\n"

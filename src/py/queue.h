@@ -59,6 +59,13 @@ PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
 /* The next object; NULL with an exception, which is queue.Empty at the deadline. */
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline);
 
+/* As the standard library says it: one at its end is not, as get() would not wait. */
+static inline bool mpx_queue_is_empty(PyObject *self)
+{
+    return mpx_ring_count(&mpx_queue_channel(self)->ring) == 0 &&
+           !mpx_channel_is_at_end(mpx_queue_channel(self));
+}
+
 /* Sets the OSError of a queue whose reading end this process has closed; false. */
 bool mpx_queue_check_reader(PyObject *self);
 

@@ -34,7 +34,7 @@ PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
     module_state_t *state = mpx_queue_state(self);
     mpx_letter_t letter;
     *fault = MPX_NOT_AT_FAULT;
-    mpx_letter_begin(&letter, state->module, mpx_queue_channel(self));
+    mpx_letter_begin(&letter, state->module, mpx_queue_channel(self), deadline);
     int status = mpx_dumps(state, &mpx_queue(self)->namespace, object, &letter.buffer,
                            mpx_queue_channel(self)->is_zero_copy);
     if (MPX_UNLIKELY(status < 0)) {

@@ -62,7 +62,7 @@ static PyObject *SimpleQueue_empty(PyObject *self, PyObject *Py_UNUSED(ignored))
         return super(self, "empty", NULL, 0, NULL);
     if (!mpx_queue_check_reader(self))
         return NULL;
-    return PyBool_FromLong(mpx_ring_count(&mpx_queue_channel(self)->ring) == 0);
+    return PyBool_FromLong(mpx_queue_is_empty(self));
 }
 
 PyDoc_STRVAR(SimpleQueue_doc, "Objects through a channel; the base of the one in queues.");

@@ -197,6 +197,35 @@ def test_stopped_in_the_middle(ours, what):
     end(q)
 
 
+def test_stopped_in_the_middle_of_making_a_block(ours):
+    """That has nothing to do with this queue; but all queues have their blocks from one heap."""
+    other, q = ours.Queue(), ours.Queue()
+    child = Child(ours, queue_targets.put_and_get_for_ever, other, b"x" * 70_000)
+    child.expect("begins")
+    until = time.monotonic() + 2 * LIMIT
+    while True:
+        time.sleep(random.random() / 500)
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(child.pid) == "T")
+        try:
+            q.put_nowait(b"x" * 70_000)
+        except queue.Full:
+            break
+        q.get()
+        os.kill(child.pid, signal.SIGCONT)
+        assert time.monotonic() < until
+    began = time.monotonic()
+    with pytest.raises(queue.Full):
+        q.put(b"x" * 70_000, timeout=0.1)
+    assert time.monotonic() - began < 0.5 * LIMIT
+    task = Task(q.put, b"y" * 70_000)
+    assert task.is_alive()
+    child.kill()
+    task.get()
+    assert q.get() == b"y" * 70_000
+    end(q)
+
+
 def test_threads_go_on_while_a_producer_is_stopped(ours):
     """Its mutex is waited for, to make _reader unreadable, but without the GIL."""
     q = ours.Queue()

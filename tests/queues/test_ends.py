@@ -278,6 +278,7 @@ def test_eof(mp, kind):
     q._writer.close()
     assert q.get() == "last"
     assert q._reader.poll(LIMIT)
+    assert not q.empty()  # get() would not wait
     assert wait([q._reader], LIMIT) == [q._reader]
     for call in (q.get, q._reader.recv, q._reader.recv_bytes):
         with pytest.raises(EOFError):
