@@ -234,7 +234,8 @@ static int seat(mpx_arena_t *arena, mpx_member_t *member, bool inherits)
     MPX_STEP(member_birth);
     mpx_u64_store_relaxed(&member->seated_at, (uint64_t)mpx_os_now());
     MPX_STEP(member_seating);
-    mpx_u64_store_release(&member->owner, word_of(mpx_os_own_process())); /* A2: with A3 */
+    mpx_u64_store_release(&member->owner,
+                          word_of(mpx_os_own_process())); /* A2: with A3, A10: with A11 */
     MPX_STEP(member_seated);
     return 0;
 }
@@ -260,7 +261,8 @@ int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_t **member)
 
 static bool hand_over(mpx_member_t *member, uint64_t from, uint64_t to)
 {
-    if (from == 0 || !mpx_u64_cas_acq_rel(&member->owner, &from, to)) { /* A3: with A2 */
+    if (from == 0 || !mpx_u64_cas_acq_rel(&member->owner, &from, to)) {
+        /* A3: with A2, A10: with A11 */
         return false;
     }
     MPX_STEP(member_handed_over);
@@ -317,9 +319,18 @@ int mpx_member_merge(mpx_arena_t *arena, mpx_member_t *member)
 
 /* ---- Death ----------------------------------------------------------------------------------- */
 
-static bool is_dead(mpx_member_t *member, uint64_t owner)
+/* A process that executes another program goes on by its name, but has nothing of this any more:
+ * its sign, which it gave before it adopted a record, is gone. */
+bool mpx_arena_has_lost(const mpx_arena_t *arena, mpx_process_id_t process)
 {
-    if (mpx_os_process_alive(id_of(owner)) != 0) {
+    return mpx_os_process_alive(process) == 0 || mpx_os_life_is_over(&arena->life, process);
+}
+
+/* A record that was settled for a process which has not adopted it yet does not know its start, and
+ * that process gave no sign: it lives as long as its pid. */
+static bool is_dead(const mpx_arena_t *arena, mpx_member_t *member, uint64_t owner)
+{
+    if (!mpx_arena_has_lost(arena, id_of(owner))) {
         return false;
     }
     uint64_t seated_at = mpx_u64_load_relaxed(&member->seated_at);
@@ -335,11 +346,11 @@ void mpx_member_bury_dead(mpx_arena_t *arena)
 {
     uint32_t living = 0;
     for (mpx_member_t *member = newest(arena); member != NULL; member = before(arena, member)) {
-        uint64_t owner = mpx_u64_load_relaxed(&member->owner);
+        uint64_t owner = mpx_u64_load_acquire(&member->owner); /* A11: with A10 */
         if (owner == 0) {
             continue;
         }
-        if (!is_own(owner) && is_dead(member, owner)) {
+        if (!is_own(owner) && is_dead(arena, member, owner)) {
             (void)mpx_u64_cas_relaxed(&member->owner, &owner, 0);
             MPX_STEP(member_buried);
         } else {

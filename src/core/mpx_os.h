@@ -212,11 +212,16 @@ typedef struct mpx_os_life {
 
 /* Gives the calling process its sign in the file, which lasts exactly until its last thread has
  * ended or it executes another program. `mark` is an address to unmap (a page) if the sign is not
- * wanted after all. Needs /proc, and file locks that belong to open files. */
+ * wanted after all. Needs /proc, and file locks that belong to open files. -ENOLCK: the sign was
+ * given, but is not seen. */
 MPX_NODISCARD int mpx_os_life_sign(int fd, void **mark);
 
 /* Says where mpx_os_process_alive is to look. `life` stays for good. One thread at a time. */
 void mpx_os_life_register(mpx_os_life_t *life);
+
+/* Whether a process that has given its sign in this file shows it no more: it has ended, or
+ * executes another program. False where that is not sure. */
+bool mpx_os_life_is_over(const mpx_os_life_t *life, mpx_process_id_t id);
 
 /* ---- Descriptors ----------------------------------------------------------------------------- */
 

@@ -43,6 +43,12 @@ static bool is_file(int fd, mpx_file_id_t file)
            info.id.inode == file.inode;
 }
 
+/* Whether somebody has the byte: 1 or 0, or why that cannot be said. */
+static int is_taken(int fd, struct flock byte)
+{
+    return MPX_SYS(life_look, fcntl(fd, F_OFD_GETLK, &byte)) < 0 ? -errno : byte.l_type != F_UNLCK;
+}
+
 /* ---- Giving a sign --------------------------------------------------------------------------- */
 
 /* The file once more, as an open file of this process's own. */
@@ -90,6 +96,18 @@ static int hold(int fd, void **mark)
     return 0;
 }
 
+/* Others go by it that this process lives: so it is seen to be there, now that nothing but the
+ * mapping holds it. A sandbox that imitates Linux may think otherwise. */
+static int check_sign(int fd, void **mark)
+{
+    int seen = is_taken(fd, byte_of(mpx_os_own_process()));
+    if (seen <= 0) {
+        mpx_os_unmap(*mark, mpx_os_page_size());
+        *mark = NULL;
+    }
+    return seen < 0 ? seen : seen == 0 ? -ENOLCK : 0;
+}
+
 int mpx_os_life_sign(int fd, void **mark)
 {
     int own = open_again(fd);
@@ -101,7 +119,7 @@ int mpx_os_life_sign(int fd, void **mark)
         status = hold(own, mark);
     }
     close(own);
-    return status;
+    return status == 0 ? check_sign(fd, mark) : status;
 }
 
 /* ---- Looking for one ------------------------------------------------------------------------- */
@@ -114,16 +132,17 @@ void mpx_os_life_register(mpx_os_life_t *life)
 
 static enum mpx_life look(const mpx_os_life_t *life, mpx_process_id_t id)
 {
-    struct flock byte = byte_of(id);
-    if (!is_file(life->fd, life->file) ||
-        MPX_SYS(life_look, fcntl(life->fd, F_OFD_GETLK, &byte)) < 0) {
-        return MPX_LIFE_UNKNOWN;
-    }
-    if (byte.l_type != F_UNLCK) {
-        return MPX_LIFE_SEEN;
+    int taken = is_file(life->fd, life->file) ? is_taken(life->fd, byte_of(id)) : -EBADF;
+    if (taken != 0) {
+        return taken < 0 ? MPX_LIFE_UNKNOWN : MPX_LIFE_SEEN;
     }
     return mpx_u32_load_acquire(life->unsigned_members) ? MPX_LIFE_UNKNOWN /* L3: with L2 */
                                                         : MPX_LIFE_NONE;
+}
+
+bool mpx_os_life_is_over(const mpx_os_life_t *life, mpx_process_id_t id)
+{
+    return id.pid > 0 && id.start != 0 && !MPX_FAULT(recovery) && look(life, id) == MPX_LIFE_NONE;
 }
 
 /* In the file in which the process should be seen, it is not said which one that is: none is sure

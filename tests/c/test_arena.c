@@ -306,6 +306,70 @@ TEST(a_slot_is_shared_until_its_holder_is_known_to_have_died)
     (void)wait_for(child);
 }
 
+static void become_another(void *unused)
+{
+    (void)unused;
+    become_another_program();
+}
+
+static mpx_process_id_t identity_of(pid_t pid)
+{
+    mpx_process_id_t id = {.pid = pid, .start = 0};
+    CHECK_EQ(mpx_os_process_start(pid, &id.start), 0);
+    return id;
+}
+
+/* By its pid and its start it is the one that held the slot. */
+TEST(a_slot_is_not_held_by_a_child_that_executes_another_program)
+{
+    struct inheritance state = {.dropped = 0};
+    make_inheritance(&state, home());
+    pid_t child = start_process(become_another, NULL);
+    mpx_process_id_t id = identity_of(child);
+    while (mpx_slot_is_shared(state.arena, state.slots[0])) {
+        sched_yield();
+        mpx_arena_bury_dead();
+    }
+    CHECK(mpx_arena_has_lost(state.arena, id));
+    CHECK(!mpx_arena_has_lost(state.arena, mpx_os_own_process()));
+    CHECK_EQ(kill(child, SIGKILL), 0);
+    CHECK(was_killed(wait_for(child))); /* it did live */
+}
+
+/* Until it has executed /bin/sleep. */
+static void wait_for_another_program(pid_t pid)
+{
+    char path[64], name[16] = "";
+    (void)snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+    while (strcmp(name, "sleep\n") != 0) {
+        sched_yield();
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t length = read(fd, name, sizeof(name) - 1);
+        name[length > 0 ? length : 0] = '\0';
+        close(fd);
+    }
+}
+
+TEST(without_signs_nobody_is_known_to_execute_another_program)
+{
+    struct inheritance state = {.dropped = 0};
+    make_inheritance(&state, home());
+    inject("life_open", ENOENT, 0, ALWAYS); /* in the child, which says so before it is a member */
+    pid_t child = start_process(become_another, NULL);
+    inject_nothing();
+    mpx_process_id_t id = identity_of(child);
+    wait_for_another_program(child);
+    mpx_arena_bury_dead();
+    CHECK(mpx_slot_is_shared(state.arena, state.slots[0]));
+    CHECK(!mpx_arena_has_lost(state.arena, id));
+    CHECK_EQ(kill(child, SIGKILL), 0);
+    siginfo_t end;
+    CHECK_EQ(waitid(P_PID, (id_t)child, &end, WEXITED | WNOWAIT), 0);
+    mpx_arena_bury_dead();
+    CHECK(!mpx_slot_is_shared(state.arena, state.slots[0]));
+    CHECK(was_killed(wait_for(child)));
+}
+
 static void fork_and_leave(void *argument)
 {
     struct inheritance *inherited = argument;

@@ -223,6 +223,41 @@ TEST(a_sign_lasts_as_long_as_its_process)
     CHECK_EQ(mpx_life_of(sight->id), MPX_LIFE_NONE);
 }
 
+static void show_life_and_become_another(void *argument)
+{
+    struct sight *sight = argument;
+    void *mark;
+    CHECK_EQ(mpx_os_life_sign(sight->life.fd, &mark), 0);
+    sight->id = mpx_os_own_process();
+    CHECK(!mpx_os_life_is_over(&sight->life, sight->id));
+    come_to(&sight->stage, 1);
+    wait_for_stage(&sight->stage, 2);
+    become_another_program();
+}
+
+TEST(a_sign_ends_where_another_program_begins)
+{
+    struct sight *sight = open_sight();
+    pid_t pid = start_process(show_life_and_become_another, sight);
+    wait_for_stage(&sight->stage, 1);
+    mpx_process_id_t unknown = {.pid = sight->id.pid, .start = 0};
+    CHECK(!mpx_os_life_is_over(&sight->life, sight->id));
+    come_to(&sight->stage, 2);
+    while (mpx_life_of(sight->id) != MPX_LIFE_NONE) {
+        sched_yield();
+    }
+    CHECK(emulated() || mpx_os_process_alive(sight->id) == 1);
+    CHECK(mpx_os_life_is_over(&sight->life, sight->id));
+    CHECK(!mpx_os_life_is_over(&sight->life, unknown));
+    inject("recovery", 0, 0, ALWAYS);
+    CHECK(!mpx_os_life_is_over(&sight->life, sight->id));
+    inject_nothing();
+    mpx_u32_store_relaxed(&sight->nobody, 1);
+    CHECK(!mpx_os_life_is_over(&sight->life, sight->id));
+    CHECK_EQ(kill(pid, SIGKILL), 0);
+    CHECK(was_killed(wait_for(pid)));
+}
+
 static void show_life_and_fork(void *argument)
 {
     struct sight *sight = argument;
@@ -296,7 +331,8 @@ TEST(a_sign_outweighs_another_start)
 
 TEST(a_sign_that_cannot_be_given_leaves_nothing)
 {
-    static const char *const sites[] = {"life_open", "life_lock", "life_map", "life_dontfork"};
+    static const char *const sites[] = {"life_open", "life_lock", "life_map", "life_dontfork",
+                                        "life_look"};
     struct sight *sight = open_sight();
     for (size_t i = 0; i < MPX_ARRAY_LENGTH(sites); i++) {
         void *mark = NULL;
