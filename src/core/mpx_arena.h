@@ -144,12 +144,14 @@ MPX_NODISCARD int mpx_slot_take(mpx_arena_t *arena, mpx_slot_t slot);
 /* ---- Fork ------------------------------------------------------------------------------------ */
 
 /* After a fork that led to the child `pid`, in the thread that forked: says whose the child's
- * records are, in case it is killed before it adopts them. Without this they stay this process's,
- * and what they hold is held, as long as it lives. */
+ * records are, in case it is killed before it adopts them. Without this they are nobody's then
+ * where they could be marked (see mpx_arena_member.c); else they stay this process's, and what they
+ * hold is held, as long as it lives. */
 void mpx_arena_forked(pid_t pid);
 
 /* After a fork that failed, in the thread that tried: takes the member records back that were made
- * for the child. libc does not say so to its handlers. */
+ * for the child. libc does not say so to its handlers. Without this they are nobody's where they
+ * could be marked, which somebody has to find. */
 void mpx_arena_fork_failed(void);
 
 #endif

@@ -98,6 +98,21 @@ def test_a_child_that_executes_another_program_holds_no_memory(ours):
         os.waitpid(pid, 0)
 
 
+def test_children_that_are_killed_at_once_hold_no_memory(ours):
+    """os.fork tells the package of no child: many of these die before they are members."""
+    before = owned()
+    q = ours.Queue()
+    q.put(b"x" * 10_000_000)
+    for _ in range(100):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    del q
+    assert owned() == before
+
+
 def storm(ctx, limit, seconds, sizes, pause=0.02, max_bytes=0):
     """Producers and consumers are killed at random. Each message tells who sent it, its number and
     its length."""
