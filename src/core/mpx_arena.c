@@ -168,20 +168,34 @@ static void sign(mpx_arena_t *arena)
     }
 }
 
+/* Where this process could give no sign, neither can it give marks. */
+static void prepare_mark(mpx_arena_t *arena)
+{
+    if (arena->mark == NULL ||
+        mpx_os_mark_prepare(mpx_segment_fd(&arena->segment), &arena->unborn_mark) < 0) {
+        arena->unborn_mark.address = NULL;
+    }
+}
+
 static void before_fork(void)
 {
     mpx_arena_enter();
     for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
         arena->unborn = NULL;
         arena->unborn_thread = mpx_os_self()->id;
+        prepare_mark(arena);
         if (arena->self == NULL || mpx_member_seat(arena, true, &arena->unborn) < 0) {
             pin(arena);
         }
     }
 }
 
+/* Or there was none. */
 static void after_fork_in_parent(void)
 {
+    for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
+        mpx_os_mark_drop(&arena->unborn_mark);
+    }
     mpx_arena_exit();
 }
 
@@ -193,11 +207,12 @@ static void after_fork_in_child(void)
         mpx_slots_leave_private(arena);
         sign(arena);
         if (arena->self != NULL && !mpx_member_adopt(arena->self)) {
-            /* The parent was killed long ago, and the record was taken for its leftover. */
+            /* It had no mark, and the parent was killed long ago: it was taken for a leftover. */
             arena->self = NULL;
             pin(arena);
             mpx_slots_mark_own(arena);
         }
+        mpx_os_mark_drop(&arena->unborn_mark);
     }
     mpx_arena_exit();
 }

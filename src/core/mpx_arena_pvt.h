@@ -46,12 +46,14 @@ typedef struct {
 
 /* `owner` is an mpx_process_id_t, the start in the upper half (0: not known); 0 is a free record,
  * whose bits mean nothing. While `seated_at` is set, the owner is the one who made it for a child.
- */
+ * `marked_by` is who made it for the child of a fork and gave it a mark (mpx_os_mark_t), 0: nobody;
+ * as long as that is the owner, it is his who has the mark. */
 typedef struct {
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 owner;
     mpx_atomic_u64 seated_at; /* nanoseconds */
-    uint32_t number;          /* where it is, in units: addresses of one record may differ */
-    uint32_t next;            /* the record made before */
+    mpx_atomic_u64 marked_by;
+    uint32_t number; /* where it is, in units: addresses of one record may differ */
+    uint32_t next;   /* the record made before */
     mpx_atomic_u32 held[MPX_REGIONS];
 } mpx_member_t;
 
@@ -76,11 +78,12 @@ struct mpx_arena {
     void *mark;        /* of mpx_os_life_sign: stays until the process ends */
     mpx_arena_t *next; /* the one attached before */
     mpx_arena_shared_t *shared;
-    mpx_member_t *self;     /* NULL: this process has no record, and the arena is pinned */
-    mpx_member_t *unborn;   /* made for the child of a fork that is under way, or was last */
-    uint32_t unborn_thread; /* who forks */
-    uint32_t first_word;    /* no word before this one has a free slot, as far as is known here */
-    uint32_t records;       /* how many member records there may be before the next look for dead */
+    mpx_member_t *self;        /* NULL: this process has no record, and the arena is pinned */
+    mpx_member_t *unborn;      /* made for the child of a fork that is under way, or was last */
+    uint32_t unborn_thread;    /* who forks */
+    mpx_os_mark_t unborn_mark; /* while a fork is under way */
+    uint32_t first_word; /* no word before this one has a free slot, as far as is known here */
+    uint32_t records;    /* how many member records there may be before the next look for dead */
     mpx_slot_t private_slot; /* 0: none */
     mpx_atomic_u64 own;      /* the private slot as an owner of blocks; 0: not yet */
     uint32_t *references;    /* by slot: how often this process holds it */
@@ -118,7 +121,8 @@ MPX_NODISCARD int mpx_arena_take_sparse(mpx_arena_t *arena, uint64_t size, uint6
 /* ---- mpx_arena_member.c: who is in the arena ------------------------------------------------- */
 
 /* Makes a record: with a copy of this process's bits but for the private slot's, for a child that
- * will be forked, or with none. Its owner is this process until it is adopted or settled. */
+ * will be forked, which has the handle's `unborn_mark`; or with none. Its owner is this process
+ * until it is adopted or settled. */
 MPX_NODISCARD int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_t **member);
 
 /* Makes a record that another process has made this process's; false where it is not to be had. */

@@ -361,10 +361,11 @@ static change_t bury(mpx_ring_t *ring, uint32_t number, uint64_t process)
     return change;
 }
 
-static bool is_dead(uint64_t process)
+/* Or executes another program, in which nothing that it had taken is left. */
+static bool is_dead(const mpx_ring_t *ring, uint64_t process)
 {
     mpx_process_id_t id = {.pid = (pid_t)(uint32_t)process, .start = (uint32_t)(process >> 32)};
-    return process != 0 && process != mpx_os_own_word() && mpx_os_process_alive(id) == 0;
+    return process != 0 && process != mpx_os_own_word() && mpx_arena_has_lost(ring->arena, id);
 }
 
 /* Looks for the dead, which takes system calls: so without the mutex. Those that had nothing open
@@ -376,7 +377,7 @@ static int bury_dead(mpx_ring_t *ring, bool empty_too, int64_t deadline)
         taker_t *taker = record_at(ring->control, number);
         uint64_t process = mpx_u64_load_relaxed(&taker->owner);
         bool counts = empty_too || mpx_u64_load_relaxed(&taker->open) > 0;
-        if (!counts || !is_dead(process)) {
+        if (!counts || !is_dead(ring, process)) {
             continue;
         }
         MPX_STEP(ring_burying);

@@ -174,6 +174,23 @@ static void end(pid_t pid)
     CHECK(was_killed(wait_for(pid)));
 }
 
+static void take_and_become_another(void *argument)
+{
+    take_part(argument);
+    become_another_program();
+}
+
+TEST(what_a_process_had_that_executes_another_program_is_done)
+{
+    mpx_ring_t ring = make_ring();
+    put(&ring, 2);
+    struct part part = {.ring = ring, .takes = 2, .finishes = 1};
+    pid_t pid = start_process(take_and_become_another, &part);
+    CHECK_EQ(mpx_ring_join(&ring, much_later()), 0);
+    end(pid); /* it did live */
+    mpx_ring_drop(&ring);
+}
+
 TEST(finished_by_another_one_before_the_death)
 {
     mpx_ring_t ring = make_ring();

@@ -13,6 +13,8 @@ import queue_targets
 from queue_helpers import LIMIT, OURS, end, pattern
 from sync_helpers import Child, Task, wait_until, wait_until_asleep
 
+import mproc_ext
+
 pytestmark = pytest.mark.skipif(not OURS, reason="the stdlib's may hang")
 
 
@@ -74,6 +76,42 @@ def test_what_the_dead_had_put_stays(our_ctx, kind):
             assert q.get() == b"x"
     child.kill()
     assert q.get() == b"x" * 100_000
+
+
+def owned():
+    """Bytes that anybody owns, as far as is known once the dead have been looked for."""
+    return mproc_ext._core.heap_stats()["owned"]
+
+
+def test_a_child_that_executes_another_program_holds_no_memory(ours):
+    before = owned()
+    q = ours.Queue()
+    q.put(b"x" * 10_000_000)
+    pid = os.fork()
+    if pid == 0:
+        os.execv("/bin/sleep", ["sleep", "1000"])
+    try:
+        del q
+        wait_until(lambda: owned() == before)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_children_that_are_killed_at_once_hold_no_memory(ours):
+    """os.fork tells the package of no child: many of these die before they are members."""
+    before = owned()
+    q = ours.Queue()
+    q.put(b"x" * 10_000_000)
+    for _ in range(100):
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    del q
+    assert owned() == before
 
 
 def storm(ctx, limit, seconds, sizes, pause=0.02, max_bytes=0):

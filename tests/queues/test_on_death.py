@@ -104,7 +104,7 @@ def test_a_subclass_of_ours(ours):
 # ---- Who has ended ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", ["kill", "os._exit", "sys.exit", "return"])
+@pytest.mark.parametrize("ending", ["kill", "os._exit", "sys.exit", "return", "exec"])
 def test_the_end_of_who_has_taken(our_ctx, q, ending):
     q.put_many(range(4))
     child = Child(our_ctx, queue_targets.take, q, 3, 1, None if ending == "kill" else ending)
@@ -112,9 +112,11 @@ def test_the_end_of_who_has_taken(our_ctx, q, ending):
     if ending == "kill":
         assert unfinished(q) == 3
         child.kill()
-    else:
+    elif ending != "exec":
         child.join()
     check_unfinished(q, 1)
+    if ending == "exec":
+        child.kill()  # it did live
 
 
 def test_killed_while_somebody_joins(our_ctx, q):
