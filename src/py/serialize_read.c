@@ -3,7 +3,9 @@
  * The bytes are not trusted: another process wrote them, and may be out of its mind. Every length
  * is compared with what is left of the message, of which every item of every container that is open
  * needs one byte more, so what is allocated is at most a constant factor of the message's size.
- * Strings are made such that no bytes give an invalid one.
+ * Strings are made such that no bytes give an invalid one, nor bytes that change meanwhile: what
+ * another process can write to (`is_shared`) is copied first and looked at then, and what decides
+ * something is read once.
  *
  * Making objects may start a garbage collection, and comparing a dict's keys may warn (python -bb),
  * so Python code may run between. A list or tuple that has empty places is hidden from it.
@@ -18,6 +20,7 @@ typedef struct {
     const unsigned char *at, *end;
     size_t open; /* items to come, of all containers that are being read */
     int depth;
+    bool is_shared;
     size_t count, capacity; /* of numbered objects */
     PyObject **known;       /* they, owned */
     mpx_keys_t *keys;
@@ -59,9 +62,13 @@ static inline bool take_length(reader_t *reader, size_t unit, size_t *length)
     uint64_t wide;
     if (!take(reader, &narrow, 1))
         return false;
+    MPX_READ_ONCE(narrow);
     wide = narrow;
-    if (narrow == 0xff && !take(reader, &wide, sizeof wide))
-        return false;
+    if (narrow == 0xff) {
+        if (!take(reader, &wide, sizeof wide))
+            return false;
+        MPX_READ_ONCE(wide);
+    }
     *length = (size_t)wide;
     return unit == 0 || wide <= left(reader) / unit;
 }
@@ -106,18 +113,31 @@ static PyObject *read_known(reader_t *reader)
     return Py_NewRef(reader->known[number]);
 }
 
-static PyObject *read_long_int(reader_t *reader)
+static PyObject *make_long_int(const unsigned char *bytes, size_t size)
 {
-    size_t size;
-    if (!take_length(reader, 1, &size))
-        return damaged();
-    const unsigned char *bytes = reader->at;
-    reader->at += size;
 #if PY_VERSION_HEX >= 0x030D0000
     return PyLong_FromNativeBytes(bytes, size, Py_ASNATIVEBYTES_LITTLE_ENDIAN);
 #else
     return _PyLong_FromByteArray(bytes, size, 1, 1);
 #endif
+}
+
+static PyObject *read_long_int(reader_t *reader)
+{
+    size_t size;
+    if (!take_length(reader, 1, &size))
+        return damaged();
+    if (!reader->is_shared) {
+        reader->at += size;
+        return make_long_int(reader->at - size, size);
+    }
+    unsigned char *bytes = PyMem_RawMalloc(size);
+    if (bytes == NULL)
+        return PyErr_NoMemory();
+    take(reader, bytes, size);
+    PyObject *object = make_long_int(bytes, size);
+    PyMem_RawFree(bytes);
+    return object;
 }
 
 static PyObject *read_int64(reader_t *reader)
@@ -156,29 +176,61 @@ static PyObject *read_bytes(reader_t *reader)
     return bytes;
 }
 
-/* A str of Latin 1. Most have no other characters than ASCII's, which is found out sooner here than
- * by the interpreter's general function; that knows the one str of each single character. */
-static inline PyObject *make_str_1(const unsigned char *characters, size_t length)
+static inline bool is_ascii(const unsigned char *characters, size_t length)
 {
     unsigned char all = 0;
     for (size_t i = 0; i < length; i++)
         all |= characters[i];
-    if (MPX_UNLIKELY(length < 2 || all > 0x7f))
-        return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, characters, (Py_ssize_t)length);
-    PyObject *str = PyUnicode_New((Py_ssize_t)length, 0x7f);
-    if (MPX_LIKELY(str != NULL))
-        memcpy(PyUnicode_1BYTE_DATA(str), characters, length);
-    return str;
+    return all <= 0x7f;
 }
 
-static PyObject *read_str_1(reader_t *reader)
+/* There is one str of each single character. */
+static PyObject *make_character(unsigned char character)
+{
+    return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, &character, 1);
+}
+
+/* What nobody changes is looked at before it is copied, as it lies in the processor's cache. */
+static inline PyObject *make_ascii(const unsigned char *characters, size_t length, bool is_shared)
+{
+    if (MPX_UNLIKELY(!is_shared && !is_ascii(characters, length)))
+        return damaged();
+    if (MPX_UNLIKELY(length == 1))
+        return make_character(*characters & 0x7f);
+    PyObject *str = PyUnicode_New((Py_ssize_t)length, 0x7f);
+    if (MPX_UNLIKELY(str == NULL))
+        return NULL;
+    memcpy(PyUnicode_1BYTE_DATA(str), characters, length);
+    if (MPX_LIKELY(!is_shared || is_ascii(PyUnicode_1BYTE_DATA(str), length)))
+        return str;
+    Py_DECREF(str);
+    return damaged();
+}
+
+static PyObject *read_ascii(reader_t *reader)
 {
     size_t length;
     if (!take_length(reader, 1, &length))
         return damaged();
-    const unsigned char *characters = reader->at;
     reader->at += length;
-    return make_str_1(characters, length);
+    return make_ascii(reader->at - length, length, reader->is_shared);
+}
+
+/* As below. */
+static PyObject *read_str_1(reader_t *reader)
+{
+    size_t length;
+    if (!take_length(reader, 1, &length) || length == 0)
+        return damaged();
+    PyObject *str = PyUnicode_New((Py_ssize_t)length, 0xff);
+    if (str == NULL)
+        return NULL;
+    take(reader, PyUnicode_1BYTE_DATA(str), length);
+    PyObject *result = is_ascii(PyUnicode_1BYTE_DATA(str), length) ? damaged()
+                       : length == 1 ? make_character(*PyUnicode_1BYTE_DATA(str))
+                                     : Py_NewRef(str);
+    Py_DECREF(str);
+    return result;
 }
 
 /* The characters are copied before they are looked at: in the message they are not aligned. A str
@@ -315,12 +367,19 @@ static PyObject *find_key(reader_t *reader, const unsigned char *characters, siz
         keys->used_by[slot] = reader->message;
         return Py_NewRef(keys->strings[slot]);
     }
-    PyObject *str = make_str_1(characters, length);
+    PyObject *str = make_ascii(characters, length, false);
     if (str != NULL && !is_there) {
         keys->used_by[slot] = reader->message;
         Py_XSETREF(keys->strings[slot], Py_NewRef(str));
     }
     return str;
+}
+
+static PyObject *find_copied_key(reader_t *reader, const unsigned char *characters, size_t length)
+{
+    unsigned char copy[KEY_MOST];
+    memcpy(copy, characters, length);
+    return find_key(reader, copy, length);
 }
 
 #ifdef Py_GIL_DISABLED
@@ -332,15 +391,18 @@ static PyObject *find_key(reader_t *reader, const unsigned char *characters, siz
 static PyObject *read_key(reader_t *reader)
 {
     const unsigned char *at = reader->at;
-    if (KEEPS_KEYS && left(reader) > 2 && (at[0] & ~MPX_TAG_NUMBERED) == MPX_TAG_STR_1) {
-        size_t length = at[1];
-        if (length >= KEY_LEAST && length <= KEY_MOST && length <= left(reader) - 2) {
-            reader->at += 2 + length;
-            return numbered(reader, find_key(reader, at + 2, length),
-                            (at[0] & MPX_TAG_NUMBERED) != 0);
-        }
-    }
-    return read_value(reader);
+    if (!KEEPS_KEYS || left(reader) <= 2)
+        return read_value(reader);
+    unsigned char tag = at[0], length = at[1];
+    MPX_READ_ONCE(tag);
+    MPX_READ_ONCE(length);
+    if ((tag & ~MPX_TAG_NUMBERED) != MPX_TAG_ASCII || length < KEY_LEAST || length > KEY_MOST ||
+        length > left(reader) - 2)
+        return read_value(reader);
+    reader->at += 2 + length;
+    PyObject *key = MPX_LIKELY(!reader->is_shared) ? find_key(reader, at + 2, length)
+                                                   : find_copied_key(reader, at + 2, length);
+    return numbered(reader, key, (tag & MPX_TAG_NUMBERED) != 0);
 }
 
 static int read_item(reader_t *reader, PyObject *dict)
@@ -380,6 +442,7 @@ static PyObject *read_value(reader_t *reader)
     uint8_t tag;
     if (!take(reader, &tag, 1))
         return damaged();
+    MPX_READ_ONCE(tag);
     bool is_numbered = (tag & MPX_TAG_NUMBERED) != 0 && tag >= (MPX_TAG_FIRST | MPX_TAG_NUMBERED);
     PyObject *object;
     switch (is_numbered ? tag & ~MPX_TAG_NUMBERED : tag) {
@@ -409,6 +472,9 @@ static PyObject *read_value(reader_t *reader)
         return read_floats(reader, is_numbered);
     case MPX_TAG_DICT:
         return read_dict(reader, is_numbered);
+    case MPX_TAG_ASCII:
+        object = read_ascii(reader);
+        break;
     case MPX_TAG_STR_1:
         object = read_str_1(reader);
         break;
@@ -427,13 +493,14 @@ static PyObject *read_value(reader_t *reader)
     return numbered(reader, object, is_numbered);
 }
 
-static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size)
+static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size, bool is_shared)
 {
     reader_t reader;
     reader.at = (const unsigned char *)data;
     reader.end = reader.at + size;
     reader.open = 0;
     reader.depth = 0;
+    reader.is_shared = is_shared;
     reader.count = 0;
     reader.capacity = KNOWN;
     reader.known = reader.first_known;
@@ -454,12 +521,14 @@ static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size)
 }
 
 /* The shortest messages are read without more ado. */
-PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size)
+PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size, bool is_shared)
 {
     const unsigned char *bytes = (const unsigned char *)data;
+    if (MPX_UNLIKELY(is_shared))
+        return read_tree(keys, data, size, true);
     if (size == 2 && bytes[0] == MPX_TAG_INT8)
         return PyLong_FromLong((int8_t)bytes[1]);
-    if (size >= 2 && bytes[0] == MPX_TAG_STR_1 && bytes[1] == size - 2 && bytes[1] != 0xff)
-        return make_str_1(bytes + 2, size - 2);
-    return read_tree(keys, data, size);
+    if (size >= 2 && bytes[0] == MPX_TAG_ASCII && bytes[1] == size - 2 && bytes[1] != 0xff)
+        return make_ascii(bytes + 2, size - 2, false);
+    return read_tree(keys, data, size, false);
 }
