@@ -97,7 +97,7 @@ static int reserve(mpx_buffer_t *out, size_t start, const Py_buffer *views, Py_s
 static int append_buffers(mpx_buffer_t *out, size_t start, const Py_buffer *views, Py_ssize_t count)
 {
     ending_t ending = {.entries = (uint64_t)count, .pickle = out->size - start - 1};
-    if (reserve(out, start, views, count) < 0)
+    if (mpx_buffer_settle(out) < 0 || reserve(out, start, views, count) < 0)
         return -1;
     size_t first = aligned(out->size - start);
     for (Py_ssize_t i = 0; i < count; i++) {

@@ -101,7 +101,8 @@ static int module_exec(PyObject *module)
         mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
         mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
         mpx_add_pickling(module) < 0 || mpx_add_unpickling(module) < 0 ||
-        mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 || mpx_add_channel(module) < 0 ||
+        mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 ||
+        mpx_add_fork_copy(module) < 0 || mpx_add_channel(module) < 0 ||
         mpx_add_queue_base(module) < 0 || mpx_add_queue(module) < 0 ||
         mpx_add_simple_queue(module) < 0)
         return -1;

@@ -221,6 +221,7 @@ int mpx_add_pickling(PyObject *module);
 int mpx_add_unpickling(PyObject *module);
 int mpx_add_serialize(PyObject *module);
 int mpx_add_lease(PyObject *module);
+int mpx_add_fork_copy(PyObject *module);
 
 #ifdef MPX_KILL_POINTS
 /* src/testing/kill_points.c */

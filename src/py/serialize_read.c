@@ -8,11 +8,14 @@
  * something is read once.
  *
  * Making objects may start a garbage collection, and comparing a dict's keys may warn (python -bb),
- * so Python code may run between. A list or tuple that has empty places is hidden from it.
+ * so Python code may run between. A list or tuple that has empty places is hidden from it; and it
+ * may fork: so after that (`settle`) the bytes of a shared message may lie elsewhere.
  */
 #include "serialize.h"
 
 #include <stdint.h>
+
+#include "fork_copy.h"
 
 #define KNOWN 64 /* numbered objects, on the stack; for more there is the heap */
 
@@ -21,8 +24,10 @@ typedef struct {
     size_t open; /* items to come, of all containers that are being read */
     int depth;
     bool is_shared;
-    size_t count, capacity; /* of numbered objects */
-    PyObject **known;       /* they, owned */
+    const unsigned char *start;
+    mpx_fork_copy_t *shared; /* where the message is shared */
+    size_t count, capacity;  /* of numbered objects */
+    PyObject **known;        /* they, owned */
     mpx_keys_t *keys;
     uint64_t message; /* its number, for the keys */
     PyObject *first_known[KNOWN];
@@ -267,14 +272,35 @@ static inline bool open_items(reader_t *reader, size_t count)
     return true;
 }
 
+/* In a child that was forked while its parent read. */
+MPX_COLD static int go_on_in_copy(reader_t *reader)
+{
+    const unsigned char *start = (const unsigned char *)reader->shared->data;
+    if (start == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    reader->at = start + (reader->at - reader->start);
+    reader->end = start + (reader->end - reader->start);
+    reader->start = start;
+    return 0;
+}
+
+static inline int settle(reader_t *reader)
+{
+    return MPX_UNLIKELY(reader->is_shared && reader->shared->is_child) ? go_on_in_copy(reader) : 0;
+}
+
 static PyObject *read_tuple(reader_t *reader, bool is_numbered)
 {
     size_t count;
     if (!take_length(reader, 1, &count) || !open_items(reader, count))
         return damaged();
     PyObject *tuple = PyTuple_New((Py_ssize_t)count);
-    if (tuple == NULL)
+    if (tuple == NULL || settle(reader) < 0) {
+        Py_XDECREF(tuple);
         return NULL;
+    }
     if (count > 0)
         PyObject_GC_UnTrack(tuple);
     for (size_t i = 0; i < count; i++) {
@@ -298,8 +324,10 @@ static PyObject *read_list(reader_t *reader, bool is_numbered)
     if (!take_length(reader, 1, &count) || !open_items(reader, count))
         return damaged();
     PyObject *list = PyList_New((Py_ssize_t)count);
-    if (list == NULL)
+    if (list == NULL || settle(reader) < 0) {
+        Py_XDECREF(list);
         return NULL;
+    }
     PyObject_GC_UnTrack(list);
     for (size_t i = 0; i < count; i++) {
         reader->open--;
@@ -321,8 +349,10 @@ static PyObject *read_floats(reader_t *reader, bool is_numbered)
     if (!take_length(reader, sizeof(double), &count))
         return damaged();
     PyObject *list = PyList_New((Py_ssize_t)count);
-    if (list == NULL)
+    if (list == NULL || settle(reader) < 0) {
+        Py_XDECREF(list);
         return NULL;
+    }
     PyObject_GC_UnTrack(list);
     for (size_t i = 0; i < count; i++) {
         double value;
@@ -416,7 +446,7 @@ static int read_item(reader_t *reader, PyObject *dict)
     int status = value == NULL ? -1 : PyDict_SetItem(dict, key, value);
     Py_DECREF(key);
     Py_XDECREF(value);
-    return status;
+    return status < 0 ? -1 : settle(reader);
 }
 
 static PyObject *read_dict(reader_t *reader, bool is_numbered)
@@ -425,8 +455,10 @@ static PyObject *read_dict(reader_t *reader, bool is_numbered)
     if (!take_length(reader, 2, &count) || !open_items(reader, 2 * count))
         return damaged();
     PyObject *dict = PyDict_New();
-    if (dict == NULL)
+    if (dict == NULL || settle(reader) < 0) {
+        Py_XDECREF(dict);
         return NULL;
+    }
     for (size_t i = 0; i < count; i++) {
         if (read_item(reader, dict) < 0) {
             Py_DECREF(dict);
@@ -496,7 +528,7 @@ static PyObject *read_value(reader_t *reader)
 static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size, bool is_shared)
 {
     reader_t reader;
-    reader.at = (const unsigned char *)data;
+    reader.start = reader.at = (const unsigned char *)data;
     reader.end = reader.at + size;
     reader.open = 0;
     reader.depth = 0;
@@ -505,6 +537,9 @@ static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size, bool
     reader.capacity = KNOWN;
     reader.known = reader.first_known;
     reader.keys = keys;
+    reader.shared = is_shared ? mpx_fork_copy_begin((char *)data, size) : NULL;
+    if (is_shared && reader.shared == NULL)
+        return NULL;
 #ifndef Py_GIL_DISABLED
     reader.message = ++keys->messages;
 #endif
@@ -513,6 +548,7 @@ static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size, bool
         Py_DECREF(object);
         object = damaged();
     }
+    mpx_fork_copy_end(reader.shared);
     for (size_t i = 0; i < reader.count; i++)
         Py_DECREF(reader.known[i]);
     if (reader.capacity > KNOWN)

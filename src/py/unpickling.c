@@ -6,6 +6,7 @@
  * block as a file. Of a file it looks at copies alone, a frame of 64 KB at a time; and large bytes
  * go straight into the object that is made of them, so that they are copied only once.
  */
+#include "fork_copy.h"
 #include "serialize.h"
 
 #define COPIED ((size_t)1 << 10) /* up to there a copy takes less time than a view */
@@ -14,24 +15,34 @@
  */
 
 typedef struct {
-    PyObject_HEAD const char *data; /* what is left */
-    size_t size;
+    PyObject_HEAD mpx_fork_copy_t *rest; /* what is left; NULL: the message is gone */
 } ReadingObject;
 
-static ReadingObject *reading(PyObject *self)
+/* The bytes that are left, and can be read in this process; NULL with an exception. */
+static mpx_fork_copy_t *rest_of(PyObject *self)
 {
-    return (ReadingObject *)self;
+    mpx_fork_copy_t *rest = ((ReadingObject *)self)->rest;
+    if (MPX_LIKELY(rest != NULL && rest->data != NULL))
+        return rest;
+    if (rest != NULL)
+        PyErr_NoMemory();
+    else
+        PyErr_SetString(PyExc_ValueError, "nothing is being unpickled");
+    return NULL;
 }
 
-/* The first ones of those that are left. */
-static PyObject *take_bytes(ReadingObject *self, size_t size)
+static void take(mpx_fork_copy_t *rest, void *to, size_t size)
+{
+    memcpy(to, rest->data, size);
+    rest->data += size;
+    rest->size -= size;
+}
+
+static PyObject *take_bytes(mpx_fork_copy_t *rest, size_t size)
 {
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-    if (bytes == NULL)
-        return NULL;
-    memcpy(PyBytes_AS_STRING(bytes), self->data, size);
-    self->data += size;
-    self->size -= size;
+    if (bytes != NULL)
+        take(rest, PyBytes_AS_STRING(bytes), size);
     return bytes;
 }
 
@@ -42,17 +53,19 @@ static PyObject *Reading_read(PyObject *self, PyObject *argument)
     size_t size = PyLong_AsSize_t(argument);
     if (size == (size_t)-1 && PyErr_Occurred())
         return NULL;
-    return take_bytes(reading(self), size < reading(self)->size ? size : reading(self)->size);
+    mpx_fork_copy_t *rest = rest_of(self);
+    return rest == NULL ? NULL : take_bytes(rest, size < rest->size ? size : rest->size);
 }
 
 PyDoc_STRVAR(Reading_readline_doc, "readline($self, /)\n--\n\nA line, its end included.");
 
 static PyObject *Reading_readline(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
+    mpx_fork_copy_t *rest = rest_of(self);
     size_t size = 0;
-    while (size < reading(self)->size && reading(self)->data[size++] != '\n')
+    while (rest != NULL && size < rest->size && rest->data[size++] != '\n')
         continue;
-    return take_bytes(reading(self), size);
+    return rest == NULL ? NULL : take_bytes(rest, size);
 }
 
 PyDoc_STRVAR(Reading_readinto_doc,
@@ -63,12 +76,14 @@ static PyObject *Reading_readinto(PyObject *self, PyObject *buffer)
     Py_buffer view;
     if (PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE) < 0)
         return NULL;
-    size_t size = (size_t)view.len < reading(self)->size ? (size_t)view.len : reading(self)->size;
-    memcpy(view.buf, reading(self)->data, size);
-    reading(self)->data += size;
-    reading(self)->size -= size;
+    mpx_fork_copy_t *rest = rest_of(self);
+    size_t size = rest == NULL ? 0 : rest->size;
+    if (size > (size_t)view.len)
+        size = (size_t)view.len;
+    if (size > 0)
+        take(rest, view.buf, size);
     PyBuffer_Release(&view);
-    return PyLong_FromSize_t(size);
+    return rest == NULL ? NULL : PyLong_FromSize_t(size);
 }
 
 static void Reading_dealloc(PyObject *self)
@@ -133,10 +148,10 @@ static PyObject *unpickle_shared(PyObject *module, const char *data, size_t size
     ReadingObject *file = (ReadingObject *)type->tp_alloc(type, 0);
     if (file == NULL)
         return NULL;
-    file->data = data;
-    file->size = size;
-    PyObject *object = load(module, (PyObject *)file, buffers);
-    file->size = 0; /* whatever else holds it */
+    file->rest = mpx_fork_copy_begin((char *)data, size);
+    PyObject *object = file->rest == NULL ? NULL : load(module, (PyObject *)file, buffers);
+    mpx_fork_copy_end(file->rest);
+    file->rest = NULL; /* whatever else holds it */
     Py_DECREF(file);
     return object;
 }
