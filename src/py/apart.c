@@ -97,7 +97,7 @@ static int reserve(mpx_buffer_t *out, size_t start, const Py_buffer *views, Py_s
 static int append_buffers(mpx_buffer_t *out, size_t start, const Py_buffer *views, Py_ssize_t count)
 {
     ending_t ending = {.entries = (uint64_t)count, .pickle = out->size - start - 1};
-    if (reserve(out, start, views, count) < 0)
+    if (mpx_buffer_settle(out) < 0 || reserve(out, start, views, count) < 0)
         return -1;
     size_t first = aligned(out->size - start);
     for (Py_ssize_t i = 0; i < count; i++) {
@@ -160,6 +160,8 @@ static PyObject *make_buffer(PyObject *module, PyObject *lease, const char *data
 static bool read_entry(const char *at, size_t *from, size_t end, entry_t *entry)
 {
     memcpy(entry, at, sizeof(*entry));
+    MPX_READ_ONCE(entry->at);
+    MPX_READ_ONCE(entry->size);
     uint64_t size = entry->size & ~WRITABLE;
     if (entry->at < *from || entry->at > end || size > end - entry->at)
         return false;
@@ -192,6 +194,8 @@ static bool read_ending(const char *data, size_t size, ending_t *ending)
         return false;
     size -= sizeof(*ending);
     memcpy(ending, data + size, sizeof(*ending));
+    MPX_READ_ONCE(ending->entries);
+    MPX_READ_ONCE(ending->pickle);
     return ending->entries <= (size - 1) / sizeof(entry_t) &&
            ending->pickle <= size - 1 - ending->entries * sizeof(entry_t);
 }
@@ -212,7 +216,7 @@ PyObject *mpx_apart_read(PyObject *module, const char *data, size_t size, mpx_pa
         read_buffers(module, lease, data, entries, ending.entries, ending.pickle + 1);
     PyObject *object = NULL;
     if (buffers != NULL)
-        object = mpx_unpickle(module, data + 1, ending.pickle, buffers);
+        object = mpx_unpickle(module, data + 1, ending.pickle, buffers, parcel != NULL);
     Py_XDECREF(buffers);
     Py_DECREF(lease); /* not before: the pickle lies in it too */
     return object;

@@ -16,7 +16,8 @@
 typedef struct mpx_buffer mpx_buffer_t;
 
 /* Makes room for `needed` bytes in all, where the owner has another place for the content: 1; 0
- * where it has none, or -1 with an exception. */
+ * where it has none, or -1 with an exception. Of 0 bytes: only sees to it that the content is this
+ * process's own; see mpx_buffer_settle. */
 typedef int mpx_buffer_grower_t(mpx_buffer_t *buffer, size_t needed);
 
 struct mpx_buffer {
@@ -59,6 +60,13 @@ static inline int mpx_buffer_grow(mpx_buffer_t *buffer, size_t more)
     buffer->data = data;
     buffer->capacity = capacity;
     return 0;
+}
+
+/* Is due after code of the program's, which may have forked: this may be the child, and the content
+ * where its parent goes on writing. 0, or -1 with an exception; then nothing may be written. */
+static inline int mpx_buffer_settle(mpx_buffer_t *buffer)
+{
+    return buffer->grower != NULL && buffer->grower(buffer, 0) < 0 ? -1 : 0;
 }
 
 static inline int mpx_buffer_append(mpx_buffer_t *buffer, const void *data, size_t size)

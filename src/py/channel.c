@@ -37,6 +37,10 @@ MPX_COLD static int raise_status(int status)
     return -EINTR;
 }
 
+/* This process is a child that was forked while its parent waited: it may not have the message, but
+ * has put nothing yet. */
+#define FORKED (-ECHILD)
+
 /* Whether it is a result of the functions in channel.h. */
 static bool is_told(int status)
 {
@@ -111,20 +115,29 @@ static inline int check_for_readers(ChannelObject *self)
     return MPX_LIKELY(self->ring.bell.reader >= 0) ? 0 : look_for_readers(self);
 }
 
+/* A signal's handler may fork. */
+static int check_process(uint64_t process)
+{
+    return process == mpx_os_own_word() ? 0 : FORKED;
+}
+
 static int send_now(ChannelObject *self, const mpx_message_t *message)
 {
+    uint64_t process = mpx_os_own_word();
     patience_t patience = {0};
     int status;
     do {
         int64_t piece = mpx_piece_of(MPX_NEVER);
         Py_BEGIN_ALLOW_THREADS status = mpx_ring_put_now(&self->ring, message, piece);
         Py_END_ALLOW_THREADS
-    } while (waits_for_others(&status, &patience, mpx_ring_count_put(&self->ring)));
+    } while (waits_for_others(&status, &patience, mpx_ring_count_put(&self->ring)) &&
+             (status = check_process(process)) == 0);
     return status;
 }
 
 static int send_slowly(ChannelObject *self, const mpx_message_t *message, int64_t deadline)
 {
+    uint64_t process = mpx_os_own_word();
     int status;
     if (!mpx_may_wait(deadline))
         return -EINTR;
@@ -132,7 +145,8 @@ static int send_slowly(ChannelObject *self, const mpx_message_t *message, int64_
         int64_t piece = mpx_piece_of(deadline);
         Py_BEGIN_ALLOW_THREADS status = mpx_ring_put(&self->ring, message, piece);
         Py_END_ALLOW_THREADS
-    } while (waits_on(&status, deadline) && (status = check_for_readers(self)) == 0);
+    } while (waits_on(&status, deadline) && (status = check_for_readers(self)) == 0 &&
+             (status = check_process(process)) == 0);
     return status;
 }
 
@@ -155,7 +169,7 @@ MPX_COLD static int send_at_last(ChannelObject *self, const mpx_message_t *messa
         status = send_slowly(self, message, deadline);
     if (MPX_UNLIKELY(status == -EMSGSIZE))
         return raise_too_long(self, message);
-    return is_told(status) ? status : raise_status(status);
+    return is_told(status) || status == FORKED ? status : raise_status(status);
 }
 
 static inline int send_message(ChannelObject *self, const mpx_message_t *message, int64_t deadline)
@@ -180,7 +194,8 @@ static inline int check_for_sending(ChannelObject *self)
     return status < 0 ? status : check_for_readers(self);
 }
 
-/* The block has the message; the record, its length. On failure it stays this process's. */
+/* The block has the message; the record, its length. On failure it stays this process's. FORKED:
+ * the block is not. */
 static int send_block(ChannelObject *self, mpx_block_t block, size_t size, int64_t deadline)
 {
     uint64_t length = size;
@@ -244,7 +259,7 @@ MPX_COLD static int send_copy(ChannelObject *self, const char *data, size_t size
     copy(address, data, size);
     status = send_block(self, block, size, deadline);
     if (status != 0)
-        free_own_block(self, block);
+        free_own_block(self, block); /* if it is */
     return status;
 }
 
@@ -253,8 +268,11 @@ int mpx_channel_send(ChannelObject *self, const char *data, size_t size, int64_t
     int status = check_for_sending(self);
     if (MPX_UNLIKELY(status < 0))
         return status;
-    return MPX_LIKELY(size <= MPX_RING_INLINE) ? send_record(self, data, size, deadline)
-                                               : send_copy(self, data, size, deadline);
+    do {
+        status = MPX_LIKELY(size <= MPX_RING_INLINE) ? send_record(self, data, size, deadline)
+                                                     : send_copy(self, data, size, deadline);
+    } while (MPX_UNLIKELY(status == FORKED));
+    return status;
 }
 
 size_t mpx_channel_send_some(ChannelObject *self, const mpx_message_t *messages, size_t count)
@@ -266,6 +284,16 @@ size_t mpx_channel_send_some(ChannelObject *self, const mpx_message_t *messages,
 }
 
 /* ---- Letters --------------------------------------------------------------------------------- */
+
+/* The block, and what a fork is to copy of it. */
+static int note_block(mpx_letter_t *letter, char *address, size_t capacity)
+{
+    if (letter->fork_copy == NULL)
+        letter->fork_copy = mpx_fork_copy_begin(address, capacity);
+    else
+        mpx_fork_copy_move(letter->fork_copy, address, capacity);
+    return letter->fork_copy == NULL ? -1 : 0;
+}
 
 /* Goes on in a block. */
 static int move_to_block(mpx_letter_t *letter, size_t needed)
@@ -283,6 +311,11 @@ static int move_to_block(mpx_letter_t *letter, size_t needed)
         return -1;
     }
     memcpy(address, buffer->data, buffer->size);
+    if (note_block(letter, address, capacity) < 0) {
+        free_own_block(letter->channel, block);
+        letter->lacks_memory = true;
+        return -1;
+    }
     if (!letter->has_moved && buffer->data != letter->small)
         letter->spare = (mpx_buffer_t){.data = buffer->data, .capacity = buffer->capacity};
     letter->has_moved = true;
@@ -309,12 +342,44 @@ static int leave_small(mpx_letter_t *letter, size_t needed)
     return 1;
 }
 
+/* A child goes on with its copy, in a block of its own. */
+MPX_COLD static int leave_parents_block(mpx_letter_t *letter)
+{
+    if (letter->fork_copy->copy == NULL) {
+        letter->lacks_memory = true;
+        PyErr_NoMemory();
+        return -1;
+    }
+    letter->buffer.data = letter->fork_copy->copy;
+    letter->block = 0;
+    return move_to_block(letter, letter->buffer.capacity);
+}
+
+static inline int settle(mpx_letter_t *letter)
+{
+    return letter->fork_copy != NULL && letter->fork_copy->is_child ? leave_parents_block(letter)
+                                                                    : 0;
+}
+
 int mpx_letter_grow(mpx_buffer_t *buffer, size_t needed)
 {
     mpx_letter_t *letter = (mpx_letter_t *)buffer;
+    if (needed == 0)
+        return settle(letter);
     if (needed > MPX_RING_INLINE)
         return move_to_block(letter, needed);
     return buffer->data == letter->small ? leave_small(letter, needed) : 0;
+}
+
+static int send_from_block(mpx_letter_t *letter, int64_t deadline)
+{
+    mpx_buffer_t *buffer = &letter->buffer;
+    if (buffer->size <= MPX_RING_INLINE)
+        return send_record(letter->channel, buffer->data, buffer->size, deadline);
+    int status = send_block(letter->channel, letter->block, buffer->size, deadline);
+    if (status == 0)
+        letter->block = 0;
+    return status;
 }
 
 int mpx_letter_send(mpx_letter_t *letter, int64_t deadline)
@@ -325,11 +390,11 @@ int mpx_letter_send(mpx_letter_t *letter, int64_t deadline)
     int status = check_for_sending(letter->channel);
     if (status < 0)
         return status;
-    if (letter->buffer.size <= MPX_RING_INLINE)
-        return send_record(letter->channel, letter->buffer.data, letter->buffer.size, deadline);
-    status = send_block(letter->channel, letter->block, letter->buffer.size, deadline);
-    if (status == 0)
-        letter->block = 0;
+    do {
+        if (settle(letter) < 0)
+            return -EINTR;
+        status = send_from_block(letter, deadline);
+    } while (status == FORKED);
     return status;
 }
 
@@ -339,6 +404,7 @@ void mpx_letter_clear(mpx_letter_t *letter)
         letter->spare =
             (mpx_buffer_t){.data = letter->buffer.data, .capacity = letter->buffer.capacity};
     free_own_block(letter->channel, letter->block);
+    mpx_fork_copy_end(letter->fork_copy);
     if (letter->spare.data != NULL)
         mpx_give_buffer(letter->module, &letter->spare);
 }

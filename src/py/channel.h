@@ -10,6 +10,7 @@
 #include "shared.h"
 
 #include "buffer.h"
+#include "fork_copy.h"
 #include "lease.h"
 #include "mpx_ring.h"
 
@@ -45,11 +46,12 @@ typedef struct {
     mpx_buffer_t buffer; /* the first member: its grower finds the letter by it */
     PyObject *module;
     ChannelObject *channel;
-    mpx_block_t block;  /* which has the content, or 0: none, or it was sent */
-    bool has_moved;     /* the content is, or was, in a block */
-    bool lacks_memory;  /* it could not grow: that is no fault of the object */
-    int64_t deadline;   /* of waiting for a process that was stopped where it grows */
-    mpx_buffer_t spare; /* the module's buffer then, or none */
+    mpx_block_t block;          /* which has the content, or 0: none, or it was sent */
+    mpx_fork_copy_t *fork_copy; /* of the block, or NULL */
+    bool has_moved;             /* the content is, or was, in a block */
+    bool lacks_memory;          /* it could not grow: that is no fault of the object */
+    int64_t deadline;           /* of waiting for a process that was stopped where it grows */
+    mpx_buffer_t spare;         /* the module's buffer then, or none */
     char small[MPX_LETTER_SMALL];
 } mpx_letter_t;
 
@@ -63,6 +65,7 @@ static inline void mpx_letter_begin(mpx_letter_t *letter, PyObject *module, Chan
     letter->module = module;
     letter->channel = channel;
     letter->block = 0;
+    letter->fork_copy = NULL;
     letter->has_moved = false;
     letter->lacks_memory = false;
     letter->deadline = deadline;

@@ -61,6 +61,7 @@ static int intern_names(module_state_t *state)
         [MPX_NAME_GET] = "get",
         [MPX_NAME_GET_START_METHOD] = "get_start_method",
         [MPX_NAME_IS_MINE] = "_is_mine",
+        [MPX_NAME_LOAD] = "load",
         [MPX_NAME_LOADS] = "loads",
         [MPX_NAME_LOCK] = "_lock",
         [MPX_NAME_MAKE_METHODS] = "_make_methods",
@@ -70,6 +71,7 @@ static int intern_names(module_state_t *state)
         [MPX_NAME_RELEASE] = "release",
         [MPX_NAME_ROUNDED_UP] = "_rounded_up",
         [MPX_NAME_SEMLOCK] = "_semlock",
+        [MPX_NAME_UNPICKLER] = "Unpickler",
     };
     for (int i = 0; i < MPX_NAMES; i++) {
         state->names[i] = PyUnicode_InternFromString(names[i]);
@@ -98,8 +100,9 @@ static int module_exec(PyObject *module)
         mpx_add_program(module) < 0 || mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 ||
         mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
         mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
-        mpx_add_pickling(module) < 0 || mpx_add_serialize(module) < 0 ||
-        mpx_add_lease(module) < 0 || mpx_add_channel(module) < 0 ||
+        mpx_add_pickling(module) < 0 || mpx_add_unpickling(module) < 0 ||
+        mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 ||
+        mpx_add_fork_copy(module) < 0 || mpx_add_channel(module) < 0 ||
         mpx_add_queue_base(module) < 0 || mpx_add_queue(module) < 0 ||
         mpx_add_simple_queue(module) < 0)
         return -1;
@@ -129,10 +132,12 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->shut_down_error);
     Py_VISIT(module_state(module)->pickling_type);
     Py_VISIT(module_state(module)->lease_type);
+    Py_VISIT(module_state(module)->reading_type);
     Py_VISIT(module_state(module)->pickler_class);
     Py_VISIT(module_state(module)->pickler_tables);
     Py_VISIT(module_state(module)->pickle_loads);
     Py_VISIT(module_state(module)->pickle_pickler);
+    Py_VISIT(module_state(module)->pickle_unpickler);
     Py_VISIT(module_state(module)->pickling_namespace);
     for (int i = 0; i < 2 * MPX_PICKLINGS; i++)
         Py_VISIT((PyObject *)module_state(module)->picklings[i % 2][i / 2]);
@@ -160,10 +165,12 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->shut_down_error);
     Py_CLEAR(module_state(module)->pickling_type);
     Py_CLEAR(module_state(module)->lease_type);
+    Py_CLEAR(module_state(module)->reading_type);
     Py_CLEAR(module_state(module)->pickler_class);
     Py_CLEAR(module_state(module)->pickler_tables);
     Py_CLEAR(module_state(module)->pickle_loads);
     Py_CLEAR(module_state(module)->pickle_pickler);
+    Py_CLEAR(module_state(module)->pickle_unpickler);
     Py_CLEAR(module_state(module)->pickling_namespace);
     for (int i = 0; i < 2 * MPX_PICKLINGS; i++)
         Py_XDECREF((PyObject *)mpx_swap(&module_state(module)->picklings[i % 2][i / 2], NULL));

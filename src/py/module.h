@@ -28,6 +28,7 @@ enum {
     MPX_NAME_GET,
     MPX_NAME_GET_START_METHOD,
     MPX_NAME_IS_MINE,
+    MPX_NAME_LOAD,
     MPX_NAME_LOADS,
     MPX_NAME_LOCK,
     MPX_NAME_MAKE_METHODS,
@@ -37,6 +38,7 @@ enum {
     MPX_NAME_RELEASE,
     MPX_NAME_ROUNDED_UP,
     MPX_NAME_SEMLOCK,
+    MPX_NAME_UNPICKLER,
     MPX_NAMES
 };
 
@@ -75,12 +77,13 @@ typedef struct {
     PyObject *shut_down_error;
     PyTypeObject *pickling_type;
     PyTypeObject *lease_type;
-    void *picklings[2][MPX_PICKLINGS];       /* objects that nobody uses now; or NULL */
-    PyObject *pickler_class;                 /* which is like ForkingPickler, or NULL */
-    unsigned pickler_version;                /* of that class: as long as it has it, it is */
-    PyObject *pickler_tables;                /* of reducers, a tuple, or NULL */
-    PyObject *pickle_loads, *pickle_pickler; /* of _pickle, or NULL */
-    void *buffer;                            /* that nobody uses now; or NULL */
+    PyTypeObject *reading_type;
+    void *picklings[2][MPX_PICKLINGS]; /* objects that nobody uses now; or NULL */
+    PyObject *pickler_class;           /* which is like ForkingPickler, or NULL */
+    unsigned pickler_version;          /* of that class: as long as it has it, it is */
+    PyObject *pickler_tables;          /* of reducers, a tuple, or NULL */
+    PyObject *pickle_loads, *pickle_pickler, *pickle_unpickler; /* of _pickle, or NULL */
+    void *buffer;                                               /* that nobody uses now; or NULL */
     mpx_keys_t keys;
     PyObject *pickling_namespace; /* or NULL */
     Py_ssize_t pickling_place;    /* in that: see mpx_namespace_t */
@@ -215,8 +218,10 @@ int mpx_add_queue_base(PyObject *module);
 int mpx_add_queue(PyObject *module);
 int mpx_add_simple_queue(PyObject *module);
 int mpx_add_pickling(PyObject *module);
+int mpx_add_unpickling(PyObject *module);
 int mpx_add_serialize(PyObject *module);
 int mpx_add_lease(PyObject *module);
+int mpx_add_fork_copy(PyObject *module);
 
 #ifdef MPX_KILL_POINTS
 /* src/testing/kill_points.c */

@@ -57,7 +57,9 @@ static PyObject *write_other(mpx_buffer_t *out, PyObject *data)
     Py_buffer view;
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
         return NULL;
-    int status = mpx_buffer_append(out, view.buf, (size_t)view.len);
+    int status = mpx_buffer_settle(out);
+    if (status == 0)
+        status = mpx_buffer_append(out, view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
     return status < 0 ? NULL : Py_NewRef(Py_None);
 }
@@ -71,7 +73,8 @@ static PyObject *Pickling_write(PyObject *self, PyObject *data)
     }
     if (!PyBytes_CheckExact(data))
         return write_other(out, data);
-    if (mpx_buffer_append(out, PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data)) < 0)
+    if (mpx_buffer_settle(out) < 0 ||
+        mpx_buffer_append(out, PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data)) < 0)
         return NULL;
     Py_RETURN_NONE;
 }

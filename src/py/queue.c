@@ -493,7 +493,7 @@ static bool ends_list(PyObject *self)
 
 static bool is_quick_message(const void *data, size_t size, mpx_block_t block)
 {
-    return block == 0 && mpx_is_tree(data, size);
+    return block == 0 && mpx_is_tree(mpx_tag_of(data, size));
 }
 
 typedef struct {

@@ -249,79 +249,30 @@ bool mpx_dumps_quickly(module_state_t *state, mpx_namespace_t *namespace, PyObje
 
 /* ---- Messages to objects ------------------------------------------------------------------ */
 
-#define COPIED ((size_t)1 << 10) /* up to there a copy takes less time than a view */
-
-/* The bytes as an argument of `loads`. */
-static PyObject *as_argument(const char *data, size_t size)
-{
-    if (size <= COPIED)
-        return PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
-    return PyMemoryView_FromMemory((char *)data, (Py_ssize_t)size, PyBUF_READ);
-}
-
-/* Drops the argument, and whatever else holds it (by gc.get_objects) can no longer read it. */
-static void drop_argument(PyObject *argument)
-{
-    if (PyMemoryView_Check(argument) && Py_REFCNT(argument) > 1) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        Py_XDECREF(PyObject_CallMethod(argument, "release", NULL));
-        PyErr_Restore(type, value, traceback);
-    }
-    Py_DECREF(argument);
-}
-
-/* loads(argument), or loads(argument, buffers=buffers). */
-static PyObject *call_loads(PyObject *loads, PyObject *argument, PyObject *buffers)
-{
-    if (MPX_LIKELY(buffers == NULL))
-        return PyObject_CallOneArg(loads, argument);
-    PyObject *args = PyTuple_Pack(1, argument);
-    PyObject *names = args == NULL ? NULL : Py_BuildValue("{s:O}", "buffers", buffers);
-    PyObject *object = names == NULL ? NULL : PyObject_Call(loads, args, names);
-    Py_XDECREF(names);
-    Py_XDECREF(args);
-    return object;
-}
-
-MPX_COLD PyObject *mpx_unpickle(PyObject *module, const char *data, size_t size, PyObject *buffers)
-{
-    PyObject *loads = mpx_from_pickle(module, &module_state(module)->pickle_loads, MPX_NAME_LOADS);
-    if (loads == NULL)
-        return NULL;
-    PyObject *argument = as_argument(data, size), *object = NULL;
-    if (argument != NULL) {
-        object = call_loads(loads, argument, buffers);
-        drop_argument(argument);
-    }
-    Py_DECREF(loads);
-    return object;
-}
-
 static inline PyObject *loads_plainly(module_state_t *state, const char *data, size_t size,
                                       mpx_parcel_t *parcel)
 {
-    if (MPX_LIKELY(mpx_is_tree(data, size)))
-        return mpx_tree_read(&state->keys, data, size);
-    unsigned char tag = size > 0 ? (unsigned char)*data : 0;
+    unsigned char tag = mpx_tag_of(data, size);
+    bool is_shared = parcel != NULL, is_raw = tag == MPX_TAG_RAW;
+    if (MPX_LIKELY(mpx_is_tree(tag)))
+        return mpx_tree_read(&state->keys, data, size, is_shared);
     if (tag == MPX_TAG_APART)
         return mpx_apart_read(state->module, data, size, parcel);
-    bool is_raw = tag == MPX_TAG_RAW;
-    return mpx_unpickle(state->module, data + is_raw, size - is_raw, NULL);
+    return mpx_unpickle(state->module, data + is_raw, size - is_raw, NULL, is_shared);
 }
 
 /* What is no pickle is pickled first, as the program's class expects. */
 MPX_COLD static PyObject *loads_by_class(PyObject *module, PyObject *cls, const char *data,
-                                         size_t size)
+                                         size_t size, mpx_parcel_t *parcel)
 {
     module_state_t *state = module_state(module);
-    unsigned char tag = size > 0 ? (unsigned char)*data : 0;
+    unsigned char tag = mpx_tag_of(data, size);
     PyObject *argument;
     if (tag == MPX_TAG_RAW || tag < MPX_TAG_FIRST) {
         size_t start = tag == MPX_TAG_RAW;
         argument = PyBytes_FromStringAndSize(data + start, (Py_ssize_t)(size - start));
     } else {
-        PyObject *tree = loads_plainly(state, data, size, NULL);
+        PyObject *tree = loads_plainly(state, data, size, parcel);
         PyObject *pickle = tree == NULL ? NULL : PyImport_ImportModule("_pickle");
         argument = pickle == NULL ? NULL : PyObject_CallMethod(pickle, "dumps", "O", tree);
         Py_XDECREF(pickle);
@@ -344,7 +295,7 @@ PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const cha
         return loads_plainly(state, data, size, parcel);
     if (status < 0)
         return NULL;
-    PyObject *object = loads_by_class(state->module, cls, data, size);
+    PyObject *object = loads_by_class(state->module, cls, data, size, parcel);
     Py_DECREF(cls);
     return object;
 }

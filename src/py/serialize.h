@@ -32,7 +32,7 @@ enum mpx_tag {
     MPX_TAG_INT64,
     MPX_TAG_INT_LONG, /* length, two's complement, little-endian */
     MPX_TAG_FLOAT,
-    MPX_TAG_STR_1, /* one byte a character: Latin 1 */
+    MPX_TAG_ASCII, /* a str */
     MPX_TAG_STR_2,
     MPX_TAG_STR_4,
     MPX_TAG_BYTES,
@@ -41,7 +41,8 @@ enum mpx_tag {
     MPX_TAG_FLOATS, /* a list of nothing but floats: one after the other */
     MPX_TAG_DICT,   /* key, value, key, value ... */
     MPX_TAG_KNOWN,  /* an object that was numbered before: its number, in the form of a count */
-    MPX_TAG_LAST = MPX_TAG_KNOWN,
+    MPX_TAG_STR_1,  /* one byte a character: Latin 1, and not all of it ASCII */
+    MPX_TAG_LAST = MPX_TAG_STR_1,
     MPX_TAG_APART = 0xbe,
     MPX_TAG_RAW = 0xbf,
 };
@@ -55,8 +56,9 @@ enum mpx_tag {
 int mpx_tree_write(PyObject *object, mpx_buffer_t *out);
 
 /* serialize_read.c: the object of such a message, which may hold anything: an UnpicklingError where
- * it is damaged, and no memory is taken that the message does not account for. */
-PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size);
+ * it is damaged, and no memory is taken that the message does not account for. With `is_shared`,
+ * others may write to the bytes while they are read. */
+PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size, bool is_shared);
 
 /* serialize.c: pickle's exception for what it cannot read, a new reference; NULL with another. */
 PyObject *mpx_unpickling_error(void);
@@ -71,8 +73,10 @@ PyObject *mpx_from_pickle(PyObject *module, PyObject **field, int name);
 int mpx_pickle(PyObject *module, PyObject *tables, PyObject *object, mpx_buffer_t *out,
                PyObject *apart);
 
-/* serialize.c: the object of a pickle, whose buffers beside it are in the list, or NULL. */
-PyObject *mpx_unpickle(PyObject *module, const char *data, size_t size, PyObject *buffers);
+/* unpickling.c: the object of a pickle, whose buffers beside it are in the list, or NULL. With
+ * `is_shared`, others may write to the bytes while they are read. */
+PyObject *mpx_unpickle(PyObject *module, const char *data, size_t size, PyObject *buffers,
+                       bool is_shared);
 
 /* serialize.c: takes the module's idle buffer, empty, or a new one; and gives one back, its content
  * gone. One that has become large is not kept. */
@@ -108,9 +112,20 @@ PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const cha
  * trees are read without Python code of the program's. */
 bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace);
 
-static inline bool mpx_is_tree(const void *message, size_t size)
+/* Has the compiler keep a value that was read: it could read it again instead, from where others
+ * write. */
+#define MPX_READ_ONCE(value) __asm__("" : "+r"(value))
+
+/* The first byte; 0 where there is none. */
+static inline unsigned char mpx_tag_of(const void *message, size_t size)
 {
     unsigned char tag = size > 0 ? *(const unsigned char *)message : 0;
+    MPX_READ_ONCE(tag);
+    return tag;
+}
+
+static inline bool mpx_is_tree(unsigned char tag)
+{
     return tag >= MPX_TAG_FIRST && tag != MPX_TAG_RAW && tag != MPX_TAG_APART;
 }
 

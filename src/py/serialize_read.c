@@ -3,14 +3,19 @@
  * The bytes are not trusted: another process wrote them, and may be out of its mind. Every length
  * is compared with what is left of the message, of which every item of every container that is open
  * needs one byte more, so what is allocated is at most a constant factor of the message's size.
- * Strings are made such that no bytes give an invalid one.
+ * Strings are made such that no bytes give an invalid one, nor bytes that change meanwhile: what
+ * another process can write to (`is_shared`) is copied first and looked at then, and what decides
+ * something is read once.
  *
  * Making objects may start a garbage collection, and comparing a dict's keys may warn (python -bb),
- * so Python code may run between. A list or tuple that has empty places is hidden from it.
+ * so Python code may run between. A list or tuple that has empty places is hidden from it; and it
+ * may fork: so after that (`settle`) the bytes of a shared message may lie elsewhere.
  */
 #include "serialize.h"
 
 #include <stdint.h>
+
+#include "fork_copy.h"
 
 #define KNOWN 64 /* numbered objects, on the stack; for more there is the heap */
 
@@ -18,8 +23,11 @@ typedef struct {
     const unsigned char *at, *end;
     size_t open; /* items to come, of all containers that are being read */
     int depth;
-    size_t count, capacity; /* of numbered objects */
-    PyObject **known;       /* they, owned */
+    bool is_shared;
+    const unsigned char *start;
+    mpx_fork_copy_t *shared; /* where the message is shared */
+    size_t count, capacity;  /* of numbered objects */
+    PyObject **known;        /* they, owned */
     mpx_keys_t *keys;
     uint64_t message; /* its number, for the keys */
     PyObject *first_known[KNOWN];
@@ -59,9 +67,13 @@ static inline bool take_length(reader_t *reader, size_t unit, size_t *length)
     uint64_t wide;
     if (!take(reader, &narrow, 1))
         return false;
+    MPX_READ_ONCE(narrow);
     wide = narrow;
-    if (narrow == 0xff && !take(reader, &wide, sizeof wide))
-        return false;
+    if (narrow == 0xff) {
+        if (!take(reader, &wide, sizeof wide))
+            return false;
+        MPX_READ_ONCE(wide);
+    }
     *length = (size_t)wide;
     return unit == 0 || wide <= left(reader) / unit;
 }
@@ -106,18 +118,31 @@ static PyObject *read_known(reader_t *reader)
     return Py_NewRef(reader->known[number]);
 }
 
-static PyObject *read_long_int(reader_t *reader)
+static PyObject *make_long_int(const unsigned char *bytes, size_t size)
 {
-    size_t size;
-    if (!take_length(reader, 1, &size))
-        return damaged();
-    const unsigned char *bytes = reader->at;
-    reader->at += size;
 #if PY_VERSION_HEX >= 0x030D0000
     return PyLong_FromNativeBytes(bytes, size, Py_ASNATIVEBYTES_LITTLE_ENDIAN);
 #else
     return _PyLong_FromByteArray(bytes, size, 1, 1);
 #endif
+}
+
+static PyObject *read_long_int(reader_t *reader)
+{
+    size_t size;
+    if (!take_length(reader, 1, &size))
+        return damaged();
+    if (!reader->is_shared) {
+        reader->at += size;
+        return make_long_int(reader->at - size, size);
+    }
+    unsigned char *bytes = PyMem_RawMalloc(size);
+    if (bytes == NULL)
+        return PyErr_NoMemory();
+    take(reader, bytes, size);
+    PyObject *object = make_long_int(bytes, size);
+    PyMem_RawFree(bytes);
+    return object;
 }
 
 static PyObject *read_int64(reader_t *reader)
@@ -156,29 +181,61 @@ static PyObject *read_bytes(reader_t *reader)
     return bytes;
 }
 
-/* A str of Latin 1. Most have no other characters than ASCII's, which is found out sooner here than
- * by the interpreter's general function; that knows the one str of each single character. */
-static inline PyObject *make_str_1(const unsigned char *characters, size_t length)
+static inline bool is_ascii(const unsigned char *characters, size_t length)
 {
     unsigned char all = 0;
     for (size_t i = 0; i < length; i++)
         all |= characters[i];
-    if (MPX_UNLIKELY(length < 2 || all > 0x7f))
-        return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, characters, (Py_ssize_t)length);
-    PyObject *str = PyUnicode_New((Py_ssize_t)length, 0x7f);
-    if (MPX_LIKELY(str != NULL))
-        memcpy(PyUnicode_1BYTE_DATA(str), characters, length);
-    return str;
+    return all <= 0x7f;
 }
 
-static PyObject *read_str_1(reader_t *reader)
+/* There is one str of each single character. */
+static PyObject *make_character(unsigned char character)
+{
+    return PyUnicode_FromKindAndData(PyUnicode_1BYTE_KIND, &character, 1);
+}
+
+/* What nobody changes is looked at before it is copied, as it lies in the processor's cache. */
+static inline PyObject *make_ascii(const unsigned char *characters, size_t length, bool is_shared)
+{
+    if (MPX_UNLIKELY(!is_shared && !is_ascii(characters, length)))
+        return damaged();
+    if (MPX_UNLIKELY(length == 1))
+        return make_character(*characters & 0x7f);
+    PyObject *str = PyUnicode_New((Py_ssize_t)length, 0x7f);
+    if (MPX_UNLIKELY(str == NULL))
+        return NULL;
+    memcpy(PyUnicode_1BYTE_DATA(str), characters, length);
+    if (MPX_LIKELY(!is_shared || is_ascii(PyUnicode_1BYTE_DATA(str), length)))
+        return str;
+    Py_DECREF(str);
+    return damaged();
+}
+
+static PyObject *read_ascii(reader_t *reader)
 {
     size_t length;
     if (!take_length(reader, 1, &length))
         return damaged();
-    const unsigned char *characters = reader->at;
     reader->at += length;
-    return make_str_1(characters, length);
+    return make_ascii(reader->at - length, length, reader->is_shared);
+}
+
+/* As below. */
+static PyObject *read_str_1(reader_t *reader)
+{
+    size_t length;
+    if (!take_length(reader, 1, &length) || length == 0)
+        return damaged();
+    PyObject *str = PyUnicode_New((Py_ssize_t)length, 0xff);
+    if (str == NULL)
+        return NULL;
+    take(reader, PyUnicode_1BYTE_DATA(str), length);
+    PyObject *result = is_ascii(PyUnicode_1BYTE_DATA(str), length) ? damaged()
+                       : length == 1 ? make_character(*PyUnicode_1BYTE_DATA(str))
+                                     : Py_NewRef(str);
+    Py_DECREF(str);
+    return result;
 }
 
 /* The characters are copied before they are looked at: in the message they are not aligned. A str
@@ -215,14 +272,35 @@ static inline bool open_items(reader_t *reader, size_t count)
     return true;
 }
 
+/* In a child that was forked while its parent read. */
+MPX_COLD static int go_on_in_copy(reader_t *reader)
+{
+    const unsigned char *start = (const unsigned char *)reader->shared->data;
+    if (start == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    reader->at = start + (reader->at - reader->start);
+    reader->end = start + (reader->end - reader->start);
+    reader->start = start;
+    return 0;
+}
+
+static inline int settle(reader_t *reader)
+{
+    return MPX_UNLIKELY(reader->is_shared && reader->shared->is_child) ? go_on_in_copy(reader) : 0;
+}
+
 static PyObject *read_tuple(reader_t *reader, bool is_numbered)
 {
     size_t count;
     if (!take_length(reader, 1, &count) || !open_items(reader, count))
         return damaged();
     PyObject *tuple = PyTuple_New((Py_ssize_t)count);
-    if (tuple == NULL)
+    if (tuple == NULL || settle(reader) < 0) {
+        Py_XDECREF(tuple);
         return NULL;
+    }
     if (count > 0)
         PyObject_GC_UnTrack(tuple);
     for (size_t i = 0; i < count; i++) {
@@ -246,8 +324,10 @@ static PyObject *read_list(reader_t *reader, bool is_numbered)
     if (!take_length(reader, 1, &count) || !open_items(reader, count))
         return damaged();
     PyObject *list = PyList_New((Py_ssize_t)count);
-    if (list == NULL)
+    if (list == NULL || settle(reader) < 0) {
+        Py_XDECREF(list);
         return NULL;
+    }
     PyObject_GC_UnTrack(list);
     for (size_t i = 0; i < count; i++) {
         reader->open--;
@@ -269,8 +349,10 @@ static PyObject *read_floats(reader_t *reader, bool is_numbered)
     if (!take_length(reader, sizeof(double), &count))
         return damaged();
     PyObject *list = PyList_New((Py_ssize_t)count);
-    if (list == NULL)
+    if (list == NULL || settle(reader) < 0) {
+        Py_XDECREF(list);
         return NULL;
+    }
     PyObject_GC_UnTrack(list);
     for (size_t i = 0; i < count; i++) {
         double value;
@@ -315,12 +397,19 @@ static PyObject *find_key(reader_t *reader, const unsigned char *characters, siz
         keys->used_by[slot] = reader->message;
         return Py_NewRef(keys->strings[slot]);
     }
-    PyObject *str = make_str_1(characters, length);
+    PyObject *str = make_ascii(characters, length, false);
     if (str != NULL && !is_there) {
         keys->used_by[slot] = reader->message;
         Py_XSETREF(keys->strings[slot], Py_NewRef(str));
     }
     return str;
+}
+
+static PyObject *find_copied_key(reader_t *reader, const unsigned char *characters, size_t length)
+{
+    unsigned char copy[KEY_MOST];
+    memcpy(copy, characters, length);
+    return find_key(reader, copy, length);
 }
 
 #ifdef Py_GIL_DISABLED
@@ -332,15 +421,18 @@ static PyObject *find_key(reader_t *reader, const unsigned char *characters, siz
 static PyObject *read_key(reader_t *reader)
 {
     const unsigned char *at = reader->at;
-    if (KEEPS_KEYS && left(reader) > 2 && (at[0] & ~MPX_TAG_NUMBERED) == MPX_TAG_STR_1) {
-        size_t length = at[1];
-        if (length >= KEY_LEAST && length <= KEY_MOST && length <= left(reader) - 2) {
-            reader->at += 2 + length;
-            return numbered(reader, find_key(reader, at + 2, length),
-                            (at[0] & MPX_TAG_NUMBERED) != 0);
-        }
-    }
-    return read_value(reader);
+    if (!KEEPS_KEYS || left(reader) <= 2)
+        return read_value(reader);
+    unsigned char tag = at[0], length = at[1];
+    MPX_READ_ONCE(tag);
+    MPX_READ_ONCE(length);
+    if ((tag & ~MPX_TAG_NUMBERED) != MPX_TAG_ASCII || length < KEY_LEAST || length > KEY_MOST ||
+        length > left(reader) - 2)
+        return read_value(reader);
+    reader->at += 2 + length;
+    PyObject *key = MPX_LIKELY(!reader->is_shared) ? find_key(reader, at + 2, length)
+                                                   : find_copied_key(reader, at + 2, length);
+    return numbered(reader, key, (tag & MPX_TAG_NUMBERED) != 0);
 }
 
 static int read_item(reader_t *reader, PyObject *dict)
@@ -354,7 +446,7 @@ static int read_item(reader_t *reader, PyObject *dict)
     int status = value == NULL ? -1 : PyDict_SetItem(dict, key, value);
     Py_DECREF(key);
     Py_XDECREF(value);
-    return status;
+    return status < 0 ? -1 : settle(reader);
 }
 
 static PyObject *read_dict(reader_t *reader, bool is_numbered)
@@ -363,8 +455,10 @@ static PyObject *read_dict(reader_t *reader, bool is_numbered)
     if (!take_length(reader, 2, &count) || !open_items(reader, 2 * count))
         return damaged();
     PyObject *dict = PyDict_New();
-    if (dict == NULL)
+    if (dict == NULL || settle(reader) < 0) {
+        Py_XDECREF(dict);
         return NULL;
+    }
     for (size_t i = 0; i < count; i++) {
         if (read_item(reader, dict) < 0) {
             Py_DECREF(dict);
@@ -380,6 +474,7 @@ static PyObject *read_value(reader_t *reader)
     uint8_t tag;
     if (!take(reader, &tag, 1))
         return damaged();
+    MPX_READ_ONCE(tag);
     bool is_numbered = (tag & MPX_TAG_NUMBERED) != 0 && tag >= (MPX_TAG_FIRST | MPX_TAG_NUMBERED);
     PyObject *object;
     switch (is_numbered ? tag & ~MPX_TAG_NUMBERED : tag) {
@@ -409,6 +504,9 @@ static PyObject *read_value(reader_t *reader)
         return read_floats(reader, is_numbered);
     case MPX_TAG_DICT:
         return read_dict(reader, is_numbered);
+    case MPX_TAG_ASCII:
+        object = read_ascii(reader);
+        break;
     case MPX_TAG_STR_1:
         object = read_str_1(reader);
         break;
@@ -427,17 +525,21 @@ static PyObject *read_value(reader_t *reader)
     return numbered(reader, object, is_numbered);
 }
 
-static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size)
+static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size, bool is_shared)
 {
     reader_t reader;
-    reader.at = (const unsigned char *)data;
+    reader.start = reader.at = (const unsigned char *)data;
     reader.end = reader.at + size;
     reader.open = 0;
     reader.depth = 0;
+    reader.is_shared = is_shared;
     reader.count = 0;
     reader.capacity = KNOWN;
     reader.known = reader.first_known;
     reader.keys = keys;
+    reader.shared = is_shared ? mpx_fork_copy_begin((char *)data, size) : NULL;
+    if (is_shared && reader.shared == NULL)
+        return NULL;
 #ifndef Py_GIL_DISABLED
     reader.message = ++keys->messages;
 #endif
@@ -446,6 +548,7 @@ static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size)
         Py_DECREF(object);
         object = damaged();
     }
+    mpx_fork_copy_end(reader.shared);
     for (size_t i = 0; i < reader.count; i++)
         Py_DECREF(reader.known[i]);
     if (reader.capacity > KNOWN)
@@ -454,12 +557,14 @@ static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size)
 }
 
 /* The shortest messages are read without more ado. */
-PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size)
+PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size, bool is_shared)
 {
     const unsigned char *bytes = (const unsigned char *)data;
+    if (MPX_UNLIKELY(is_shared))
+        return read_tree(keys, data, size, true);
     if (size == 2 && bytes[0] == MPX_TAG_INT8)
         return PyLong_FromLong((int8_t)bytes[1]);
-    if (size >= 2 && bytes[0] == MPX_TAG_STR_1 && bytes[1] == size - 2 && bytes[1] != 0xff)
-        return make_str_1(bytes + 2, size - 2);
-    return read_tree(keys, data, size);
+    if (size >= 2 && bytes[0] == MPX_TAG_ASCII && bytes[1] == size - 2 && bytes[1] != 0xff)
+        return make_ascii(bytes + 2, size - 2, false);
+    return read_tree(keys, data, size, false);
 }

@@ -260,7 +260,8 @@ static inline int write_str(writer_t *writer, PyObject *object, int owned)
 #endif
     size_t length = (size_t)PyUnicode_GET_LENGTH(object);
     int kind = PyUnicode_KIND(object);
-    unsigned tag = kind == PyUnicode_1BYTE_KIND   ? MPX_TAG_STR_1
+    unsigned tag = PyUnicode_IS_ASCII(object)     ? MPX_TAG_ASCII
+                   : kind == PyUnicode_1BYTE_KIND ? MPX_TAG_STR_1
                    : kind == PyUnicode_2BYTE_KIND ? MPX_TAG_STR_2
                                                   : MPX_TAG_STR_4;
     int64_t index = -1;

@@ -12,8 +12,8 @@ from test_graphs import SEED
 from mproc_ext import _core
 
 NONE, INT8, LONG, FLOAT = 0xA0, 0xA3, 0xA6, 0xA7
-STR_1, STR_2, STR_4, BYTES = 0xA8, 0xA9, 0xAA, 0xAB
-TUPLE, LIST, FLOATS, DICT, KNOWN = 0xAC, 0xAD, 0xAE, 0xAF, 0xB0
+ASCII, STR_2, STR_4, BYTES = 0xA8, 0xA9, 0xAA, 0xAB
+TUPLE, LIST, FLOATS, DICT, KNOWN, STR_1 = 0xAC, 0xAD, 0xAE, 0xAF, 0xB0, 0xB1
 NUMBERED = 0x40
 WIDE = struct.Struct("<BQ").pack
 
@@ -24,7 +24,8 @@ def test_tags_are_these():
         (1, INT8),
         (2**70, LONG),
         (1.5, FLOAT),
-        ("", STR_1),
+        ("", ASCII),
+        ("é", STR_1),
         (b"", BYTES),
         ((), TUPLE),
         ([[]], LIST | NUMBERED),
@@ -51,7 +52,14 @@ def test_tags_are_these():
         [DICT, 1, NONE],
         [FLOATS, *WIDE(255, 2**61), *b"x" * 8],
         [FLOATS, 2, *b"x" * 15],
-        [STR_1, *WIDE(255, 2**63 - 1), 65],
+        [ASCII, *WIDE(255, 2**63 - 1), 65],
+        [ASCII, 3, 65, 65, 0x80],  # no ASCII
+        [ASCII, 1, 0xE9],
+        [DICT, 1, ASCII, 2, 65, 0xE9, NONE],
+        [STR_1, *WIDE(255, 2**63 - 1), 0xE9],
+        [STR_1, 0],
+        [STR_1, 1, 65],  # ASCII
+        [STR_1, 2, 65, 66],
         [STR_2, *WIDE(255, 2**63 - 1), 65, 66],
         [STR_4, *WIDE(255, 2**62), 65],
         [BYTES, 5, 65],
@@ -64,10 +72,10 @@ def test_tags_are_these():
         [KNOWN, 0],
         [LIST, 1, KNOWN, 0],
         [LIST | NUMBERED, 1, KNOWN, 0],  # in itself
-        [TUPLE, 2, STR_1 | NUMBERED, 1, 65, KNOWN, 1],
-        [LIST, 2, STR_1 | NUMBERED, 1, 65, KNOWN, *WIDE(255, 2**64 - 1)],
+        [TUPLE, 2, ASCII | NUMBERED, 1, 65, KNOWN, 1],
+        [LIST, 2, ASCII | NUMBERED, 1, 65, KNOWN, *WIDE(255, 2**64 - 1)],
         [*[LIST, 1] * 33, NONE],
-        [0xB1],
+        [0xB2],
         [0xC5],
         [0xDF],
         [0xFE],
@@ -153,7 +161,7 @@ def test_random_changes():
                     changed[where] = rng.randrange(256)
                 elif action == 1:
                     changed[where] = rng.choice(
-                        (*range(0xA0, 0xB1), *range(0xE0, 0xF1), 0xFF, 0, 1)
+                        (*range(0xA0, 0xB2), *range(0xE0, 0xF2), 0xFF, 0, 1)
                     )
                 elif action == 2 and len(changed) > 1:
                     del changed[where : where + rng.randrange(1, 9)]
@@ -170,7 +178,7 @@ def test_random_changes():
 def test_random_bytes():
     rng = random.Random(SEED)
     for _ in range(5000):
-        body = rng.choices((*range(0xA0, 0xB1), *range(0xE0, 0xF1), 0xFF, *range(8)), k=40)
+        body = rng.choices((*range(0xA0, 0xB2), *range(0xE0, 0xF2), 0xFF, *range(8)), k=40)
         try_to_load(bytes([rng.choice((LIST, TUPLE, DICT)), rng.randrange(20), *body]))
 
 

@@ -7,6 +7,7 @@ from multiprocessing.reduction import ForkingPickler
 import graphs
 import pytest
 
+import mproc_ext
 from mproc_ext import _core
 
 # A test that fails prints it: MPROC_EXT_SEED=N runs the same graphs again.
@@ -28,9 +29,13 @@ def attempt(function, obj):
         return None, (type(error), str(error))
 
 
-def assert_same(obj):
+def send_message(obj):
+    return _core.loads(_core.dumps(obj))
+
+
+def assert_same(obj, send=send_message):
     expected, their_error = attempt(lambda o: ForkingPickler.loads(ForkingPickler.dumps(o)), obj)
-    found, our_error = attempt(lambda o: _core.loads(_core.dumps(o)), obj)
+    found, our_error = attempt(send, obj)
     assert our_error == their_error
     originals = graphs.ids_in(obj)
     assert graphs.shape(found, originals.keys()) == graphs.shape(expected, originals.keys())
@@ -193,3 +198,23 @@ def test_keys_of_dicts():
             shared = key(text)
             assert_same([{shared: shared}, {key(text): shared}])
         assert_same([{key(text): i for i, text in enumerate(texts)} for _ in range(2)])
+
+
+@pytest.mark.skipif(not mproc_ext.ACCELERATED, reason="there are only the stdlib's queues")
+def test_random_graphs_in_shared_memory():
+    """Long messages are read where they lie, with other precautions."""
+    q = mproc_ext.get_context("fork").SimpleQueue()
+    ballast = b"x" * 70_000
+
+    def send(obj):
+        q.put(obj)
+        return q.get()
+
+    for i in range(COUNT):
+        seed = f"{SEED}-shared-{i}"
+        graph = [graphs.Maker(seed, plain=i % 2).graph(), ballast]
+        try:
+            assert_same(graph, send)
+        except BaseException:
+            print(f"MPROC_EXT_SEED={SEED}, graph {seed}")
+            raise

@@ -1,0 +1,173 @@
+"""Messages that lie in shared memory while they are read: another process can write to them."""
+
+import decimal
+import mmap
+import os
+import pickle
+import signal
+import time
+
+import pytest
+from queue_helpers import LIMIT, OURS, fds, is_shared_memory
+
+pytestmark = pytest.mark.skipif(not OURS, reason="the stdlib's lie in the process's own memory")
+
+BIG = 70_000
+SIZE = 1_000_000
+TAIL = 32
+SECONDS = 1.5
+
+
+def send(q, message):
+    q._writer._channel._send_bytes(message)
+
+
+class NoTree:
+    """What only pickle can write."""
+
+    def __eq__(self, other):
+        return type(other) is NoTree
+
+    __hash__ = None
+
+
+def places(text):
+    """Where it is in the shared memory: of each place its memory, and the end of the text."""
+    for fd in map(int, fds()):
+        try:
+            if not is_shared_memory(fd):
+                continue
+        except OSError:
+            continue
+        memory = mmap.mmap(fd, 0)
+        at = memory.find(text)
+        while at >= 0:
+            yield memory, at + len(text)
+            at = memory.find(text, at + len(text))
+
+
+def scribble(text, other, ready):
+    """Writes other bytes behind the text, wherever that is, and the former ones, in turn.
+
+    Runs in a child, until it is killed, or its parent."""
+    parent = os.getppid()
+    here = [(memory, at, memory[at : at + len(other)]) for memory, at in places(text)]
+    os.write(ready, b"!" if here else b"")
+    while os.getppid() == parent:
+        for memory, at, before in here:
+            memory[at : at + len(other)] = other
+            memory[at : at + len(other)] = before
+
+
+def check_str(text):
+    """It is one that Python could have made itself."""
+    codes = [ord(character) for character in text[SIZE - TAIL :]]
+    assert max(codes) < 0x110000
+    assert text.isascii() == (max(codes) < 128)
+    made = text[: SIZE - TAIL] + "".join(map(chr, codes))
+    assert text == made
+    assert hash(text) == hash(made)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["tree", "pickle"])
+@pytest.mark.parametrize(
+    ("letter", "unit", "tail", "other"),
+    [
+        ("a", 1, "a", b"\xff" * TAIL),
+        ("b", 1, "\xe9", b"b" * TAIL),
+        ("c", 2, "\u0394", b"c\0" * TAIL),
+        ("d", 4, "\U00010394", b"d\0\0\0" * TAIL),
+        ("e", 4, "\U00010394", b"\xff" * 4 * TAIL),
+    ],
+    ids=["no ascii", "ascii", "no ucs2", "no ucs4", "no unicode"],
+)
+def test_str_that_changes(ours, plain, letter, unit, tail, other):
+    """It is what it was or what it became, or an error: never a str that cannot be."""
+    q = ours.SimpleQueue()
+    text = letter * SIZE + tail * TAIL
+    message = [text, None]
+    if not plain:
+        letter = letter.upper()  # the tree's message may be still there
+        text = letter * SIZE + tail * TAIL
+        message = [text, NoTree()]
+        unit = 1
+        other = other[: len((tail * TAIL).encode())]
+    q.put(message)
+    ready, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            scribble(letter.encode().ljust(unit, b"\0") * SIZE, other, writer)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    seen = []
+    try:
+        assert os.read(ready, 1), "it found no message"
+        start = time.monotonic()
+        while time.monotonic() < start + SECONDS or (
+            len(set(seen)) == 1 and time.monotonic() < start + LIMIT
+        ):
+            try:
+                found = q.get()
+            except (pickle.UnpicklingError, UnicodeDecodeError):
+                seen.append("error")
+            else:
+                check_str(found[0])
+                seen.append("as it was" if found[0] == text else "changed")
+            q.put(message)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+    assert len(set(seen)) > 1, "nothing has changed"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\xac\x02\xa8\x03ab\x80",
+        b"\xac\x02\xb1\x03abc",
+        b"\xac\x02\xa9\x01a\0",
+        b"\xac\x02\xaf\x01\xa8\x02a\x80\xa0",
+        b"\xac\x02\xa6\xff" + (2**62).to_bytes(8, "little"),
+        b"\xac\x03\xa0",
+        b"\x80\x05\x8c\x01\xff\x94.",
+        b"garbage",
+    ],
+    ids=bytes.hex,
+)
+def test_damaged_messages(ours, message):
+    """The error is that of a short message."""
+    q = ours.SimpleQueue()
+    ballast = b"\xab\xff" + BIG.to_bytes(8, "little") + bytes(BIG)
+    for padded in (message, message + ballast):
+        send(q, padded)
+    with pytest.raises(Exception) as expected:
+        q.get()
+    with pytest.raises(type(expected.value)) as found:
+        q.get()
+    assert str(found.value) == str(expected.value)
+
+
+def test_every_truncation(ours):
+    """Of a pickle, as pickle says."""
+    q = ours.SimpleQueue()
+    data = pickle.dumps([b"x" * BIG, "y" * BIG, NoTree(), bytearray(BIG), decimal.Decimal(1)], 5)
+    for cut in [*range(1, 200), BIG - 9, BIG, BIG + 9, 2 * BIG, 2 * BIG + 99]:
+        with pytest.raises(Exception) as expected:
+            pickle.loads(data[:-cut])
+        send(q, data[:-cut])
+        with pytest.raises(type(expected.value)) as found:
+            q.get()
+        assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_each_protocol(ours, protocol):
+    q = ours.SimpleQueue()
+    thing = [b"x" * BIG, "\xe9" * BIG, NoTree(), bytearray(BIG), 2**70, ("a", 1.5, None, -5)]
+    send(q, pickle.dumps([thing, thing], protocol))
+    found = q.get()
+    assert found == [thing, thing]
+    assert found[0] is found[1]
