@@ -218,18 +218,26 @@ static void free_own_block(ChannelObject *self, mpx_block_t block)
         (void)mpx_heap_free(self->ring.arena, block, own);
 }
 
+static int try_to_make(ChannelObject *self, size_t size, int64_t deadline, mpx_block_t *block,
+                       void **address)
+{
+    mpx_arena_t *arena = self->ring.arena;
+    mpx_heap_owner_t own;
+    int status = mpx_heap_own(arena, &own);
+    return status < 0 ? status : mpx_heap_new_until(arena, own, size, block, address, deadline);
+}
+
 /* Another process may have been stopped in the middle of making a block: it is waited for without
  * the GIL. */
-static int make_slowly(ChannelObject *self, mpx_heap_owner_t own, size_t size, int64_t deadline,
-                       mpx_block_t *block, void **address)
+static int make_slowly(ChannelObject *self, size_t size, int64_t deadline, mpx_block_t *block,
+                       void **address)
 {
     patience_t patience = {0};
     bool is_now = deadline == MPX_CHANNEL_NOW;
     int status;
     do {
         int64_t piece = mpx_piece_of(is_now ? MPX_NEVER : deadline);
-        Py_BEGIN_ALLOW_THREADS status =
-            mpx_heap_new_until(self->ring.arena, own, size, block, address, piece);
+        Py_BEGIN_ALLOW_THREADS status = try_to_make(self, size, piece, block, address);
         Py_END_ALLOW_THREADS
     } while (is_now ? waits_for_others(&status, &patience, 0) : waits_on(&status, deadline));
     return status;
@@ -239,13 +247,9 @@ static int make_slowly(ChannelObject *self, mpx_heap_owner_t own, size_t size, i
 static int make_block(ChannelObject *self, size_t size, int64_t deadline, mpx_block_t *block,
                       void **address)
 {
-    mpx_heap_owner_t own;
-    int status = mpx_heap_own(self->ring.arena, &own);
-    if (status == 0)
-        status = size >= LARGE ? -EBUSY
-                               : mpx_heap_new_until(self->ring.arena, own, size, block, address, 0);
+    int status = size >= LARGE ? -EBUSY : try_to_make(self, size, 0, block, address);
     if (status == -EBUSY || status == -EINTR)
-        status = make_slowly(self, own, size, deadline, block, address);
+        status = make_slowly(self, size, deadline, block, address);
     return is_told(status) ? status : raise_status(status);
 }
 
