@@ -189,6 +189,33 @@ static inline bool is_ascii(const unsigned char *characters, size_t length)
     return all <= 0x7f;
 }
 
+#define SHORT 64
+
+/* Copies what others may write to; whether it is ASCII what was copied. Of a few characters each is
+ * read once: to look at them just after they were stored would have the processor wait. */
+static inline bool copy_ascii(unsigned char *to, const unsigned char *from, size_t length)
+{
+    uint64_t all = 0, word;
+    size_t i = 0;
+    if (length >= SHORT) {
+        memcpy(to, from, length);
+        return is_ascii(to, length);
+    }
+    for (; i + sizeof word <= length; i += sizeof word) {
+        memcpy(&word, from + i, sizeof word);
+        MPX_READ_ONCE(word);
+        memcpy(to + i, &word, sizeof word);
+        all |= word;
+    }
+    for (; i < length; i++) {
+        unsigned char character = from[i];
+        MPX_READ_ONCE(character);
+        to[i] = character;
+        all |= character;
+    }
+    return (all & UINT64_C(0x8080808080808080)) == 0;
+}
+
 /* There is one str of each single character. */
 static PyObject *make_character(unsigned char character)
 {
@@ -201,15 +228,17 @@ static inline PyObject *make_ascii(const unsigned char *characters, size_t lengt
     if (MPX_UNLIKELY(!is_shared && !is_ascii(characters, length)))
         return damaged();
     if (MPX_UNLIKELY(length == 1))
-        return make_character(*characters & 0x7f);
+        return make_character(*characters & 0x7f); /* whatever it is by now */
     PyObject *str = PyUnicode_New((Py_ssize_t)length, 0x7f);
     if (MPX_UNLIKELY(str == NULL))
         return NULL;
-    memcpy(PyUnicode_1BYTE_DATA(str), characters, length);
-    if (MPX_LIKELY(!is_shared || is_ascii(PyUnicode_1BYTE_DATA(str), length)))
-        return str;
-    Py_DECREF(str);
-    return damaged();
+    if (!is_shared) {
+        memcpy(PyUnicode_1BYTE_DATA(str), characters, length);
+    } else if (MPX_UNLIKELY(!copy_ascii(PyUnicode_1BYTE_DATA(str), characters, length))) {
+        Py_DECREF(str);
+        return damaged();
+    }
+    return str;
 }
 
 static PyObject *read_ascii(reader_t *reader)
