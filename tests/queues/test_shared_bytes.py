@@ -46,17 +46,20 @@ def places(text):
             at = memory.find(text, at + len(text))
 
 
-def scribble(text, other, ready):
+def scribble(text, before, other, ready):
     """Writes other bytes behind the text, wherever that is, and the former ones, in turn.
 
-    Runs in a child, until it is killed, or its parent."""
+    Runs in a child, until it is killed, or its parent. It looks again from time to time, as the
+    messages move."""
     parent = os.getppid()
-    here = [(memory, at, memory[at : at + len(other)]) for memory, at in places(text)]
-    os.write(ready, b"!" if here else b"")
     while os.getppid() == parent:
-        for memory, at, before in here:
-            memory[at : at + len(other)] = other
-            memory[at : at + len(other)] = before
+        here = list(places(text))
+        if here:
+            os.write(ready, b"!")
+        for _ in range(5000):
+            for memory, at in here:
+                memory[at : at + len(other)] = other
+                memory[at : at + len(other)] = before
 
 
 def check_str(text):
@@ -93,11 +96,14 @@ def test_str_that_changes(ours, plain, letter, unit, tail, other):
         unit = 1
         other = other[: len((tail * TAIL).encode())]
     q.put(message)
+    before = (tail * TAIL).encode(
+        "utf-8" if not plain else {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}[unit]
+    )[: len(other)]
     ready, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            scribble(letter.encode().ljust(unit, b"\0") * SIZE, other, writer)
+            scribble(letter.encode().ljust(unit, b"\0") * SIZE, before, other, writer)
         finally:
             os._exit(0)
     os.close(writer)
