@@ -53,7 +53,9 @@ def test_storm_while_somebody_joins():
 
 @pytest.mark.timeout(1800)
 def test_storm_of_several_at_a_time():
-    assert re.search(r"^Queue, fork: .* lost", blow(KILLS, "--many"), re.M)
+    # The points are those of the first storm.
+    kills = KILLS if HOW == "full" else min(KILLS, 1_000)
+    assert re.search(r"^Queue, fork: .* lost", blow(kills, "--many"), re.M)
 
 
 @pytest.mark.timeout(1800)
