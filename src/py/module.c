@@ -101,7 +101,7 @@ static int module_exec(PyObject *module)
         mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
         mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
         mpx_add_pickling(module) < 0 || mpx_add_unpickling(module) < 0 ||
-        mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 ||
+        mpx_add_scratch(module) < 0 || mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 ||
         mpx_add_fork_copy(module) < 0 || mpx_add_channel(module) < 0 ||
         mpx_add_queue_base(module) < 0 || mpx_add_queue(module) < 0 ||
         mpx_add_simple_queue(module) < 0)
@@ -133,6 +133,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->pickling_type);
     Py_VISIT(module_state(module)->lease_type);
     Py_VISIT(module_state(module)->reading_type);
+    Py_VISIT(module_state(module)->scratch_type);
     Py_VISIT(module_state(module)->pickler_class);
     Py_VISIT(module_state(module)->pickler_tables);
     Py_VISIT(module_state(module)->pickle_loads);
@@ -166,6 +167,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->pickling_type);
     Py_CLEAR(module_state(module)->lease_type);
     Py_CLEAR(module_state(module)->reading_type);
+    Py_CLEAR(module_state(module)->scratch_type);
     Py_CLEAR(module_state(module)->pickler_class);
     Py_CLEAR(module_state(module)->pickler_tables);
     Py_CLEAR(module_state(module)->pickle_loads);

@@ -78,6 +78,7 @@ typedef struct {
     PyTypeObject *pickling_type;
     PyTypeObject *lease_type;
     PyTypeObject *reading_type;
+    PyTypeObject *scratch_type;
     void *picklings[2][MPX_PICKLINGS]; /* objects that nobody uses now; or NULL */
     PyObject *pickler_class;           /* which is like ForkingPickler, or NULL */
     unsigned pickler_version;          /* of that class: as long as it has it, it is */
@@ -88,6 +89,9 @@ typedef struct {
     PyObject *pickling_namespace; /* or NULL */
     Py_ssize_t pickling_place;    /* in that: see mpx_namespace_t */
 } module_state_t;
+
+/* Bytes of the idle buffer: a larger one goes back to the system. */
+#define MPX_BUFFER_KEPT ((size_t)1 << 20)
 
 extern struct PyModuleDef mpx_core_module;
 
@@ -219,6 +223,7 @@ int mpx_add_queue(PyObject *module);
 int mpx_add_simple_queue(PyObject *module);
 int mpx_add_pickling(PyObject *module);
 int mpx_add_unpickling(PyObject *module);
+int mpx_add_scratch(PyObject *module);
 int mpx_add_serialize(PyObject *module);
 int mpx_add_lease(PyObject *module);
 int mpx_add_fork_copy(PyObject *module);

@@ -304,8 +304,6 @@ PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const cha
 
 /* It begins with its capacity, while it is idle. */
 
-#define KEPT ((size_t)1 << 20) /* bytes: a larger one goes back to the system */
-
 void mpx_take_buffer(PyObject *module, mpx_buffer_t *buffer)
 {
     *buffer = (mpx_buffer_t){.data = mpx_swap(&module_state(module)->buffer, NULL)};
@@ -315,7 +313,7 @@ void mpx_take_buffer(PyObject *module, mpx_buffer_t *buffer)
 
 void mpx_give_buffer(PyObject *module, mpx_buffer_t *buffer)
 {
-    if (buffer->data != NULL && buffer->capacity <= KEPT) {
+    if (buffer->data != NULL && buffer->capacity <= MPX_BUFFER_KEPT) {
         memcpy(buffer->data, &buffer->capacity, sizeof(buffer->capacity));
         buffer->data = mpx_swap(&module_state(module)->buffer, buffer->data);
     }

@@ -5,8 +5,13 @@
  * once: it would make invalid strings, and worse, of what changes in between. So it reads a shared
  * block as a file. Of a file it looks at copies alone, a frame of 64 KB at a time; and large bytes
  * go straight into the object that is made of them, so that they are copied only once.
+ *
+ * What `read` returns it takes by the buffer protocol, and lets go when it has called `read` again.
+ * It reads the first byte of whatever comes next by itself, so that a large copy is nobody's any
+ * more when the next large one is asked for, and both can be in one memory (scratch.h).
  */
 #include "fork_copy.h"
+#include "scratch.h"
 #include "serialize.h"
 
 #define COPIED ((size_t)1 << 10) /* up to there a copy takes less time than a view */
@@ -16,6 +21,8 @@
 
 typedef struct {
     PyObject_HEAD mpx_fork_copy_t *rest; /* what is left; NULL: the message is gone */
+    PyObject *module;                    /* borrowed, and there as long as the message */
+    PyObject *scratch;                   /* or NULL */
 } ReadingObject;
 
 /* The bytes that are left, and can be read in this process; NULL with an exception. */
@@ -46,7 +53,18 @@ static PyObject *take_bytes(mpx_fork_copy_t *rest, size_t size)
     return bytes;
 }
 
-PyDoc_STRVAR(Reading_read_doc, "read($self, size, /)\n--\n\nAt most so many bytes.");
+/* What is large, in the scratch; NULL, without an exception, where it is to be new bytes. */
+static PyObject *take_scratch(ReadingObject *self, mpx_fork_copy_t *rest, size_t size)
+{
+    char *to = mpx_scratch_room(self->module, &self->scratch, size);
+    if (to == NULL)
+        return NULL;
+    take(rest, to, size);
+    return Py_NewRef(self->scratch);
+}
+
+PyDoc_STRVAR(Reading_read_doc, "read($self, size, /)\n--\n\n"
+                               "At most so many bytes, or an object whose buffer has them.");
 
 static PyObject *Reading_read(PyObject *self, PyObject *argument)
 {
@@ -54,7 +72,14 @@ static PyObject *Reading_read(PyObject *self, PyObject *argument)
     if (size == (size_t)-1 && PyErr_Occurred())
         return NULL;
     mpx_fork_copy_t *rest = rest_of(self);
-    return rest == NULL ? NULL : take_bytes(rest, size < rest->size ? size : rest->size);
+    if (rest == NULL)
+        return NULL;
+    if (size > rest->size)
+        size = rest->size;
+    PyObject *scratch = NULL;
+    if (size >= MPX_SCRATCH_LEAST && size <= MPX_SCRATCH_MOST)
+        scratch = take_scratch((ReadingObject *)self, rest, size);
+    return scratch != NULL ? scratch : take_bytes(rest, size);
 }
 
 PyDoc_STRVAR(Reading_readline_doc, "readline($self, /)\n--\n\nA line, its end included.");
@@ -148,10 +173,13 @@ static PyObject *unpickle_shared(PyObject *module, const char *data, size_t size
     ReadingObject *file = (ReadingObject *)type->tp_alloc(type, 0);
     if (file == NULL)
         return NULL;
+    file->module = module;
     file->rest = mpx_fork_copy_begin((char *)data, size);
     PyObject *object = file->rest == NULL ? NULL : load(module, (PyObject *)file, buffers);
     mpx_fork_copy_end(file->rest);
     file->rest = NULL; /* whatever else holds it */
+    mpx_scratch_drop(module, file->scratch);
+    file->scratch = NULL;
     Py_DECREF(file);
     return object;
 }

@@ -1,6 +1,7 @@
 """Messages that lie in shared memory while they are read: another process can write to them."""
 
 import decimal
+import gc
 import mmap
 import os
 import pickle
@@ -177,3 +178,112 @@ def test_each_protocol(ours, protocol):
     found = q.get()
     assert found == [thing, thing]
     assert found[0] is found[1]
+
+
+LENGTHS = [100, 30_000, 40_000, 1_000_000, 33_000, 2_000_000, 1 << 20, (1 << 20) + 1, 70_000]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_many_large_strings(ours, protocol):
+    """Each as it was, though the copies of all lie in one memory."""
+    q = ours.SimpleQueue()
+    letters = ["a", "\xe9", "\u0394", "\U00010394"]
+    things = [letter * (length // 4) for length in LENGTHS for letter in letters]
+    things += [b"b" * length for length in LENGTHS]
+    things += [decimal.Decimal(number) for number in range(5000)]  # frames of 64 KB
+    for order in (things, things[::-1]):
+        send(q, pickle.dumps([NoTree(), *order], protocol))
+        assert q.get() == [NoTree(), *order]
+
+
+class Gets:
+    """Gets another message, or an error, in the middle of its own."""
+
+    q = None
+    got = None
+
+    def __setstate__(self, state):
+        try:
+            Gets.got = Gets.q.get()
+        except UnicodeDecodeError as error:
+            Gets.got = error
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_get_in_the_middle(ours, is_bad):
+    q, Gets.q = ours.SimpleQueue(), ours.SimpleQueue()
+    # A frame with what follows: it is being read when the other message is.
+    short = [f"{number:04}" for number in range(9000)]
+    inner = [NoTree(), "i" * 900_000, *short[::-1], "j" * 900_000]
+    outer = ["o" * 900_000, short[:4500], Gets(), short[4500:], "p" * 900_000, NoTree()]
+    data = pickle.dumps(inner)
+    at = data.index(b"j" * 900_000)
+    send(Gets.q, data[:at] + b"\xff" + data[at + 1 :] if is_bad else data)
+    gets = outer[2]
+    gets.state = None  # so that __setstate__ is called
+    q.put(outer)
+    found = q.get()
+    assert type(found.pop(2)) is Gets
+    del outer[2]
+    assert found == outer
+    if is_bad:
+        assert Gets.got.object == b"\xff" + b"j" * 899_999
+    else:
+        assert Gets.got == inner
+    q.put(outer)
+    assert q.get() == outer
+
+
+def find_file():
+    """What the interpreter's unpickler reads from."""
+    for unpickler in gc.get_objects():
+        if type(unpickler) is pickle.Unpickler:
+            for method in gc.get_referents(unpickler):
+                file = getattr(method, "__self__", None)
+                if type(file).__name__ == "Reading":
+                    return file
+    raise AssertionError("nothing is being unpickled")
+
+
+class Steals:
+    """Reads a part of its own message, and keeps it."""
+
+    keep = None
+    kept = None
+    file = None
+
+    def __setstate__(self, state):
+        Steals.file = find_file()
+        Steals.kept = Steals.keep(Steals.file.read(STOLEN))
+
+
+STOLEN = BIG + 1
+
+
+@pytest.mark.parametrize("keep", [lambda copy: copy, memoryview], ids=["copy", "view of it"])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_who_keeps_a_copy(ours, keep, is_cut):
+    """It stays as it is, during this message and later ones."""
+    q = ours.SimpleQueue()
+    Steals.keep = keep
+    steals = Steals()
+    steals.state = None
+    texts = ["x" * BIG, "y" * 900_000, "z" * STOLEN]
+    data = pickle.dumps(["w" * 900_000, steals, *texts], 5)
+    at = data.index(texts[0].encode()) - len(b"X\0\0\0\0")
+    data = data[:at] + b"s" * STOLEN + data[at:]
+    send(q, data[:-100] if is_cut else data)
+    if is_cut:
+        with pytest.raises(pickle.UnpicklingError):
+            q.get()
+    else:
+        assert q.get()[2:] == texts
+    view = memoryview(Steals.kept)
+    assert view.readonly
+    for letter in "abc":
+        assert view == b"s" * STOLEN
+        q.put([NoTree(), letter * STOLEN, letter * 900_000])
+        assert q.get() == [NoTree(), letter * STOLEN, letter * 900_000]
+    with pytest.raises(ValueError, match="nothing is being unpickled"):
+        Steals.file.read(STOLEN)
+    assert view == b"s" * STOLEN
