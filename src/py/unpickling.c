@@ -8,13 +8,19 @@
  *
  * What `read` returns it takes by the buffer protocol, and lets go when it has called `read` again.
  * It reads the first byte of whatever comes next by itself, so that a large copy is nobody's any
- * more when the next large one is asked for, and both can be in one memory (scratch.h).
+ * more when the next large one is asked for, and both can be in one memory (scratch.h). But where
+ * it reads something in pieces (3.15 does, from 1 MB on) the first must be bytes, which it makes
+ * longer. So the memory is for what is read whole: what its length, which was read just before,
+ * says.
  */
 #include "fork_copy.h"
 #include "scratch.h"
 #include "serialize.h"
 
 #define COPIED ((size_t)1 << 10) /* up to there a copy takes less time than a view */
+
+/* Whether `read` may return what is no bytes: not known of later versions. */
+#define TAKES_BUFFERS (PY_VERSION_HEX < 0x03100000)
 
 /* ---- Bytes in shared memory, as a file --------------------------------------------------------
  */
@@ -23,6 +29,7 @@ typedef struct {
     PyObject_HEAD mpx_fork_copy_t *rest; /* what is left; NULL: the message is gone */
     PyObject *module;                    /* borrowed, and there as long as the message */
     PyObject *scratch;                   /* or NULL */
+    uint64_t length;                     /* that was read last, of what comes now; or 0 */
 } ReadingObject;
 
 /* The bytes that are left, and can be read in this process; NULL with an exception. */
@@ -53,6 +60,16 @@ static PyObject *take_bytes(mpx_fork_copy_t *rest, size_t size)
     return bytes;
 }
 
+/* What the bytes are as a length in a pickle: little-endian; 0 where they are none. */
+static uint64_t length_in(PyObject *bytes)
+{
+    uint64_t length = 0;
+    size_t size = (size_t)PyBytes_GET_SIZE(bytes);
+    if (size == 4 || size == 8)
+        memcpy(&length, PyBytes_AS_STRING(bytes), size);
+    return length;
+}
+
 /* What is large, in the scratch; NULL, without an exception, where it is to be new bytes. */
 static PyObject *take_scratch(ReadingObject *self, mpx_fork_copy_t *rest, size_t size)
 {
@@ -76,10 +93,15 @@ static PyObject *Reading_read(PyObject *self, PyObject *argument)
         return NULL;
     if (size > rest->size)
         size = rest->size;
-    PyObject *scratch = NULL;
-    if (size >= MPX_SCRATCH_LEAST && size <= MPX_SCRATCH_MOST)
-        scratch = take_scratch((ReadingObject *)self, rest, size);
-    return scratch != NULL ? scratch : take_bytes(rest, size);
+    ReadingObject *file = (ReadingObject *)self;
+    PyObject *copy = NULL;
+    if (TAKES_BUFFERS && size >= MPX_SCRATCH_LEAST && size <= MPX_SCRATCH_MOST &&
+        size == file->length)
+        copy = take_scratch(file, rest, size);
+    if (copy == NULL)
+        copy = take_bytes(rest, size);
+    file->length = copy != NULL && PyBytes_Check(copy) ? length_in(copy) : 0;
+    return copy;
 }
 
 PyDoc_STRVAR(Reading_readline_doc, "readline($self, /)\n--\n\nA line, its end included.");
@@ -88,6 +110,7 @@ static PyObject *Reading_readline(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     mpx_fork_copy_t *rest = rest_of(self);
     size_t size = 0;
+    ((ReadingObject *)self)->length = 0;
     while (rest != NULL && size < rest->size && rest->data[size++] != '\n')
         continue;
     return rest == NULL ? NULL : take_bytes(rest, size);
@@ -103,6 +126,7 @@ static PyObject *Reading_readinto(PyObject *self, PyObject *buffer)
         return NULL;
     mpx_fork_copy_t *rest = rest_of(self);
     size_t size = rest == NULL ? 0 : rest->size;
+    ((ReadingObject *)self)->length = 0;
     if (size > (size_t)view.len)
         size = (size_t)view.len;
     if (size > 0)

@@ -6,6 +6,7 @@ import mmap
 import os
 import pickle
 import signal
+import sys
 import time
 
 import pytest
@@ -254,7 +255,11 @@ class Steals:
 
     def __setstate__(self, state):
         Steals.file = find_file()
-        Steals.kept = Steals.keep(Steals.file.read(STOLEN))
+        assert type(Steals.file.read(STOLEN)) is bytes  # what it is a piece of, nothing has said
+        assert Steals.file.read(4) == STOLEN.to_bytes(4, "little")
+        copy = Steals.file.read(STOLEN)
+        assert type(copy) is not bytes or sys.version_info >= (3, 16)
+        Steals.kept = Steals.keep(copy)
 
 
 STOLEN = BIG + 1
@@ -271,7 +276,8 @@ def test_who_keeps_a_copy(ours, keep, is_cut):
     texts = ["x" * BIG, "y" * 900_000, "z" * STOLEN]
     data = pickle.dumps(["w" * 900_000, steals, *texts], 5)
     at = data.index(texts[0].encode()) - len(b"X\0\0\0\0")
-    data = data[:at] + b"s" * STOLEN + data[at:]
+    stolen = b"b" * STOLEN + STOLEN.to_bytes(4, "little") + b"s" * STOLEN
+    data = data[:at] + stolen + data[at:]
     send(q, data[:-100] if is_cut else data)
     if is_cut:
         with pytest.raises(pickle.UnpicklingError):
