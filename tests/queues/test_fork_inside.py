@@ -255,7 +255,8 @@ def test_fork_while_reading_a_tree():
         child = None
         def fork(*_, **__):
             global child
-            assert child is None
+            if child is not None:
+                return  # keys may be compared more than once
             child = os.fork()
             if child == 0:
                 os.read(reader, 1)
