@@ -7,9 +7,12 @@ times.
 """
 
 import gc
+import pickle
 import sys
+from multiprocessing.reduction import ForkingPickler
 
 import mproc_ext
+from mproc_ext import _core
 
 TIMES, ROUNDS = 40, 10
 
@@ -166,6 +169,93 @@ def pass_shared_objects():
     process.close()
 
 
+class Shared:
+    """What a program puts in ForkingPickler's place."""
+
+    dumps = staticmethod(pickle.dumps)
+    loads = staticmethod(pickle.loads)
+
+
+def send_trees():
+    text, items = f"text {TIMES}", [1.5, 2.5, 3.5]
+    tree = [text, {text: items, 2**80: (None, True, b"abc", "Ω", "\U0001f600")}, items]
+    tree += [[f"{i}" for i in range(200)] * 2]
+    assert _core.loads(_core.dumps(tree)) == tree
+    tree.append(tree)
+    assert len(_core.loads(_core.dumps(tree))) == len(tree)
+    tree.clear()
+
+
+def read_damaged_messages():
+    text = f"text {TIMES}"
+    message = _core.dumps([text, {text: (text, 2**80, b"abc", "Ω")}, [1.5, 2.5, 3.5], [[text]]])
+    for end in range(1, len(message)):
+        try:
+            _core.loads(message[:end])
+        except pickle.UnpicklingError:
+            continue
+        raise AssertionError(end)
+
+
+def send_pickles():
+    for obj in (1j, [1j, "text" * 10_000], Shared, [{1j: Shared}] * 3):
+        assert _core.loads(_core.dumps(obj)) == obj
+        names = {"_ForkingPickler": Shared}
+        assert _core.loads(_core.dumps(obj, names), names) == obj
+        assert _core.loads(_core.dumps(obj), names) == obj
+    for wrong in (lambda: None, [1, lambda: None], iter("ab").__class__.__iter__):
+        try:
+            _core.dumps(wrong)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            continue
+
+
+def register_reducers():
+    ForkingPickler.register(complex, lambda obj: (str, ()))
+    assert _core.loads(_core.dumps(1j)) == ""
+    del ForkingPickler._extra_reducers[complex]
+    ForkingPickler.persistent_id = lambda self, obj: None
+    assert _core.loads(_core.dumps([1])) == [1]
+    del ForkingPickler.persistent_id
+    assert _core.loads(_core.dumps(1j)) == 1j
+
+
+class Carrier:
+    """Gives pickle its bytes out of band."""
+
+    def __init__(self, data, *rest):
+        self.data = data
+        self.rest = rest
+
+    def __reduce_ex__(self, protocol):
+        return Carrier, (pickle.PickleBuffer(self.data), *self.rest)
+
+
+def lend_buffers():
+    q = mproc_ext.get_context("fork").SimpleQueue(zero_copy=True)
+    for data in (bytearray(100_000), bytes(100_000), bytearray(10)):
+        q.put([Carrier(data), Carrier(data)])
+        one, other = q.get()
+        assert one.data == other.data == data
+        q.put(one)
+        _core.limit_leases(1)
+        assert q.get().data == data
+        _core.limit_leases(0)
+        one.rest = other, one
+    try:
+        q.put([Carrier(bytearray(100_000)), Carrier(b"", lambda: None)])
+    except (pickle.PicklingError, AttributeError):
+        pass
+    else:
+        raise AssertionError("a lambda was pickled")
+    q._channel._send_bytes(bytes([_core.FIRST_TAG + 30]) + bytes([255]) * 100_000)
+    try:
+        q.get()
+    except pickle.UnpicklingError:
+        return
+    raise AssertionError("a damaged message was read")
+
+
 def leak():
     import ctypes
 
@@ -184,6 +274,11 @@ CASES = {
     "conditions, events, barriers": use_conditions_and_events,
     "values and arrays": use_values,
     "spawn: shared objects as arguments": pass_shared_objects,
+    "buffers on loan": lend_buffers,
+    "messages without pickle": send_trees,
+    "messages by pickle": send_pickles,
+    "messages that are damaged": read_damaged_messages,
+    "messages: reducers, another class": register_reducers,
 }
 
 

@@ -14,12 +14,12 @@ import sys
 LIBRARIES = ("multiprocessing", "mproc_ext")
 
 
-def parser(doc, rounds=7):
+def parser(doc, rounds=7, libraries=LIBRARIES):
     """The options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--case", help=argparse.SUPPRESS)
-    parser.add_argument("--library", choices=LIBRARIES, help=argparse.SUPPRESS)
+    parser.add_argument("--library", choices=libraries, help=argparse.SUPPRESS)
     return parser
 
 

@@ -79,23 +79,29 @@ class BaseContext(_std.BaseContext):
         sync = _synchronize or _import("synchronize")
         return sync.Barrier(parties, action, timeout, ctx=self.get_context())
 
-    def Queue(self, maxsize=0):
-        """Returns a queue object"""
+    def Queue(self, maxsize=0, *, max_bytes=0, zero_copy=False):
+        """Returns a queue object: at most *maxsize* objects, of *max_bytes* bytes; see queues"""
         from mproc_ext.queues import Queue
 
-        return Queue(maxsize, ctx=self.get_context())
+        return Queue(maxsize, max_bytes=max_bytes, zero_copy=zero_copy, ctx=self.get_context())
 
-    def JoinableQueue(self, maxsize=0):
-        """Returns a queue object"""
+    def JoinableQueue(self, maxsize=0, *, max_bytes=0, zero_copy=False, on_death=None):
+        """Returns a queue object whose consumers say task_done() of each object; see queues"""
         from mproc_ext.queues import JoinableQueue
 
-        return JoinableQueue(maxsize, ctx=self.get_context())
+        return JoinableQueue(
+            maxsize,
+            max_bytes=max_bytes,
+            zero_copy=zero_copy,
+            on_death=on_death,
+            ctx=self.get_context(),
+        )
 
-    def SimpleQueue(self):
+    def SimpleQueue(self, *, zero_copy=False):
         """Returns a queue object"""
         from mproc_ext.queues import SimpleQueue
 
-        return SimpleQueue(ctx=self.get_context())
+        return SimpleQueue(ctx=self.get_context(), zero_copy=zero_copy)
 
     def Pool(self, processes=None, initializer=None, initargs=(), maxtasksperchild=None):
         """Returns a process pool object"""

@@ -8,6 +8,7 @@
  * else in an arena depends on two stores:
  *
  *   units       `used` is raised before the storage is given a name: killed between, it is lost
+ *   storage     what is below `stored` has some; `stored` is raised after it was allocated
  *   a region    is complete before `regions` counts it; the next one who adds it begins anew
  *   a member    has its bits before it has an owner
  *
@@ -25,7 +26,9 @@
 #include <string.h>
 #include <sys/random.h>
 
+/* Storage is allocated for a quarter more than is needed, but no more than that in bytes. */
 #define GROWTH_DIVISOR 4
+#define MOST_SPARE     (UINT64_C(256) * 1024)
 
 static pthread_mutex_t local = PTHREAD_MUTEX_INITIALIZER;
 static mpx_arena_t *arenas; /* the newest handle first */
@@ -43,12 +46,16 @@ void mpx_arena_exit(void)
 }
 
 /* That the owner died is of no importance: see above. */
+int mpx_arena_lock_until(mpx_arena_t *arena, int64_t deadline)
+{
+    int status = mpx_mutex_lock(&arena->shared->mutex, deadline);
+    return status < 0 ? status : 0;
+}
+
 void mpx_arena_lock(mpx_arena_t *arena)
 {
-    int status;
-    do {
-        status = mpx_mutex_lock(&arena->shared->mutex, MPX_NEVER);
-    } while (status < 0);
+    while (mpx_arena_lock_until(arena, MPX_NEVER) < 0) {
+    }
 }
 
 void mpx_arena_unlock(mpx_arena_t *arena)
@@ -58,9 +65,8 @@ void mpx_arena_unlock(mpx_arena_t *arena)
 
 /* ---- The segment ----------------------------------------------------------------------------- */
 
-void *mpx_arena_unit(mpx_arena_t *arena, uint32_t unit, uint64_t size)
+void *mpx_arena_bytes(mpx_arena_t *arena, uint64_t offset, uint64_t size)
 {
-    uint64_t offset = (uint64_t)unit * MPX_UNIT;
     void *address = mpx_segment_at(&arena->segment, offset, size);
     if (address == NULL && mpx_segment_refresh(&arena->segment) == 0) {
         address = mpx_segment_at(&arena->segment, offset, size);
@@ -68,30 +74,78 @@ void *mpx_arena_unit(mpx_arena_t *arena, uint32_t unit, uint64_t size)
     return address;
 }
 
-static int make_room(mpx_arena_t *arena, uint64_t end)
+void *mpx_arena_unit(mpx_arena_t *arena, uint32_t unit, uint64_t size)
 {
-    uint64_t size = mpx_segment_size(&arena->segment);
-    if (end <= size) {
+    return mpx_arena_bytes(arena, (uint64_t)unit * MPX_UNIT, size);
+}
+
+/* Where the storage is to end so that there is some up to `end`: in the next page, or further on,
+ * so that not every region grows the segment. */
+static uint64_t storage_end(uint64_t end)
+{
+    uint64_t page = mpx_os_page_size();
+    uint64_t spare = end / GROWTH_DIVISOR < MOST_SPARE ? end / GROWTH_DIVISOR : MOST_SPARE;
+    return (end + spare + page - 1) / page * page;
+}
+
+/* Gives [used, end) storage. What lies below the segment's end may have none: an extent that was
+ * never reserved to its end, because somebody died. */
+static int make_room(mpx_arena_t *arena, uint64_t used, uint64_t end)
+{
+    uint64_t stored = mpx_u64_load_relaxed(&arena->shared->stored);
+    if (end <= stored) {
         return 0;
     }
     if (end / MPX_UNIT > UINT32_MAX) {
         return -ENOSPC;
     }
-    uint64_t more = size + size / GROWTH_DIVISOR;
-    return mpx_segment_grow(&arena->segment, end > more ? end : more);
+    int status = mpx_segment_refresh(&arena->segment);
+    uint64_t size = mpx_segment_size(&arena->segment);
+    uint64_t begin = stored > used ? stored : used;
+    uint64_t enough = storage_end(end);
+    if (status == 0 && begin < size) {
+        uint64_t inside = enough < size ? enough : size;
+        status = mpx_segment_allocate(&arena->segment, begin, inside - begin);
+    }
+    if (status == 0) {
+        status = mpx_segment_grow(&arena->segment, enough);
+    }
+    if (status == 0) {
+        MPX_STEP(arena_stored); /* the next one allocates the same again */
+        mpx_u64_store_relaxed(&arena->shared->stored, enough);
+    }
+    return status;
 }
 
 int mpx_arena_take_units(mpx_arena_t *arena, uint64_t size, uint32_t *unit)
 {
     uint64_t used = mpx_u64_load_relaxed(&arena->shared->used);
     uint64_t end = used + (size + MPX_UNIT - 1) / MPX_UNIT * MPX_UNIT;
-    int status = make_room(arena, end);
+    int status = make_room(arena, used, end);
     if (status < 0) {
         return status;
     }
     mpx_u64_store_relaxed(&arena->shared->used, end);
     MPX_STEP(arena_units); /* nobody's */
     *unit = (uint32_t)(used / MPX_UNIT);
+    return 0;
+}
+
+int mpx_arena_take_sparse(mpx_arena_t *arena, uint64_t size, uint64_t alignment, uint32_t *unit)
+{
+    uint64_t used = mpx_u64_load_relaxed(&arena->shared->used);
+    uint64_t begin = (used + alignment - 1) / alignment * alignment;
+    if ((begin + size) / MPX_UNIT > UINT32_MAX) {
+        return -ENOSPC;
+    }
+    int status = mpx_segment_grow_sparse(&arena->segment, begin + size);
+    if (status < 0) {
+        return status;
+    }
+    MPX_STEP(arena_lengthened); /* longer, not used: `stored` says that it has no storage */
+    mpx_u64_store_relaxed(&arena->shared->used, begin + size);
+    MPX_STEP(arena_units); /* nobody's */
+    *unit = (uint32_t)(begin / MPX_UNIT);
     return 0;
 }
 
@@ -114,20 +168,34 @@ static void sign(mpx_arena_t *arena)
     }
 }
 
+/* Where this process could give no sign, neither can it give marks. */
+static void prepare_mark(mpx_arena_t *arena)
+{
+    if (arena->mark == NULL ||
+        mpx_os_mark_prepare(mpx_segment_fd(&arena->segment), &arena->unborn_mark) < 0) {
+        arena->unborn_mark.address = NULL;
+    }
+}
+
 static void before_fork(void)
 {
     mpx_arena_enter();
     for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
         arena->unborn = NULL;
         arena->unborn_thread = mpx_os_self()->id;
+        prepare_mark(arena);
         if (arena->self == NULL || mpx_member_seat(arena, true, &arena->unborn) < 0) {
             pin(arena);
         }
     }
 }
 
+/* Or there was none. */
 static void after_fork_in_parent(void)
 {
+    for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
+        mpx_os_mark_drop(&arena->unborn_mark);
+    }
     mpx_arena_exit();
 }
 
@@ -136,12 +204,26 @@ static void after_fork_in_child(void)
     for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
         arena->self = arena->unborn;
         arena->unborn = NULL;
+        mpx_slots_leave_private(arena);
         sign(arena);
         if (arena->self != NULL && !mpx_member_adopt(arena->self)) {
-            /* The parent was killed long ago, and the record was taken for its leftover. */
+            /* It had no mark, and the parent was killed long ago: it was taken for a leftover. */
             arena->self = NULL;
             pin(arena);
             mpx_slots_mark_own(arena);
+        }
+        mpx_os_mark_drop(&arena->unborn_mark);
+    }
+    mpx_arena_exit();
+}
+
+void mpx_arena_forked(pid_t pid)
+{
+    mpx_arena_enter();
+    for (mpx_arena_t *arena = arenas; arena != NULL; arena = arena->next) {
+        if (arena->unborn != NULL && arena->unborn_thread == mpx_os_self()->id) {
+            mpx_member_settle(arena->unborn, pid);
+            arena->unborn = NULL;
         }
     }
     mpx_arena_exit();
@@ -215,6 +297,7 @@ static int furnish(mpx_arena_t *arena)
     }
     arena->shared->magic = MPX_ARENA_MAGIC;
     mpx_u64_store_relaxed(&arena->shared->used, MPX_SEGMENT_DATA + sizeof(*arena->shared));
+    mpx_u64_store_relaxed(&arena->shared->stored, mpx_segment_size(&arena->segment));
     sign(arena);
     mpx_arena_lock(arena);
     status = mpx_region_add(arena);

@@ -16,8 +16,9 @@
  *   exec        the parent makes the record (mpx_arena_seat), sets a bit in it for each object that
  *               it hands over (mpx_arena_give), and tells whose it is (mpx_arena_settle). The child
  *               finds it by its number (mpx_arena_attach).
- *   death       the record of a dead process counts no more. Nobody is told of a death: who finds
- *               no free slot looks which members live.
+ *   death       the record of a dead process counts no more, nor that of one that executes another
+ *               program. Nobody is told of a death: who finds no free slot looks which members
+ * live.
  *
  * Within a process, a slot is held as often as it was made, taken over or held, and is dropped as
  * often.
@@ -87,6 +88,10 @@ bool mpx_slot_is_shared(mpx_arena_t *arena, mpx_slot_t slot);
 /* Looks which processes have died, in all arenas. */
 void mpx_arena_bury_dead(void);
 
+/* Whether a process that has had this arena has it no more: it is dead, or executes another
+ * program. False where that is not sure. */
+bool mpx_arena_has_lost(const mpx_arena_t *arena, mpx_process_id_t process);
+
 /* The room of a slot that this process holds, or that another one has linked from such a slot; NULL
  * where there is no such slot, or it cannot be mapped. */
 void *mpx_slot_at(mpx_arena_t *arena, mpx_slot_t slot);
@@ -138,8 +143,15 @@ MPX_NODISCARD int mpx_slot_take(mpx_arena_t *arena, mpx_slot_t slot);
 
 /* ---- Fork ------------------------------------------------------------------------------------ */
 
+/* After a fork that led to the child `pid`, in the thread that forked: says whose the child's
+ * records are, in case it is killed before it adopts them. Without this they are nobody's then
+ * where they could be marked (see mpx_arena_member.c); else they stay this process's, and what they
+ * hold is held, as long as it lives. */
+void mpx_arena_forked(pid_t pid);
+
 /* After a fork that failed, in the thread that tried: takes the member records back that were made
- * for the child. libc does not say so to its handlers. */
+ * for the child. libc does not say so to its handlers. Without this they are nobody's where they
+ * could be marked, which somebody has to find. */
 void mpx_arena_fork_failed(void);
 
 #endif

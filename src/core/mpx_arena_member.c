@@ -6,9 +6,19 @@
  * It belongs to nobody while `owner` is 0, and its bits are written then. So a process killed
  * while it makes a record leaves one that is free.
  *
- * A record that was made for a child is its maker's until the child adopts it. A maker that is
- * killed in between may have a child all the same, so such a record is left alone for a while:
- * the first thing that a forked child does is to adopt.
+ * A record that was made for a child is its maker's until the child adopts it. Meanwhile nobody is
+ * seen to live by it: the maker may live and the child be dead, or never have been; or the maker is
+ * killed, and has a child all the same. So both hold a mark of the record's number from before the
+ * fork, the maker until it is over, the child until it has adopted. Where nobody has it any more,
+ * the record is nobody's.
+ *
+ *   given     before the record has an owner, and that under the mutex: so what is seen under the
+ *             mutex, an owner who has marked it and no mark, cannot be the end of one fork and the
+ *             beginning of the next
+ *   dropped   by the child after the record has changed hands
+ *
+ * For want of a mark, and where a child is started by exec, a record is its maker's as long as that
+ * lives, and is left alone for a while after that: the first thing a forked child does is to adopt.
  */
 #include "mpx_arena_pvt.h"
 
@@ -154,8 +164,19 @@ uint64_t mpx_member_all_hold(mpx_arena_t *arena, uint32_t region, uint32_t word)
 
 /* ---- Making a record ------------------------------------------------------------------------- */
 
-/* Writes the bits of a record that is nobody's: `from`'s, or none. Or adds them to those of this
- * process's. */
+/* The bit of this process's private slot, if it is in that word. */
+static uint64_t private_bit(const mpx_arena_t *arena, uint32_t region, uint32_t word)
+{
+    uint32_t index = arena->private_slot - 1;
+    if (arena->private_slot == 0 || mpx_region_of(index) != region) {
+        return 0;
+    }
+    uint32_t in_region = index - mpx_region_start(region);
+    return in_region / 64 == word ? UINT64_C(1) << in_region % 64 : 0;
+}
+
+/* Writes the bits of a record that is nobody's: `from`'s, which is this process's, or none. Or adds
+ * them to those of this process's. */
 static int write_bits(mpx_arena_t *arena, mpx_member_t *member, mpx_member_t *from, bool adds)
 {
     for (uint32_t region = 0; region < MPX_REGIONS; region++) {
@@ -172,24 +193,47 @@ static int write_bits(mpx_arena_t *arena, mpx_member_t *member, mpx_member_t *fr
         for (uint32_t w = 0; bits != NULL && w < mpx_region_words(region); w++) {
             uint64_t kept = adds ? mpx_u64_load_relaxed(bits + w) : 0;
             uint64_t more = source == NULL ? 0 : mpx_u64_load_relaxed(source + w);
-            mpx_u64_store_relaxed(bits + w, kept | more);
+            mpx_u64_store_relaxed(bits + w, kept | (more & ~private_bit(arena, region, w)));
         }
         MPX_STEP(member_bits);
     }
     return 0;
 }
 
-static mpx_member_t *find_free(mpx_arena_t *arena, uint32_t *records)
+/* Whether there is no free record, and one more would be too many. */
+static bool has_enough(mpx_arena_t *arena)
 {
-    mpx_member_t *found = NULL;
-    *records = 0;
+    uint32_t records = 0;
     for (mpx_member_t *member = newest(arena); member != NULL; member = before(arena, member)) {
-        ++*records;
         if (is_free(member)) {
-            found = member;
+            return false;
+        }
+        records++;
+    }
+    return records >= arena->records;
+}
+
+/* Marks a free record for the child of a fork. -EAGAIN: somebody has the mark of a former one, who
+ * is just about to drop it; otherwise there is none to give. */
+static int mark(mpx_arena_t *arena, const mpx_member_t *member, bool inherits)
+{
+    return inherits ? mpx_os_mark_give(&arena->unborn_mark, member->number) : -EBADF;
+}
+
+/* What mark says of the free record that was found; -EAGAIN where there is none to be marked, or
+ * none at all. */
+static int find_free(mpx_arena_t *arena, bool inherits, mpx_member_t **found)
+{
+    int marked = -EAGAIN;
+    *found = NULL;
+    mpx_member_t *member = newest(arena);
+    for (; member != NULL && marked == -EAGAIN; member = before(arena, member)) {
+        if (is_free(member)) {
+            *found = member;
+            marked = mark(arena, member, inherits);
         }
     }
-    return found;
+    return marked;
 }
 
 static int add_record(mpx_arena_t *arena, mpx_member_t **member)
@@ -212,36 +256,67 @@ static int add_record(mpx_arena_t *arena, mpx_member_t **member)
 }
 
 /* Under the mutex. */
-static int seat(mpx_arena_t *arena, mpx_member_t *member, bool inherits)
+static int seat(mpx_arena_t *arena, mpx_member_t *member, bool inherits, bool is_marked)
 {
     int status = write_bits(arena, member, inherits ? arena->self : NULL, false);
     if (status < 0) {
         return status;
     }
+    uint64_t own = word_of(mpx_os_own_process());
     uint64_t birth = mpx_u64_load_relaxed(&arena->shared->births) + 1;
     mpx_u64_store_relaxed(&arena->shared->births, birth);
     MPX_STEP(member_birth);
     mpx_u64_store_relaxed(&member->seated_at, (uint64_t)mpx_os_now());
     MPX_STEP(member_seating);
-    mpx_u64_store_release(&member->owner, word_of(mpx_os_own_process())); /* A2: with A3 */
+    mpx_u64_store_relaxed(&member->marked_by, is_marked ? own : 0);
+    MPX_STEP(member_marked);
+    mpx_u64_store_release(&member->owner, own); /* A2: with A3, A10: with A11 */
     MPX_STEP(member_seated);
     return 0;
 }
 
-int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_t **member)
+/* What this process may still want to settle (mpx_arena_forked) was somebody's meanwhile. */
+static void forget_unborn(mpx_arena_t *arena, const mpx_member_t *member)
 {
-    uint32_t records;
+    if (arena->unborn != NULL && arena->unborn->number == member->number) {
+        arena->unborn = NULL;
+    }
+}
+
+/* A record that is free. Under the mutex. */
+static int find_record(mpx_arena_t *arena, bool inherits, mpx_member_t **record, bool *is_marked)
+{
+    int marked = find_free(arena, inherits, record), status = 0;
+    if (marked == -EAGAIN) {
+        mpx_member_t *made = NULL;
+        status = add_record(arena, &made);
+        if (status == 0) {
+            *record = made;
+            marked = mark(arena, made, inherits);
+        }
+    }
+    *is_marked = marked == 0;
+    return *record == NULL ? status : 0; /* without a mark where there is no memory for another */
+}
+
+int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_t **seated)
+{
+    mpx_member_t *member;
+    bool is_marked;
     (void)mpx_os_own_process(); /* asks the kernel, the first time: not under the mutex */
-    if (find_free(arena, &records) == NULL && records >= arena->records) {
+    if (has_enough(arena)) {
         mpx_member_bury_dead(arena);
     }
     mpx_arena_lock(arena);
-    *member = find_free(arena, &records);
-    int status = *member == NULL ? add_record(arena, member) : 0;
+    int status = find_record(arena, inherits, &member, &is_marked);
     if (status == 0) {
-        status = seat(arena, *member, inherits);
+        status = seat(arena, member, inherits, is_marked);
     }
     mpx_arena_unlock(arena);
+    if (status == 0) {
+        forget_unborn(arena, member);
+        *seated = member;
+    }
     return status;
 }
 
@@ -249,7 +324,8 @@ int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_t **member)
 
 static bool hand_over(mpx_member_t *member, uint64_t from, uint64_t to)
 {
-    if (from == 0 || !mpx_u64_cas_acq_rel(&member->owner, &from, to)) { /* A3: with A2 */
+    if (from == 0 || !mpx_u64_cas_acq_rel(&member->owner, &from, to)) {
+        /* A3: with A2, A10: with A11 */
         return false;
     }
     MPX_STEP(member_handed_over);
@@ -306,13 +382,24 @@ int mpx_member_merge(mpx_arena_t *arena, mpx_member_t *member)
 
 /* ---- Death ----------------------------------------------------------------------------------- */
 
-static bool is_dead(mpx_member_t *member, uint64_t owner)
+/* A process that executes another program goes on by its name, but has nothing of this any more:
+ * its sign, which it gave before it adopted a record, is gone. */
+bool mpx_arena_has_lost(const mpx_arena_t *arena, mpx_process_id_t process)
 {
-    if (mpx_os_process_alive(id_of(owner)) != 0) {
+    return mpx_os_process_alive(process) == 0 || mpx_os_life_is_over(&arena->life, process);
+}
+
+/* A record that was settled for a process which has not adopted it yet does not know its start, and
+ * that process gave no sign: it lives as long as its pid. */
+static bool is_dead(const mpx_arena_t *arena, mpx_member_t *member, uint64_t owner)
+{
+    if (!mpx_arena_has_lost(arena, id_of(owner))) {
         return false;
     }
+    uint64_t maker = mpx_u64_load_relaxed(&member->marked_by);
     uint64_t seated_at = mpx_u64_load_relaxed(&member->seated_at);
-    return seated_at == 0 || (uint64_t)mpx_os_now() - seated_at > (uint64_t)ADOPTION_TIME;
+    return seated_at == 0 || (maker != 0 && maker != owner) ||
+           (uint64_t)mpx_os_now() - seated_at > (uint64_t)ADOPTION_TIME;
 }
 
 static bool is_own(uint64_t owner)
@@ -320,20 +407,53 @@ static bool is_own(uint64_t owner)
     return (pid_t)(uint32_t)owner == mpx_os_own_process().pid;
 }
 
+/* 1 while somebody has the mark of a record that nobody has adopted yet, 0 when nobody has;
+ * negative where there is no mark to go by. */
+static int is_expected(const mpx_arena_t *arena, mpx_member_t *member, uint64_t owner)
+{
+    return mpx_u64_load_relaxed(&member->marked_by) == owner
+               ? mpx_os_mark_is_held(&arena->life, member->number)
+               : -ENOENT;
+}
+
+/* Whether the record was its maker's, and has been made free: under the mutex, since a maker who
+ * lives may make it anew at any time, with a mark and under the same name. */
+static bool bury_unadopted(mpx_arena_t *arena, mpx_member_t *member, uint64_t owner)
+{
+    mpx_arena_lock(arena);
+    bool is_nobodys = is_expected(arena, member, owner) == 0;
+    if (is_nobodys) {
+        MPX_STEP(member_burying);
+        is_nobodys = mpx_u64_cas_relaxed(&member->owner, &owner, 0);
+    }
+    mpx_arena_unlock(arena);
+    return is_nobodys;
+}
+
+/* Frees the record if it is nobody's any more; whether it was. */
+static bool bury(mpx_arena_t *arena, mpx_member_t *member, uint64_t owner)
+{
+    int expected = is_expected(arena, member, owner);
+    if (expected == 0) {
+        return bury_unadopted(arena, member, owner);
+    }
+    if (expected > 0 || is_own(owner) || !is_dead(arena, member, owner)) {
+        return false;
+    }
+    (void)mpx_u64_cas_relaxed(&member->owner, &owner, 0); /* the dead make no records */
+    MPX_STEP(member_buried);
+    return true;
+}
+
 void mpx_member_bury_dead(mpx_arena_t *arena)
 {
     uint32_t living = 0;
     for (mpx_member_t *member = newest(arena); member != NULL; member = before(arena, member)) {
-        uint64_t owner = mpx_u64_load_relaxed(&member->owner);
+        uint64_t owner = mpx_u64_load_acquire(&member->owner); /* A11: with A10 */
         if (owner == 0) {
             continue;
         }
-        if (!is_own(owner) && is_dead(member, owner)) {
-            (void)mpx_u64_cas_relaxed(&member->owner, &owner, 0);
-            MPX_STEP(member_buried);
-        } else {
-            living++;
-        }
+        living += !bury(arena, member, owner);
     }
     arena->records = 2 * living + RECORDS_AT_FIRST;
 }

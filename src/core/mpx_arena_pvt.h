@@ -4,7 +4,7 @@
  *
  * Offsets within the segment are kept in units of 64 bytes, which are handed out from `used` upward
  * and never taken back: member records and bitmaps are used again by later members, slots by later
- * objects.
+ * objects. All have storage but the extents of the heap (mpx_heap.h), whose blocks are given some.
  *
  *   shared      mutex, identity, number of births, the newest member, the regions
  *   signs       no bytes, but locks on bytes far behind the end: see mpx_os_life_t
@@ -38,17 +38,22 @@ typedef struct {
     mpx_atomic_u32 pinned; /* a process without a record may hold anything: nothing is freed */
     mpx_atomic_u32 unsigned_members; /* a process may live of which there is no sign */
     mpx_region_t region[MPX_REGIONS];
-    mpx_lock_t sweeper; /* held by who looks for what the dead held */
+    mpx_lock_t sweeper;    /* held by who looks for what the dead held */
+    mpx_atomic_u64 stored; /* from `used` up to here, every byte has storage */
+    mpx_atomic_u32 heap;   /* what the heap keeps, in units; 0: there is none yet */
+    mpx_atomic_u32 keys;   /* how many owners of blocks were made */
 } mpx_arena_shared_t;
 
 /* `owner` is an mpx_process_id_t, the start in the upper half (0: not known); 0 is a free record,
  * whose bits mean nothing. While `seated_at` is set, the owner is the one who made it for a child.
- */
+ * `marked_by` is who made it for the child of a fork and gave it a mark (mpx_os_mark_t), 0: nobody;
+ * as long as that is the owner, it is his who has the mark. */
 typedef struct {
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 owner;
     mpx_atomic_u64 seated_at; /* nanoseconds */
-    uint32_t number;          /* where it is, in units: addresses of one record may differ */
-    uint32_t next;            /* the record made before */
+    mpx_atomic_u64 marked_by;
+    uint32_t number; /* where it is, in units: addresses of one record may differ */
+    uint32_t next;   /* the record made before */
     mpx_atomic_u32 held[MPX_REGIONS];
 } mpx_member_t;
 
@@ -73,12 +78,15 @@ struct mpx_arena {
     void *mark;        /* of mpx_os_life_sign: stays until the process ends */
     mpx_arena_t *next; /* the one attached before */
     mpx_arena_shared_t *shared;
-    mpx_member_t *self;     /* NULL: this process has no record, and the arena is pinned */
-    mpx_member_t *unborn;   /* made for the child of a fork that is under way, or was last */
-    uint32_t unborn_thread; /* who forks */
-    uint32_t first_word;    /* no word before this one has a free slot, as far as is known here */
-    uint32_t records;       /* how many member records there may be before the next look for dead */
-    uint32_t *references;   /* by slot: how often this process holds it */
+    mpx_member_t *self;        /* NULL: this process has no record, and the arena is pinned */
+    mpx_member_t *unborn;      /* made for the child of a fork that is under way, or was last */
+    uint32_t unborn_thread;    /* who forks */
+    mpx_os_mark_t unborn_mark; /* while a fork is under way */
+    uint32_t first_word; /* no word before this one has a free slot, as far as is known here */
+    uint32_t records;    /* how many member records there may be before the next look for dead */
+    mpx_slot_t private_slot; /* 0: none */
+    mpx_atomic_u64 own;      /* the private slot as an owner of blocks; 0: not yet */
+    uint32_t *references;    /* by slot: how often this process holds it */
     uint32_t reference_count;
     mpx_atomic_ptr slots[MPX_REGIONS]; /* where each region is mapped; NULL: look */
 };
@@ -91,18 +99,30 @@ void mpx_arena_exit(void);
 
 /* The arena's mutex, after mpx_arena_enter. */
 void mpx_arena_lock(mpx_arena_t *arena);
+
+/* 0; -ETIMEDOUT, -EINTR. */
+MPX_NODISCARD int mpx_arena_lock_until(mpx_arena_t *arena, int64_t deadline);
 void mpx_arena_unlock(mpx_arena_t *arena);
 
 /* The address of `size` bytes at the unit, NULL where they are not, or cannot be mapped. */
 void *mpx_arena_unit(mpx_arena_t *arena, uint32_t unit, uint64_t size);
 
+/* The same, at an offset from the start of the segment. */
+void *mpx_arena_bytes(mpx_arena_t *arena, uint64_t offset, uint64_t size);
+
 /* Hands out `size` bytes of zeros. Under the mutex. */
 MPX_NODISCARD int mpx_arena_take_units(mpx_arena_t *arena, uint64_t size, uint32_t *unit);
 
+/* Hands out `size` bytes, a multiple of the unit, which may have no storage, at an offset that is a
+ * multiple of the alignment. Under the mutex. */
+MPX_NODISCARD int mpx_arena_take_sparse(mpx_arena_t *arena, uint64_t size, uint64_t alignment,
+                                        uint32_t *unit);
+
 /* ---- mpx_arena_member.c: who is in the arena ------------------------------------------------- */
 
-/* Makes a record: with a copy of this process's bits, for a child that will be forked, or with
- * none. Its owner is this process until it is adopted or settled. */
+/* Makes a record: with a copy of this process's bits but for the private slot's, for a child that
+ * will be forked, which has the handle's `unborn_mark`; or with none. Its owner is this process
+ * until it is adopted or settled. */
 MPX_NODISCARD int mpx_member_seat(mpx_arena_t *arena, bool inherits, mpx_member_t **member);
 
 /* Makes a record that another process has made this process's; false where it is not to be had. */
@@ -153,6 +173,18 @@ MPX_NODISCARD int mpx_region_add(mpx_arena_t *arena);
 
 /* Marks as taken what this process holds: for one whose record was lost. */
 void mpx_slots_mark_own(mpx_arena_t *arena);
+
+/* Frees what only dead processes held; returns how many slots are free. Takes the mutex. */
+uint32_t mpx_slots_sweep(mpx_arena_t *arena);
+
+/* Whether anybody holds the slot, as far as is known; of one that somebody does hold, always. */
+bool mpx_slots_is_taken(mpx_arena_t *arena, mpx_slot_t slot);
+
+/* Makes this process's private slot, which a forked child does not inherit, unless there is one. */
+MPX_NODISCARD int mpx_slots_make_private(mpx_arena_t *arena);
+
+/* In a forked child: forgets the parent's private slot. */
+void mpx_slots_leave_private(mpx_arena_t *arena);
 
 /* Makes every lock nobody's that this process holds. */
 void mpx_slots_disown_locks(mpx_arena_t *arena);

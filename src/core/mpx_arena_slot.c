@@ -164,6 +164,15 @@ static int find_free(mpx_arena_t *arena, uint32_t limit, uint32_t *index)
     return -EAGAIN;
 }
 
+/* In atomic steps: others may look whether there still is a former owner of blocks in it. */
+static void clear_room(mpx_slot_cell_t *slot)
+{
+    mpx_atomic_u64 *words = (mpx_atomic_u64 *)(void *)slot->room;
+    for (size_t w = 0; w < sizeof(slot->room) / sizeof(*words); w++) {
+        mpx_u64_store_relaxed(words + w, 0);
+    }
+}
+
 /* Under the mutex. */
 static int claim(mpx_arena_t *arena, uint32_t *index)
 {
@@ -181,7 +190,7 @@ static int claim(mpx_arena_t *arena, uint32_t *index)
     }
     MPX_STEP(slot_held);
     mpx_u64_store_relaxed(&slot->born, mpx_u64_load_relaxed(&arena->shared->births));
-    memset(slot->room, 0, sizeof(slot->room));
+    clear_room(slot);
     return 0;
 }
 
@@ -271,7 +280,7 @@ static uint32_t sweep_alone(mpx_arena_t *arena)
 
 /* Frees what only dead processes held; the number of free slots. One process at a time: another one
  * would free what the first one's undertaker is at. */
-static uint32_t sweep(mpx_arena_t *arena)
+uint32_t mpx_slots_sweep(mpx_arena_t *arena)
 {
     int64_t deadline = mpx_os_deadline(SWEEP_TIME);
     int status;
@@ -314,7 +323,7 @@ static int new_slot(mpx_arena_t *arena, uint32_t *index)
         }
         if (!swept) {
             swept = true;
-            free_slots = sweep(arena);
+            free_slots = mpx_slots_sweep(arena);
             if (free_slots >= mpx_region_start(regions(arena)) / FREE_SHARE) {
                 continue;
             }
@@ -327,17 +336,28 @@ static int new_slot(mpx_arena_t *arena, uint32_t *index)
     }
 }
 
-static int new_for(mpx_arena_t *arena, mpx_slot_t *slot, uint32_t reference)
+static int make(mpx_arena_t *arena, mpx_slot_t *slot, uint32_t reference)
 {
     uint32_t index = 0;
-    mpx_arena_enter();
     int status = new_slot(arena, &index);
     if (status == 0) {
         arena->references[index] = reference;
         *slot = index + 1;
     }
+    return status;
+}
+
+static int new_for(mpx_arena_t *arena, mpx_slot_t *slot, uint32_t reference)
+{
+    mpx_arena_enter();
+    int status = make(arena, slot, reference);
     mpx_arena_exit();
     return status;
+}
+
+int mpx_slots_make_private(mpx_arena_t *arena)
+{
+    return arena->private_slot != 0 ? 0 : make(arena, &arena->private_slot, 1);
 }
 
 int mpx_slot_new(mpx_arena_t *arena, mpx_slot_t *slot)
@@ -444,6 +464,28 @@ void mpx_arena_set_undertaker(mpx_undertaker_t *function)
     mpx_arena_enter();
     undertaker = function;
     mpx_arena_exit();
+}
+
+/* The child's record is without it (see mpx_member_seat). */
+void mpx_slots_leave_private(mpx_arena_t *arena)
+{
+    if (arena->private_slot != 0) {
+        arena->references[arena->private_slot - 1] = 0;
+        arena->private_slot = 0;
+        mpx_u64_store_relaxed(&arena->own, 0);
+    }
+}
+
+bool mpx_slots_is_taken(mpx_arena_t *arena, mpx_slot_t slot)
+{
+    uint32_t index = slot - 1;
+    if (slot == 0 || index >= mpx_region_start(regions(arena))) {
+        return false;
+    }
+    uint32_t region = mpx_region_of(index);
+    mpx_atomic_u64 *bits = taken_bits(arena, region);
+    uint32_t in_region = index - mpx_region_start(region);
+    return bits == NULL || (mpx_u64_load_relaxed(bits + in_region / 64) >> in_region % 64 & 1);
 }
 
 void mpx_slots_mark_own(mpx_arena_t *arena)

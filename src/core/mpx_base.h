@@ -12,8 +12,11 @@
  *   L2  mpx_segment.{h,c}, mpx_process.{h,c}    shared memory, processes
  *   L2  mpx_wait.{h,c}, mpx_owned.{h,c}, mpx_mutex.{h,c}, mpx_lock.{h,c}, mpx_semaphore.{h,c} locks
  *   L2  mpx_event.{h,c}                         a flag to wait for
+ *   L2  mpx_bell.{h,c}                          a descriptor that others can wait for
  *   L3  mpx_arena.h, mpx_arena*.c               small objects in shared memory
  *   L3  mpx_condition.{h,c}                     waiters that are notified one by one
+ *   L4  mpx_heap.h, mpx_heap*.c                 blocks of shared memory
+ *   L5  mpx_ring.h, mpx_ring*.c                 a queue of messages
  */
 #ifndef MPX_BASE_H
 #define MPX_BASE_H
@@ -47,6 +50,9 @@
 
 /* A result that must not be dropped: a status, or a descriptor that would leak. */
 #define MPX_NODISCARD __attribute__((warn_unused_result))
+
+/* A function that is called rarely, and kept out of those that call it. */
+#define MPX_COLD __attribute__((noinline, cold))
 
 #define MPX_LIKELY(condition)   __builtin_expect(!!(condition), 1)
 #define MPX_UNLIKELY(condition) __builtin_expect(!!(condition), 0)

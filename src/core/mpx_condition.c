@@ -303,7 +303,7 @@ static int bury_the_dead_of(const struct list *list, const struct suspect *suspe
     for (int i = 0; i < found; i++) {
         mpx_process_id_t process = suspects[i].process;
         if (process.pid != asked.pid || process.start != asked.start) {
-            alive = mpx_os_process_alive(process) != 0; /* an error is not sure */
+            alive = !mpx_arena_has_lost(list->arena, process);
             asked = process;
         }
         int status = alive ? 0 : bury_suspect(list, &suspects[i]);
@@ -630,7 +630,7 @@ static void undertake_node(mpx_arena_t *arena, mpx_slot_t slot, struct node *nod
 {
     struct suspect suspect = {slot, node->ticket, node->process};
     struct list list;
-    if (mpx_os_process_alive(suspect.process) != 0 ||
+    if (!mpx_arena_has_lost(arena, suspect.process) ||
         open_list(&list, arena, node->condition) < 0 ||
         mpx_u32_load_relaxed(&list.condition->kind) != CONDITION_KIND) {
         return;

@@ -22,54 +22,43 @@
 
 #include <errno.h>
 
-static bool is_announced(const mpx_thread_t *self)
-{
-    return self->robust != NULL && self->robust->pending != NULL;
-}
-
-static void announce(const mpx_thread_t *self, mpx_mutex_t *mutex)
-{
-    if (self->robust != NULL) {
-        self->robust->pending = (char *)&mutex->owned.word - self->robust->futex_offset;
-    }
-    mpx_compiler_barrier(); /* before the lock is taken */
-}
-
-static void withdraw(const mpx_thread_t *self)
-{
-    mpx_compiler_barrier(); /* after the lock is released */
-    if (self->robust != NULL) {
-        self->robust->pending = NULL;
-    }
-}
-
 int mpx_mutex_lock(mpx_mutex_t *mutex, int64_t deadline)
 {
     const mpx_thread_t *self = mpx_os_self();
     uint64_t own = mpx_owned_by(self->number, self->start);
-    if (MPX_UNLIKELY(is_announced(self))) {
-        return -EDEADLK;
+    int status = mpx_mutex_try_first(self, own, mutex);
+    if (status == -EDEADLK) {
+        return status;
     }
-    announce(self, mutex);
-    MPX_STEP(mutex_announced);
-    int status = mpx_owned_take(&mutex->owned, 0, own);
     if (status == -EAGAIN) {
         status = mpx_owned_wait(&mutex->owned, own, deadline, mpx_os_thread_alive);
     }
     if (status < 0) {
-        withdraw(self);
+        mpx_mutex_withdraw(self);
     }
     return status;
 }
 
+/* A free word may have OWNER_DIED or WAITERS in it. */
+int mpx_mutex_try_again(const mpx_thread_t *self, uint64_t own, mpx_mutex_t *mutex)
+{
+    int status = -EAGAIN;
+    uint64_t seen = mpx_u64_load_relaxed(&mutex->owned.word);
+    if (mpx_owned_is_free(seen)) {
+        status = mpx_owned_take(&mutex->owned, seen, own | (seen & MPX_FUTEX_WAITERS));
+    }
+    if (status == -EAGAIN) {
+        mpx_mutex_withdraw(self);
+    }
+    return status;
+}
+
+int mpx_mutex_try_lock(mpx_mutex_t *mutex)
+{
+    return mpx_mutex_try_lock_as(mpx_os_self(), mutex);
+}
+
 void mpx_mutex_unlock(mpx_mutex_t *mutex)
 {
-    MPX_STEP(mutex_releasing);
-    uint64_t before = mpx_u64_exchange_release(&mutex->owned.word, 0); /* O0: with O1 */
-    MPX_STEP(mutex_released);
-    if (before & MPX_FUTEX_WAITERS) {
-        mpx_owned_wake(&mutex->owned);
-    }
-    MPX_STEP(mutex_woken);
-    withdraw(mpx_os_self());
+    mpx_mutex_unlock_as(mpx_os_self(), mutex);
 }

@@ -124,6 +124,13 @@ MPX_NODISCARD int mpx_os_populate(void *address, size_t length);
 
 size_t mpx_os_page_size(void);
 
+/* How many bytes of memory can still be had before the kernel refuses or kills: of the machine,
+ * with swap, and of the control groups that this process is in. INT64_MAX where nothing says. */
+int64_t mpx_os_memory_headroom(void);
+
+/* The same of the machine whose /proc and control groups lie below that directory. */
+int64_t mpx_os_memory_headroom_in(const char *root);
+
 /* ---- Processes ------------------------------------------------------------------------------- */
 
 /* A number is reused, a number with its start time is not. `start` is the kernel's clock tick since
@@ -205,11 +212,33 @@ typedef struct mpx_os_life {
 
 /* Gives the calling process its sign in the file, which lasts exactly until its last thread has
  * ended or it executes another program. `mark` is an address to unmap (a page) if the sign is not
- * wanted after all. Needs /proc, and file locks that belong to open files. */
+ * wanted after all. Needs /proc, and file locks that belong to open files. -ENOLCK: the sign was
+ * given, but is not seen. */
 MPX_NODISCARD int mpx_os_life_sign(int fd, void **mark);
 
 /* Says where mpx_os_process_alive is to look. `life` stays for good. One thread at a time. */
 void mpx_os_life_register(mpx_os_life_t *life);
+
+/* A sign that a number stands behind, not a process: it lasts as long as any process lives that has
+ * it, which are who has given it and the children that it forked since, until they drop it. */
+typedef struct {
+    void *address; /* NULL: there is none */
+    int fd;        /* until it is given, then -1 */
+} mpx_os_mark_t;
+
+/* Makes a mark ready that is to be given in the file; and gives it, which takes few system calls.
+ * -EAGAIN: somebody still has one of this number; another number may be tried. In the end it is to
+ * be dropped, which does nothing where there is none. */
+MPX_NODISCARD int mpx_os_mark_prepare(int fd, mpx_os_mark_t *mark);
+MPX_NODISCARD int mpx_os_mark_give(mpx_os_mark_t *mark, uint32_t number);
+void mpx_os_mark_drop(mpx_os_mark_t *mark);
+
+/* Whether anybody has the mark of this number: 1 or 0, or why that cannot be said. */
+MPX_NODISCARD int mpx_os_mark_is_held(const mpx_os_life_t *life, uint32_t number);
+
+/* Whether a process that has given its sign in this file shows it no more: it has ended, or
+ * executes another program. False where that is not sure. */
+bool mpx_os_life_is_over(const mpx_os_life_t *life, mpx_process_id_t id);
 
 /* ---- Descriptors ----------------------------------------------------------------------------- */
 

@@ -1,4 +1,5 @@
-/* mpx_os_linux_life.c - Linux: how processes of several PID namespaces see that each other lives.
+/* mpx_os_linux_life.c - Linux: how processes, also of several PID namespaces, see that each other
+ * lives.
  *
  * Layer: L1
  *
@@ -14,6 +15,9 @@
  *
  * Any process looks by asking who has the byte (F_OFD_GETLK), through any descriptor of the file;
  * the kernel's answer does not depend on namespaces.
+ *
+ * The mark of a number is the same, on bytes that no process is named by, but that its mapping is
+ * copied by fork.
  */
 #include "mpx_os_linux_pvt.h"
 
@@ -26,14 +30,20 @@
 /* Bits of a process's number: see MPX_FUTEX_TID_MASK. */
 #define NUMBER_BITS 30
 
+/* Behind the bytes of all processes. */
+#define FIRST_MARK (UINT64_C(1) << (NUMBER_BITS + 32))
+
 static mpx_atomic_ptr lives; /* the newest first */
+
+static struct flock byte_at(uint64_t offset)
+{
+    return (struct flock){
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)offset, .l_len = 1};
+}
 
 static struct flock byte_of(mpx_process_id_t id)
 {
-    return (struct flock){.l_type = F_WRLCK,
-                          .l_whence = SEEK_SET,
-                          .l_start = (off_t)((uint64_t)id.start << NUMBER_BITS | (uint32_t)id.pid),
-                          .l_len = 1};
+    return byte_at((uint64_t)id.start << NUMBER_BITS | (uint32_t)id.pid);
 }
 
 static bool is_file(int fd, mpx_file_id_t file)
@@ -41,6 +51,12 @@ static bool is_file(int fd, mpx_file_id_t file)
     mpx_file_info_t info;
     return mpx_os_file_info(fd, &info) == 0 && info.id.device == file.device &&
            info.id.inode == file.inode;
+}
+
+/* Whether somebody has the byte: 1 or 0, or why that cannot be said. */
+static int is_taken(int fd, struct flock byte)
+{
+    return MPX_SYS(life_look, fcntl(fd, F_OFD_GETLK, &byte)) < 0 ? -errno : byte.l_type != F_UNLCK;
 }
 
 /* ---- Giving a sign --------------------------------------------------------------------------- */
@@ -72,8 +88,8 @@ static int take_byte(int fd)
     return status < 0 && errno != EAGAIN && errno != EACCES ? -errno : 0;
 }
 
-/* Has the open file live as long as this process. */
-static int hold(int fd, void **mark)
+/* A mapping that holds the open file. */
+static int map(int fd, void **mapped)
 {
     size_t size = mpx_os_page_size();
     void *address =
@@ -81,13 +97,38 @@ static int hold(int fd, void **mark)
     if (address == MAP_FAILED) {
         return -errno;
     }
+    *mapped = address;
+    return 0;
+}
+
+/* Has the open file live as long as this process. */
+static int hold(int fd, void **mark)
+{
+    size_t size = mpx_os_page_size();
+    void *address = NULL;
+    int status = map(fd, &address);
+    if (status < 0) {
+        return status;
+    }
     if (MPX_SYS(life_dontfork, madvise(address, size, MADV_DONTFORK)) < 0) {
-        int status = -errno;
+        status = -errno;
         mpx_os_unmap(address, size);
         return status;
     }
     *mark = address;
     return 0;
+}
+
+/* Others go by it that this process lives: so it is seen to be there, now that nothing but the
+ * mapping holds it. A sandbox that imitates Linux may think otherwise. */
+static int check_sign(int fd, void **mark)
+{
+    int seen = is_taken(fd, byte_of(mpx_os_own_process()));
+    if (seen <= 0) {
+        mpx_os_unmap(*mark, mpx_os_page_size());
+        *mark = NULL;
+    }
+    return seen < 0 ? seen : seen == 0 ? -ENOLCK : 0;
 }
 
 int mpx_os_life_sign(int fd, void **mark)
@@ -101,7 +142,59 @@ int mpx_os_life_sign(int fd, void **mark)
         status = hold(own, mark);
     }
     close(own);
+    return status == 0 ? check_sign(fd, mark) : status;
+}
+
+/* ---- Marks ----------------------------------------------------------------------------------- */
+
+int mpx_os_mark_prepare(int fd, mpx_os_mark_t *mark)
+{
+    *mark = (mpx_os_mark_t){.address = NULL, .fd = open_again(fd)};
+    if (mark->fd < 0) {
+        return mark->fd;
+    }
+    int status = map(mark->fd, &mark->address);
+    if (status < 0) {
+        close(mark->fd);
+        mark->fd = -1;
+    }
     return status;
+}
+
+int mpx_os_mark_give(mpx_os_mark_t *mark, uint32_t number)
+{
+    struct flock byte = byte_at(FIRST_MARK + number);
+    if (mark->address == NULL || mark->fd < 0) {
+        return -EBADF;
+    }
+    if (MPX_SYS(mark_lock, fcntl(mark->fd, F_OFD_SETLK, &byte)) < 0) {
+        return errno == EACCES ? -EAGAIN : -errno;
+    }
+    close(mark->fd);
+    mark->fd = -1;
+    return 0;
+}
+
+void mpx_os_mark_drop(mpx_os_mark_t *mark)
+{
+    if (mark->address == NULL) {
+        return;
+    }
+    if (mark->fd >= 0) {
+        close(mark->fd);
+        mark->fd = -1;
+    }
+    mpx_os_unmap(mark->address, mpx_os_page_size());
+    mark->address = NULL;
+}
+
+int mpx_os_mark_is_held(const mpx_os_life_t *life, uint32_t number)
+{
+    if (MPX_FAULT(recovery)) {
+        return 1;
+    }
+    return is_file(life->fd, life->file) ? is_taken(life->fd, byte_at(FIRST_MARK + number))
+                                         : -EBADF;
 }
 
 /* ---- Looking for one ------------------------------------------------------------------------- */
@@ -114,16 +207,17 @@ void mpx_os_life_register(mpx_os_life_t *life)
 
 static enum mpx_life look(const mpx_os_life_t *life, mpx_process_id_t id)
 {
-    struct flock byte = byte_of(id);
-    if (!is_file(life->fd, life->file) ||
-        MPX_SYS(life_look, fcntl(life->fd, F_OFD_GETLK, &byte)) < 0) {
-        return MPX_LIFE_UNKNOWN;
-    }
-    if (byte.l_type != F_UNLCK) {
-        return MPX_LIFE_SEEN;
+    int taken = is_file(life->fd, life->file) ? is_taken(life->fd, byte_of(id)) : -EBADF;
+    if (taken != 0) {
+        return taken < 0 ? MPX_LIFE_UNKNOWN : MPX_LIFE_SEEN;
     }
     return mpx_u32_load_acquire(life->unsigned_members) ? MPX_LIFE_UNKNOWN /* L3: with L2 */
                                                         : MPX_LIFE_NONE;
+}
+
+bool mpx_os_life_is_over(const mpx_os_life_t *life, mpx_process_id_t id)
+{
+    return id.pid > 0 && id.start != 0 && !MPX_FAULT(recovery) && look(life, id) == MPX_LIFE_NONE;
 }
 
 /* In the file in which the process should be seen, it is not said which one that is: none is sure

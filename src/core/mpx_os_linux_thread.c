@@ -91,11 +91,8 @@ static void be_foreign(void)
     self.start = own.start;
 }
 
-const mpx_thread_t *mpx_os_self(void)
+MPX_COLD static void ask_self(void)
 {
-    if (MPX_LIKELY(self.id != 0 && mpx_u32_load_relaxed(&forks_are_seen))) {
-        return &self;
-    }
     pthread_once(&registered, register_handler);
     pid_t id = mpx_os_thread_id();
     if (self.id != (uint32_t)id) {
@@ -111,7 +108,16 @@ const mpx_thread_t *mpx_os_self(void)
         }
         self.id = (uint32_t)id;
     }
-    return &self;
+}
+
+/* Every lock is taken in the name of the thread: where the variable lies is asked for once. */
+const mpx_thread_t *mpx_os_self(void)
+{
+    const mpx_thread_t *known = &self;
+    if (MPX_UNLIKELY(known->id == 0 || !mpx_u32_load_relaxed(&forks_are_seen))) {
+        ask_self();
+    }
+    return known;
 }
 
 static uint32_t random_start(void)

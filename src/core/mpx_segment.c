@@ -288,22 +288,24 @@ int mpx_segment_attach(mpx_segment_t *segment, int fd)
 
 /* ---- Growth ---------------------------------------------------------------------------------- */
 
-/* Gives [old, size) storage and maps it; on failure takes the storage back, which nobody uses. */
-static int extend(mpx_segment_t *segment, uint64_t old, uint64_t size)
+/* Gives [from, size) storage, which extends the file, and maps it; on failure takes the storage
+ * back, which nobody uses. */
+static int add_bytes(mpx_segment_t *segment, uint64_t from, uint64_t size)
 {
-    int status = mpx_os_allocate(segment->fd, old, size - old);
+    int status = mpx_os_allocate(segment->fd, from, size - from);
     MPX_STEP(grow_allocated); /* the size before; the bytes behind it are nobody's */
     if (status == 0) {
         status = map_up_to(segment, size);
     }
     if (status < 0 && mpx_segment_fd(segment) >= 0) {
         /* Best effort: at worst the storage waits for the next grow. */
-        (void)!mpx_os_deallocate(segment->fd, old, size - old);
+        (void)!mpx_os_deallocate(segment->fd, from, size - from);
     }
     return status;
 }
 
-int mpx_segment_grow(mpx_segment_t *segment, size_t size)
+/* With storage for all that is added, or for the last page alone. */
+static int lengthen(mpx_segment_t *segment, size_t size, bool sparse)
 {
     mpx_file_info_t info;
     uint64_t whole = round_to_pages(size);
@@ -317,7 +319,7 @@ int mpx_segment_grow(mpx_segment_t *segment, size_t size)
     }
     status = check_file(segment, &info);
     if (status == 0) {
-        status = extend(segment, old, whole);
+        status = add_bytes(segment, sparse ? whole - mpx_os_page_size() : old, whole);
     }
     if (status == 0) {
         mpx_u64_store_release(&header_of(segment)->size, whole); /* S2: with S3 */
@@ -325,6 +327,16 @@ int mpx_segment_grow(mpx_segment_t *segment, size_t size)
         raise_size(segment, whole);
     }
     return status;
+}
+
+int mpx_segment_grow(mpx_segment_t *segment, size_t size)
+{
+    return lengthen(segment, size, false);
+}
+
+int mpx_segment_grow_sparse(mpx_segment_t *segment, size_t size)
+{
+    return lengthen(segment, size, true);
 }
 
 int mpx_segment_refresh(mpx_segment_t *segment)
@@ -346,6 +358,31 @@ int mpx_segment_refresh(mpx_segment_t *segment)
         raise_size(segment, size);
     }
     return status;
+}
+
+/* ---- Storage --------------------------------------------------------------------------------- */
+
+/* Whether the range is the user's, and the file still is the segment's. */
+static int check_range(mpx_segment_t *segment, uint64_t offset, uint64_t length)
+{
+    mpx_file_info_t info;
+    uint64_t size = mpx_segment_size(segment);
+    if (offset < MPX_SEGMENT_DATA || offset > size || length > size - offset) {
+        return -EINVAL;
+    }
+    return check_file(segment, &info);
+}
+
+int mpx_segment_allocate(mpx_segment_t *segment, uint64_t offset, uint64_t length)
+{
+    int status = check_range(segment, offset, length);
+    return status < 0 ? status : mpx_os_allocate(segment->fd, offset, length);
+}
+
+int mpx_segment_deallocate(mpx_segment_t *segment, uint64_t offset, uint64_t length)
+{
+    int status = check_range(segment, offset, length);
+    return status < 0 ? status : mpx_os_deallocate(segment->fd, offset, length);
 }
 
 /* ---- Access ---------------------------------------------------------------------------------- */

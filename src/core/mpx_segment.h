@@ -7,6 +7,9 @@
  * its other parts by offset from the start of the file. No offset below MPX_SEGMENT_DATA is ever
  * valid, so 0 can mean "none".
  *
+ * Storage. What is added has storage, or is sparse: then its bytes are given some before they are
+ * used, or a full machine would answer with SIGBUS.
+ *
  * Growth. A segment only grows. Addresses that were handed out stay valid until the segment is
  * closed: when it outgrows its mapping, another one of the whole file is added (a "view", at least
  * twice as long) and the earlier ones stay. Two addresses of one byte may therefore differ, but
@@ -23,7 +26,8 @@
  *
  * Threads. mpx_segment_at, _size, _fd and _refresh may run at any time in any thread. create,
  * attach and close are for one thread, and only one thread of all processes that share the
- * segment may be in mpx_segment_grow: hold a lock.
+ * segment may be in mpx_segment_grow or mpx_segment_grow_sparse: hold a lock. Storage is given to a
+ * range, and taken from it, by whoever has it for himself.
  */
 #ifndef MPX_SEGMENT_H
 #define MPX_SEGMENT_H
@@ -45,7 +49,7 @@ typedef struct {
     MPX_ALIGNED(MPX_CACHE_LINE) uint64_t magic;
     uint32_t layout;
     mpx_atomic_u32 ready; /* MPX_SEGMENT_READY once everything else is there; stored last */
-    mpx_atomic_u64 size;  /* bytes that may be used, header included; all have storage */
+    mpx_atomic_u64 size;  /* bytes that may be mapped, header included */
 } mpx_segment_header_t;
 
 /* The offset of the first byte that belongs to the user. */
@@ -84,6 +88,17 @@ void mpx_segment_close(mpx_segment_t *segment);
 /* Makes the segment at least `size` bytes long, for all processes. On failure it is as before.
  * Success without effect where it is that long already. */
 MPX_NODISCARD int mpx_segment_grow(mpx_segment_t *segment, size_t size);
+
+/* The same, without storage for what is added but the last page: whoever uses any of it gives it
+ * storage before. */
+MPX_NODISCARD int mpx_segment_grow_sparse(mpx_segment_t *segment, size_t size);
+
+/* Gives every byte of the range storage; what it held stays. On failure a part may have some. */
+MPX_NODISCARD int mpx_segment_allocate(mpx_segment_t *segment, uint64_t offset, uint64_t length);
+
+/* Takes the storage of the range away; whole pages, which nobody uses. -EOPNOTSUPP where the file
+ * system cannot. */
+MPX_NODISCARD int mpx_segment_deallocate(mpx_segment_t *segment, uint64_t offset, uint64_t length);
 
 /* Makes what other processes have added reachable here. */
 MPX_NODISCARD int mpx_segment_refresh(mpx_segment_t *segment);

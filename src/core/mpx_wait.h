@@ -11,6 +11,20 @@
  * sections take. */
 #define MPX_WAIT_YIELDS 40
 
+/* A yield that takes so long has let others run: on a machine that is busy, to sleep is sooner
+ * over, since who is woken is let in. So many of the next waits do without yields then. */
+#define MPX_WAIT_BUSY (100 * INT64_C(1000))
+#define MPX_WAIT_WARY 64
+
+/* Where waits yield, of one process: all zero at first. */
+typedef struct {
+    mpx_atomic_u32 wary; /* waits to go without yields */
+} mpx_wait_mood_t;
+
+/* One turn of a wait that yields before it sleeps: true where it has yielded; false where it is
+ * time to sleep, or the deadline has passed. `tries` counts the turns from 0 on. */
+bool mpx_wait_yields(mpx_wait_mood_t *mood, unsigned tries, int64_t deadline);
+
 /* The longest sleep, and so what a wake that was lost with a dying process costs. */
 #define MPX_WAIT_RECHECK (50 * MPX_NANOS_PER_MILLI)
 

@@ -247,7 +247,9 @@ static pid_t fork_by_core(void)
         return -1;
     PyOS_BeforeFork();
     pid_t pid = mpx_process_fork();
-    if (pid < 0)
+    if (pid > 0)
+        mpx_arena_forked(pid);
+    else if (pid < 0)
         mpx_arena_fork_failed();
     if (pid == 0)
         PyOS_AfterFork_Child();

@@ -87,17 +87,18 @@ int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count)
 static int parse_by_tuple(const char *format, PyObject *const *args, Py_ssize_t nargs,
                           PyObject *names, const char *const *keywords, PyObject **values)
 {
-    PyObject *rest[2] = {NULL, NULL};
+    PyObject *rest[3] = {NULL, NULL, NULL};
     PyObject *keyword_args = PyDict_New(), *positional = PyTuple_New(nargs);
     int status = keyword_args == NULL || positional == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; status == 0 && i < nargs; i++)
         PyTuple_SET_ITEM(positional, i, Py_NewRef(args[i]));
     for (Py_ssize_t i = 0; status == 0 && names != NULL && i < PyTuple_GET_SIZE(names); i++)
         status = PyDict_SetItem(keyword_args, PyTuple_GET_ITEM(names, i), args[nargs + i]);
-    if (status == 0 && !PyArg_ParseTupleAndKeywords(positional, keyword_args, format,
-                                                    (char **)keywords, &rest[0], &rest[1]))
+    if (status == 0 &&
+        !PyArg_ParseTupleAndKeywords(positional, keyword_args, format, (char **)keywords, &rest[0],
+                                     &rest[1], &rest[2]))
         status = -1;
-    for (int i = 0; status == 0 && i < 2; i++) {
+    for (int i = 0; status == 0 && i < 3; i++) {
         if (rest[i] != NULL)
             values[i] = rest[i]; /* the caller's arguments keep it alive */
     }
@@ -114,9 +115,16 @@ static bool is_called(PyObject *name, const char *keyword)
 int mpx_parse_optional(const char *format, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
                        const char *const *keywords, PyObject **values, Py_ssize_t count)
 {
-    PyObject *given[2] = {NULL, NULL};
+    return mpx_parse_arguments(format, args, nargs, names, keywords, values, 0, count);
+}
+
+int mpx_parse_arguments(const char *format, PyObject *const *args, Py_ssize_t nargs,
+                        PyObject *names, const char *const *keywords, PyObject **values,
+                        Py_ssize_t required, Py_ssize_t count)
+{
+    PyObject *given[3] = {NULL, NULL, NULL};
     Py_ssize_t named = names == NULL ? 0 : PyTuple_GET_SIZE(names);
-    bool fits = nargs <= count && count <= 2;
+    bool fits = nargs <= count && count <= 3;
     for (Py_ssize_t i = 0; fits && i < nargs; i++)
         given[i] = args[i];
     for (Py_ssize_t i = 0; fits && i < named; i++) {
@@ -127,6 +135,8 @@ int mpx_parse_optional(const char *format, PyObject *const *args, Py_ssize_t nar
         if (fits)
             given[at] = args[nargs + i];
     }
+    for (Py_ssize_t i = 0; fits && i < required; i++)
+        fits = given[i] != NULL;
     if (MPX_UNLIKELY(!fits))
         return parse_by_tuple(format, args, nargs, names, keywords, values);
     for (Py_ssize_t i = 0; i < count; i++) {

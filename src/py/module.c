@@ -49,18 +49,29 @@ static int intern_names(module_state_t *state)
 {
     static const char *const names[MPX_NAMES] = {
         [MPX_NAME_ACQUIRE] = "acquire",
+        [MPX_NAME_CLEAR_MEMO] = "clear_memo",
         [MPX_NAME_COUNT] = "_count",
         [MPX_NAME_CTX] = "ctx",
+        [MPX_NAME_DISPATCH_TABLE] = "dispatch_table",
+        [MPX_NAME_DUMP] = "dump",
+        [MPX_NAME_DUMPS] = "dumps",
         [MPX_NAME_ENTER] = "__enter__",
         [MPX_NAME_EXIT] = "__exit__",
+        [MPX_NAME_FORKING_PICKLER] = "_ForkingPickler",
+        [MPX_NAME_GET] = "get",
         [MPX_NAME_GET_START_METHOD] = "get_start_method",
         [MPX_NAME_IS_MINE] = "_is_mine",
+        [MPX_NAME_LOAD] = "load",
+        [MPX_NAME_LOADS] = "loads",
         [MPX_NAME_LOCK] = "_lock",
         [MPX_NAME_MAKE_METHODS] = "_make_methods",
         [MPX_NAME_NOTIFY] = "notify",
+        [MPX_NAME_PUT] = "put",
+        [MPX_NAME_PICKLER] = "Pickler",
         [MPX_NAME_RELEASE] = "release",
         [MPX_NAME_ROUNDED_UP] = "_rounded_up",
         [MPX_NAME_SEMLOCK] = "_semlock",
+        [MPX_NAME_UNPICKLER] = "Unpickler",
     };
     for (int i = 0; i < MPX_NAMES; i++) {
         state->names[i] = PyUnicode_InternFromString(names[i]);
@@ -83,11 +94,17 @@ static int see_asserts(module_state_t *state)
 
 static int module_exec(PyObject *module)
 {
+    module_state(module)->module = module;
     if (apply_switches() < 0 || intern_names(module_state(module)) < 0 ||
         see_asserts(module_state(module)) < 0 || mpx_add_child(module) < 0 ||
         mpx_add_program(module) < 0 || mpx_add_fds(module) < 0 || mpx_add_shared(module) < 0 ||
         mpx_add_semlock(module) < 0 || mpx_add_event(module) < 0 || mpx_add_condition(module) < 0 ||
-        mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0)
+        mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
+        mpx_add_pickling(module) < 0 || mpx_add_unpickling(module) < 0 ||
+        mpx_add_scratch(module) < 0 || mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 ||
+        mpx_add_fork_copy(module) < 0 || mpx_add_channel(module) < 0 ||
+        mpx_add_queue_base(module) < 0 || mpx_add_queue(module) < 0 ||
+        mpx_add_simple_queue(module) < 0)
         return -1;
 #ifdef MPX_KILL_POINTS
     if (mpx_add_kill_points(module) < 0)
@@ -106,6 +123,25 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->semlock_view);
     Py_VISIT(module_state(module)->first_lock_hook);
     Py_VISIT(module_state(module)->slow_inits);
+    Py_VISIT(module_state(module)->channel_type);
+    Py_VISIT(module_state(module)->queue_base_type);
+    Py_VISIT(module_state(module)->queue_type);
+    Py_VISIT(module_state(module)->simple_queue_type);
+    Py_VISIT(module_state(module)->empty_error);
+    Py_VISIT(module_state(module)->full_error);
+    Py_VISIT(module_state(module)->shut_down_error);
+    Py_VISIT(module_state(module)->pickling_type);
+    Py_VISIT(module_state(module)->lease_type);
+    Py_VISIT(module_state(module)->reading_type);
+    Py_VISIT(module_state(module)->scratch_type);
+    Py_VISIT(module_state(module)->pickler_class);
+    Py_VISIT(module_state(module)->pickler_tables);
+    Py_VISIT(module_state(module)->pickle_loads);
+    Py_VISIT(module_state(module)->pickle_pickler);
+    Py_VISIT(module_state(module)->pickle_unpickler);
+    Py_VISIT(module_state(module)->pickling_namespace);
+    for (int i = 0; i < 2 * MPX_PICKLINGS; i++)
+        Py_VISIT((PyObject *)module_state(module)->picklings[i % 2][i / 2]);
     return 0;
 }
 
@@ -121,12 +157,34 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->semlock_view);
     Py_CLEAR(module_state(module)->first_lock_hook);
     Py_CLEAR(module_state(module)->slow_inits);
+    Py_CLEAR(module_state(module)->channel_type);
+    Py_CLEAR(module_state(module)->queue_base_type);
+    Py_CLEAR(module_state(module)->queue_type);
+    Py_CLEAR(module_state(module)->simple_queue_type);
+    Py_CLEAR(module_state(module)->empty_error);
+    Py_CLEAR(module_state(module)->full_error);
+    Py_CLEAR(module_state(module)->shut_down_error);
+    Py_CLEAR(module_state(module)->pickling_type);
+    Py_CLEAR(module_state(module)->lease_type);
+    Py_CLEAR(module_state(module)->reading_type);
+    Py_CLEAR(module_state(module)->scratch_type);
+    Py_CLEAR(module_state(module)->pickler_class);
+    Py_CLEAR(module_state(module)->pickler_tables);
+    Py_CLEAR(module_state(module)->pickle_loads);
+    Py_CLEAR(module_state(module)->pickle_pickler);
+    Py_CLEAR(module_state(module)->pickle_unpickler);
+    Py_CLEAR(module_state(module)->pickling_namespace);
+    for (int i = 0; i < 2 * MPX_PICKLINGS; i++)
+        Py_XDECREF((PyObject *)mpx_swap(&module_state(module)->picklings[i % 2][i / 2], NULL));
+    for (int i = 0; i < MPX_KEYS; i++)
+        Py_CLEAR(module_state(module)->keys.strings[i]);
     return 0;
 }
 
 static void module_free(void *module)
 {
     module_clear(module);
+    PyMem_RawFree(module_state(module)->buffer);
 }
 
 static PyModuleDef_Slot module_slots[] = {

@@ -10,27 +10,54 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "buffer.h"
 #include "mpx_base.h"
 
 /* Names that are looked up often. */
 enum {
     MPX_NAME_ACQUIRE,
+    MPX_NAME_CLEAR_MEMO,
     MPX_NAME_COUNT,
     MPX_NAME_CTX,
+    MPX_NAME_DISPATCH_TABLE,
+    MPX_NAME_DUMP,
+    MPX_NAME_DUMPS,
     MPX_NAME_ENTER,
     MPX_NAME_EXIT,
+    MPX_NAME_FORKING_PICKLER,
+    MPX_NAME_GET,
     MPX_NAME_GET_START_METHOD,
     MPX_NAME_IS_MINE,
+    MPX_NAME_LOAD,
+    MPX_NAME_LOADS,
     MPX_NAME_LOCK,
     MPX_NAME_MAKE_METHODS,
     MPX_NAME_NOTIFY,
+    MPX_NAME_PUT,
+    MPX_NAME_PICKLER,
     MPX_NAME_RELEASE,
     MPX_NAME_ROUNDED_UP,
     MPX_NAME_SEMLOCK,
+    MPX_NAME_UNPICKLER,
     MPX_NAMES
 };
 
+/* How many idle picklers are kept, of those that leave large buffers apart and those that do not.
+ */
+#define MPX_PICKLINGS 4
+
+/* Short keys of dicts that were received: the next message has the same ones, mostly, and to make a
+ * str and its hash takes longer than to find it. */
+#define MPX_KEYS 256
+
 typedef struct {
+    PyObject *strings[MPX_KEYS]; /* or NULL */
+    uint64_t used_by[MPX_KEYS];  /* the message that had it last */
+    uint64_t messages;           /* counted */
+} mpx_keys_t;
+
+typedef struct {
+    PyObject *module;           /* whose state it is: borrowed */
     PyObject *names[MPX_NAMES]; /* strings */
     PyTypeObject *child_type;
     PyTypeObject *shared_type;
@@ -41,7 +68,30 @@ typedef struct {
     bool asserts;              /* not with -O */
     PyObject *first_lock_hook; /* or NULL */
     PyObject *slow_inits;      /* a tuple, or NULL */
+    PyTypeObject *channel_type;
+    PyTypeObject *queue_base_type;
+    PyTypeObject *queue_type;
+    PyTypeObject *simple_queue_type;
+    PyObject *empty_error; /* NULL before mproc_ext.queues is imported */
+    PyObject *full_error;  /* these too */
+    PyObject *shut_down_error;
+    PyTypeObject *pickling_type;
+    PyTypeObject *lease_type;
+    PyTypeObject *reading_type;
+    PyTypeObject *scratch_type;
+    void *picklings[2][MPX_PICKLINGS]; /* objects that nobody uses now; or NULL */
+    PyObject *pickler_class;           /* which is like ForkingPickler, or NULL */
+    unsigned pickler_version;          /* of that class: as long as it has it, it is */
+    PyObject *pickler_tables;          /* of reducers, a tuple, or NULL */
+    PyObject *pickle_loads, *pickle_pickler, *pickle_unpickler; /* of _pickle, or NULL */
+    void *buffer;                                               /* that nobody uses now; or NULL */
+    mpx_keys_t keys;
+    PyObject *pickling_namespace; /* or NULL */
+    Py_ssize_t pickling_place;    /* in that: see mpx_namespace_t */
 } module_state_t;
+
+/* Bytes of the idle buffer: a larger one goes back to the system. */
+#define MPX_BUFFER_KEPT ((size_t)1 << 20)
 
 extern struct PyModuleDef mpx_core_module;
 
@@ -72,6 +122,19 @@ static inline PyObject *mpx_put(PyObject **member, PyObject *value)
     *member = value;
 #endif
     return before;
+}
+
+/* Puts a pointer into what any thread may exchange, and returns the former one. There is no lock,
+ * which a fork in the middle would leave locked in the child. */
+static inline void *mpx_swap(void **member, void *value)
+{
+#ifdef Py_GIL_DISABLED
+    return _Py_atomic_exchange_ptr(member, value);
+#else
+    void *before = *member;
+    *member = value;
+    return before;
+#endif
 }
 
 /* A new reference to what a field of the module's state refers to, NULL where that is NULL. */
@@ -137,8 +200,14 @@ int mpx_fds_of(PyObject *sequence, int **fds, Py_ssize_t *count);
 int mpx_parse_optional(const char *format, PyObject *const *args, Py_ssize_t nargs, PyObject *names,
                        const char *const *keywords, PyObject **values, Py_ssize_t count);
 
-/* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c, synchronized.c:
- * each adds its part to the module. 0, or -1 with an exception. */
+/* convert.c: the same where the first `required` of them (3 at most) must be given. */
+int mpx_parse_arguments(const char *format, PyObject *const *args, Py_ssize_t nargs,
+                        PyObject *names, const char *const *keywords, PyObject **values,
+                        Py_ssize_t required, Py_ssize_t count);
+
+/* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c, synchronized.c,
+ * pickling.c, serialize.c, lease.c: each adds its part to the module. 0, or -1 with an exception.
+ */
 int mpx_add_child(PyObject *module);
 int mpx_add_program(PyObject *module);
 int mpx_add_fds(PyObject *module);
@@ -148,6 +217,16 @@ int mpx_add_event(PyObject *module);
 int mpx_add_condition(PyObject *module);
 int mpx_add_block(PyObject *module);
 int mpx_add_synchronized(PyObject *module);
+int mpx_add_channel(PyObject *module);
+int mpx_add_queue_base(PyObject *module);
+int mpx_add_queue(PyObject *module);
+int mpx_add_simple_queue(PyObject *module);
+int mpx_add_pickling(PyObject *module);
+int mpx_add_unpickling(PyObject *module);
+int mpx_add_scratch(PyObject *module);
+int mpx_add_serialize(PyObject *module);
+int mpx_add_lease(PyObject *module);
+int mpx_add_fork_copy(PyObject *module);
 
 #ifdef MPX_KILL_POINTS
 /* src/testing/kill_points.c */

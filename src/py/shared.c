@@ -313,6 +313,12 @@ static int own_methods_of(PyObject *cls, PyTypeObject *base)
     return status;
 }
 
+static bool is_ours(PyObject *module, PyTypeObject *cls)
+{
+    return PyType_IsSubtype(cls, module_state(module)->shared_type) ||
+           PyType_IsSubtype(cls, module_state(module)->queue_base_type);
+}
+
 PyDoc_STRVAR(own_methods_doc,
              "own_methods(cls, /)\n--\n\n"
              "Give a class the methods that it inherits from its bases in C as its own.\n\n"
@@ -322,8 +328,7 @@ PyDoc_STRVAR(own_methods_doc,
 
 static PyObject *own_methods(PyObject *module, PyObject *cls)
 {
-    if (!PyType_Check(cls) ||
-        !PyType_IsSubtype((PyTypeObject *)cls, module_state(module)->shared_type)) {
+    if (!PyType_Check(cls) || !is_ours(module, (PyTypeObject *)cls)) {
         PyErr_Format(PyExc_TypeError, "%R is no class of shared objects", cls);
         return NULL;
     }
@@ -331,7 +336,7 @@ static PyObject *own_methods(PyObject *module, PyObject *cls)
     int status = bases == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; status == 0 && i < PyTuple_GET_SIZE(bases); i++) {
         PyTypeObject *base = (PyTypeObject *)PyTuple_GET_ITEM(bases, i);
-        if (PyType_IsSubtype(base, module_state(module)->shared_type))
+        if (is_ours(module, base))
             status = own_methods_of(cls, base);
     }
     Py_XDECREF(bases);

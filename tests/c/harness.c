@@ -126,6 +126,12 @@ pid_t start_process(void (*function)(void *), void *argument)
     return pid;
 }
 
+void become_another_program(void)
+{
+    (void)execl("/bin/sleep", "sleep", "1000", (char *)NULL);
+    CHECK(!"there is /bin/sleep");
+}
+
 int wait_for(pid_t pid)
 {
     int status = -1;

@@ -72,6 +72,9 @@ void keeps_descriptors(int count);
 /* Forks a process that runs the function and exits with 0, or 1 if one of its checks failed. */
 pid_t start_process(void (*function)(void *), void *argument);
 
+/* Has this process execute another program, which sleeps until it is killed. */
+void become_another_program(void);
+
 /* Waits for the end of a child; its wait status. */
 int wait_for(pid_t pid);
 

@@ -1,7 +1,7 @@
 /* test_arena.c - slots in shared memory: made, dropped, inherited, given away, left by the dead. */
 #include "harness.h"
 
-#include "mpx_arena.h"
+#include "mpx_arena_pvt.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -306,6 +306,70 @@ TEST(a_slot_is_shared_until_its_holder_is_known_to_have_died)
     (void)wait_for(child);
 }
 
+static void become_another(void *unused)
+{
+    (void)unused;
+    become_another_program();
+}
+
+static mpx_process_id_t identity_of(pid_t pid)
+{
+    mpx_process_id_t id = {.pid = pid, .start = 0};
+    CHECK_EQ(mpx_os_process_start(pid, &id.start), 0);
+    return id;
+}
+
+/* By its pid and its start it is the one that held the slot. */
+TEST(a_slot_is_not_held_by_a_child_that_executes_another_program)
+{
+    struct inheritance state = {.dropped = 0};
+    make_inheritance(&state, home());
+    pid_t child = start_process(become_another, NULL);
+    mpx_process_id_t id = identity_of(child);
+    while (mpx_slot_is_shared(state.arena, state.slots[0])) {
+        sched_yield();
+        mpx_arena_bury_dead();
+    }
+    CHECK(mpx_arena_has_lost(state.arena, id));
+    CHECK(!mpx_arena_has_lost(state.arena, mpx_os_own_process()));
+    CHECK_EQ(kill(child, SIGKILL), 0);
+    CHECK(was_killed(wait_for(child))); /* it did live */
+}
+
+/* Until it has executed /bin/sleep. */
+static void wait_for_another_program(pid_t pid)
+{
+    char path[64], name[16] = "";
+    (void)snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+    while (strcmp(name, "sleep\n") != 0) {
+        sched_yield();
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t length = read(fd, name, sizeof(name) - 1);
+        name[length > 0 ? length : 0] = '\0';
+        close(fd);
+    }
+}
+
+TEST(without_signs_nobody_is_known_to_execute_another_program)
+{
+    struct inheritance state = {.dropped = 0};
+    make_inheritance(&state, home());
+    inject("life_open", ENOENT, 0, ALWAYS); /* in the child, which says so before it is a member */
+    pid_t child = start_process(become_another, NULL);
+    inject_nothing();
+    mpx_process_id_t id = identity_of(child);
+    wait_for_another_program(child);
+    mpx_arena_bury_dead();
+    CHECK(mpx_slot_is_shared(state.arena, state.slots[0]));
+    CHECK(!mpx_arena_has_lost(state.arena, id));
+    CHECK_EQ(kill(child, SIGKILL), 0);
+    siginfo_t end;
+    CHECK_EQ(waitid(P_PID, (id_t)child, &end, WEXITED | WNOWAIT), 0);
+    mpx_arena_bury_dead();
+    CHECK(!mpx_slot_is_shared(state.arena, state.slots[0]));
+    CHECK(was_killed(wait_for(child)));
+}
+
 static void fork_and_leave(void *argument)
 {
     struct inheritance *inherited = argument;
@@ -381,23 +445,46 @@ TEST(what_the_dead_held_is_used_again)
     CHECK_EQ(size_of(arena), size);
 }
 
+struct vain {
+    mpx_arena_t *arena;
+    void (*failed)(void);
+};
+
+static void say_nothing(void)
+{
+}
+
+static bool can_be_marked(mpx_arena_t *arena)
+{
+    mpx_os_mark_t mark;
+    int status = mpx_os_mark_prepare(mpx_arena_fd(arena), &mark);
+    CHECK(status == 0 || (status == -EACCES && !mpx_os_has(MPX_HAS_MEMFD_SEAL)));
+    mpx_os_mark_drop(&mark);
+    return status == 0;
+}
+
 /* Without another process the kernel would let this user have. */
 static void fork_in_vain(void *argument)
 {
-    mpx_arena_t *arena = argument;
+    struct vain *vain = argument;
+    mpx_arena_t *arena = vain->arena;
     struct rlimit none = {0, 0};
     CHECK_EQ(setrlimit(RLIMIT_NPROC, &none), 0);
     CHECK(getuid() != 0 || setuid(NOBODY) == 0);
+    if (vain->failed == say_nothing && !can_be_marked(arena)) {
+        return; /* without memfds the file is another user's now */
+    }
     mpx_slot_t slot = make(arena);
     for (int i = 0; i < times(MANY); i++) {
         CHECK_EQ(fork(), -1);
         CHECK_EQ(errno, EAGAIN);
-        mpx_arena_fork_failed();
+        vain->failed();
     }
+    mpx_arena_bury_dead();
     mpx_slot_drop(arena, slot);
     overwrite(arena, 100);
     CHECK_EQ(make(arena), slot);
-    mpx_arena_fork_failed();
+    vain->failed();
 }
 
 TEST(a_fork_that_failed_leaves_no_member)
@@ -406,8 +493,153 @@ TEST(a_fork_that_failed_leaves_no_member)
     CHECK_EQ(wait_for(start_process(do_nothing, NULL)), 0);
     overwrite(arena, 100);
     long long size = size_of(arena);
-    CHECK_EQ(wait_for(start_process(fork_in_vain, arena)), 0);
-    CHECK_EQ(size_of(arena), size);
+    struct vain kinds[] = {{arena, mpx_arena_fork_failed}, {arena, say_nothing}};
+    for (size_t k = 0; k < MPX_ARRAY_LENGTH(kinds); k++) {
+        CHECK_EQ(wait_for(start_process(fork_in_vain, &kinds[k])), 0);
+        CHECK_EQ(size_of(arena), size);
+    }
+}
+
+/* A child that is killed at the step. */
+static pid_t fork_and_kill_at(const char *step)
+{
+    signal_at_step(step, SIGKILL);
+    pid_t child = fork();
+    if (child == 0) {
+        _exit(0);
+    }
+    signal_at_step(NULL, 0);
+    CHECK(was_killed(wait_for(child)));
+    return child;
+}
+
+TEST(a_child_that_is_killed_before_it_is_a_member_holds_nothing)
+{
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot = make(arena);
+    for (int i = 0; i < times(20); i++) {
+        pid_t child = fork_and_kill_at(i % 2 == 0 ? "member_adopting" : "member_handed_over");
+        if (i % 4 < 2) { /* os.fork says nothing */
+            mpx_arena_forked(child);
+        }
+    }
+    mpx_slot_drop(arena, slot);
+    overwrite(arena, times(MANY));
+    CHECK_EQ(make(arena), slot);
+}
+
+/* What nobody waits to adopt is taken for another child. */
+TEST(what_was_said_of_a_record_too_late_means_no_other)
+{
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot = make(arena);
+    uint32_t seats[3];
+    for (int i = 0; i < 3; i++) {
+        pid_t child = fork_and_kill_at("member_adopting");
+        mpx_arena_bury_dead();
+        CHECK(!mpx_slot_is_shared(arena, slot));
+        CHECK_EQ(mpx_arena_seat(arena, &seats[i]), 0);
+        CHECK_EQ(mpx_arena_give(arena, seats[i], slot), 0);
+        if (i == 0) {
+            mpx_arena_forked(child);
+        } else if (i == 1) {
+            mpx_arena_fork_failed();
+        }
+        mpx_arena_bury_dead();
+        CHECK(mpx_slot_is_shared(arena, slot));
+        mpx_arena_settle(arena, seats[i], 0);
+        CHECK(!mpx_slot_is_shared(arena, slot));
+        CHECK_EQ(seats[i], seats[0]); /* it was the same one */
+    }
+}
+
+/* As for a child that is started by exec. */
+TEST(a_record_that_cannot_be_marked_is_its_makers)
+{
+    static const char *const sites[] = {"mark_lock", "life_map"};
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot = make(arena);
+    for (size_t s = 0; s < MPX_ARRAY_LENGTH(sites); s++) {
+        int before = next_descriptor();
+        inject(sites[s], ENOLCK, 0, 1); /* the parent's, before the fork */
+        pid_t child = fork_and_kill_at("member_adopting");
+        inject_nothing();
+        CHECK_EQ(next_descriptor(), before);
+        mpx_arena_bury_dead();
+        CHECK(mpx_slot_is_shared(arena, slot));
+        mpx_arena_forked(child);
+        mpx_arena_bury_dead();
+        CHECK(!mpx_slot_is_shared(arena, slot));
+    }
+}
+
+struct orphan {
+    struct inheritance state;
+    mpx_atomic_u32 *pid;
+    const char *step;
+};
+
+/* Forks a child that stops before it is a member, and is killed. */
+static void leave_an_orphan(void *argument)
+{
+    struct orphan *orphan = argument;
+    signal_at_step(orphan->step, SIGSTOP);
+    pid_t child = fork();
+    if (child == 0) {
+        signal_at_step(NULL, 0);
+        hold_and_check(&orphan->state);
+        _exit(0);
+    }
+    mpx_u32_store_relaxed(orphan->pid, (uint32_t)child);
+    wait_until_stopped(child);
+    kill(getpid(), SIGKILL);
+}
+
+static pid_t make_orphan(struct orphan *orphan)
+{
+    *orphan = (struct orphan){.state = {.dropped = 0},
+                              .pid = shared_memory(sizeof(*orphan->pid)),
+                              .step = "member_adopting"};
+    make_inheritance(&orphan->state, home());
+    CHECK(was_killed(wait_for(start_process(leave_an_orphan, orphan))));
+    return (pid_t)mpx_u32_load_relaxed(orphan->pid);
+}
+
+TEST(the_child_of_a_dead_parent_that_is_no_member_yet_becomes_one)
+{
+    struct orphan orphan;
+    pid_t pid = make_orphan(&orphan);
+    struct inheritance *state = &orphan.state;
+    mpx_arena_bury_dead();
+    for (int i = 0; i < HELD; i++) {
+        CHECK(mpx_slot_is_shared(state->arena, state->slots[i]));
+        mpx_slot_drop(state->arena, state->slots[i]);
+    }
+    overwrite(state->arena, 4 * HELD);
+    CHECK_EQ(kill(pid, SIGCONT), 0);
+    open_gate(state->gates, 0);
+    pass_gate(state->gates, 1);
+    overwrite(state->arena, 4 * HELD);
+    open_gate(state->gates, 2);
+    while (mpx_os_pid_alive((mpx_process_id_t){.pid = pid}) == 1) {
+        sched_yield();
+    }
+    CHECK_EQ(mpx_u32_load_relaxed(&state->arena->shared->pinned), 0);
+}
+
+/* At once, and not after the time that a child might take. */
+TEST(the_child_of_a_dead_parent_that_was_killed_before_it_was_a_member_holds_nothing)
+{
+    struct orphan orphan;
+    pid_t pid = make_orphan(&orphan);
+    mpx_arena_bury_dead();
+    CHECK(mpx_slot_is_shared(orphan.state.arena, orphan.state.slots[0]));
+    CHECK_EQ(kill(pid, SIGKILL), 0);
+    while (mpx_os_pid_alive((mpx_process_id_t){.pid = pid}) == 1) {
+        sched_yield();
+    }
+    mpx_arena_bury_dead();
+    CHECK(!mpx_slot_is_shared(orphan.state.arena, orphan.state.slots[0]));
 }
 
 static void *fork_often(void *unused)
@@ -707,6 +939,7 @@ TEST(killed_at_each_step)
         "member_seating", "member_seated",      "member_buried", "region_taken",  "region_slots",
         "region_added",   "member_handed_over", "slot_taken",    "slot_held",     "slot_swept",
         "slot_dropped",   "slot_freed",         "slot_offered",  "slot_given",    "arena_sweeping",
+        "member_marked",
     };
     struct inheritance state = {.dropped = 0};
     make_inheritance(&state, home());
@@ -724,6 +957,75 @@ TEST(killed_at_each_step)
         check_whole(&state);
     }
     CHECK_EQ(size_of(state.arena), size);
+}
+
+/* Has a child that was killed before it was a member, and is killed while it finds that out. */
+static void bury_until_killed(void *unused)
+{
+    (void)unused;
+    (void)fork_and_kill_at("member_adopting");
+    signal_at_step("member_burying", SIGKILL);
+    mpx_arena_bury_dead();
+}
+
+TEST(killed_while_it_buries_who_was_no_member)
+{
+    mpx_arena_t *arena = home();
+    mpx_slot_t slot = make(arena);
+    for (int i = 0; i < times(20); i++) {
+        CHECK(was_killed(wait_for(start_process(bury_until_killed, NULL))));
+        mpx_arena_bury_dead();
+        CHECK(!mpx_slot_is_shared(arena, slot));
+    }
+}
+
+/* Looks at all records all the time, while their makers make them. */
+static void bury_for_ever(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        mpx_arena_bury_dead();
+    }
+}
+
+static void fork_and_kill_often(void *argument)
+{
+    struct inheritance *state = argument;
+    for (int i = 0; i < 100; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            bool works =
+                state->arena->self != NULL && mpx_slot_at(state->arena, make(state->arena));
+            _exit(works ? 0 : 1);
+        }
+        if (i % 2 == 0) {
+            kill(child, SIGKILL);
+        }
+        int status = wait_for(child);
+        CHECK(status == 0 || (i % 2 == 0 && was_killed(status)));
+    }
+}
+
+TEST(forks_are_looked_at_while_they_are_made)
+{
+    if (emulated()) {
+        return;
+    }
+    struct inheritance state = {.dropped = 0};
+    make_inheritance(&state, home());
+    pid_t buriers[2];
+    for (int i = 0; i < 2; i++) {
+        buriers[i] = start_process(bury_for_ever, NULL);
+    }
+    run_in_processes(fork_and_kill_often, &state);
+    for (int i = 0; i < 2; i++) {
+        kill(buriers[i], SIGKILL);
+        CHECK(was_killed(wait_for(buriers[i])));
+    }
+    CHECK_EQ(mpx_u32_load_relaxed(&state.arena->shared->pinned), 0);
+    mpx_arena_bury_dead();
+    CHECK(!mpx_slot_is_shared(state.arena, state.slots[0]));
+    check_whole(&state);
 }
 
 struct labour {
@@ -753,7 +1055,6 @@ TEST(killed_at_random)
     long long size = size_of(state.arena);
     kill_at_random(labour, &shared, shared.progress, KILLS);
     check_whole(&state);
-    /* The records of children whose parents died in the middle of a fork stay for a minute, and so
-     * do the slots that they hold. */
-    CHECK(size_of(state.arena) <= 8 * size);
+    CHECK_EQ(mpx_u32_load_relaxed(&state.arena->shared->pinned), 0);
+    CHECK(size_of(state.arena) <= 2 * size);
 }

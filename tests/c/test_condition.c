@@ -427,6 +427,28 @@ TEST(a_sleeper_gets_the_grant_of_a_dead_one)
     CHECK_EQ(wait_for(second), 0);
 }
 
+static void enter_and_become_another(void *argument)
+{
+    struct shared *shared = argument;
+    (void)enter(shared->condition);
+    mpx_u32_store_release(&shared->entered, 1);
+    become_another_program();
+}
+
+TEST(who_executes_another_program_waits_no_more)
+{
+    struct shared *shared = open_shared();
+    pid_t other = start_process(enter_and_become_another, shared);
+    wait_until(&shared->entered, 1);
+    mpx_slot_t own = enter(shared->condition);
+    CHECK_EQ(mpx_condition_notify(arena, shared->condition, 1), 1); /* it is the older one */
+    CHECK_EQ(mpx_condition_sleep(arena, shared->condition, own, much_later()), 0);
+    CHECK_EQ(mpx_condition_leave(arena, shared->condition, own), 1);
+    check_counts(shared->condition, 0, 0);
+    CHECK_EQ(kill(other, SIGKILL), 0);
+    CHECK(was_killed(wait_for(other)));
+}
+
 TEST(a_dead_one_has_no_heir_among_those_who_came_later)
 {
     struct shared *shared = open_shared();

@@ -223,6 +223,41 @@ TEST(a_sign_lasts_as_long_as_its_process)
     CHECK_EQ(mpx_life_of(sight->id), MPX_LIFE_NONE);
 }
 
+static void show_life_and_become_another(void *argument)
+{
+    struct sight *sight = argument;
+    void *mark;
+    CHECK_EQ(mpx_os_life_sign(sight->life.fd, &mark), 0);
+    sight->id = mpx_os_own_process();
+    CHECK(!mpx_os_life_is_over(&sight->life, sight->id));
+    come_to(&sight->stage, 1);
+    wait_for_stage(&sight->stage, 2);
+    become_another_program();
+}
+
+TEST(a_sign_ends_where_another_program_begins)
+{
+    struct sight *sight = open_sight();
+    pid_t pid = start_process(show_life_and_become_another, sight);
+    wait_for_stage(&sight->stage, 1);
+    mpx_process_id_t unknown = {.pid = sight->id.pid, .start = 0};
+    CHECK(!mpx_os_life_is_over(&sight->life, sight->id));
+    come_to(&sight->stage, 2);
+    while (mpx_life_of(sight->id) != MPX_LIFE_NONE) {
+        sched_yield();
+    }
+    CHECK(emulated() || mpx_os_process_alive(sight->id) == 1);
+    CHECK(mpx_os_life_is_over(&sight->life, sight->id));
+    CHECK(!mpx_os_life_is_over(&sight->life, unknown));
+    inject("recovery", 0, 0, ALWAYS);
+    CHECK(!mpx_os_life_is_over(&sight->life, sight->id));
+    inject_nothing();
+    mpx_u32_store_relaxed(&sight->nobody, 1);
+    CHECK(!mpx_os_life_is_over(&sight->life, sight->id));
+    CHECK_EQ(kill(pid, SIGKILL), 0);
+    CHECK(was_killed(wait_for(pid)));
+}
+
 static void show_life_and_fork(void *argument)
 {
     struct sight *sight = argument;
@@ -296,7 +331,8 @@ TEST(a_sign_outweighs_another_start)
 
 TEST(a_sign_that_cannot_be_given_leaves_nothing)
 {
-    static const char *const sites[] = {"life_open", "life_lock", "life_map", "life_dontfork"};
+    static const char *const sites[] = {"life_open", "life_lock", "life_map", "life_dontfork",
+                                        "life_look"};
     struct sight *sight = open_sight();
     for (size_t i = 0; i < MPX_ARRAY_LENGTH(sites); i++) {
         void *mark = NULL;
@@ -309,6 +345,111 @@ TEST(a_sign_that_cannot_be_given_leaves_nothing)
         CHECK_EQ(mpx_life_of(mpx_os_own_process()), MPX_LIFE_NONE);
     }
     CHECK_EQ(mpx_os_life_sign(-1, &(void *){NULL}), -EBADF);
+}
+
+/* ---- Marks ----------------------------------------------------------------------------------- */
+
+struct marked {
+    struct sight *sight;
+    mpx_os_mark_t mark;
+};
+
+static void have_a_mark(void *argument)
+{
+    struct marked *marked = argument;
+    wait_for_stage(&marked->sight->stage, 1);
+    mpx_os_mark_drop(&marked->mark);
+    CHECK(marked->mark.address == NULL);
+    come_to(&marked->sight->stage, 2);
+    wait_for_stage(&marked->sight->stage, 3);
+}
+
+static struct marked make_marked(uint32_t number)
+{
+    struct marked marked = {.sight = open_sight(), .mark = {NULL, 0}};
+    int before = next_descriptor();
+    CHECK_EQ(mpx_os_mark_prepare(marked.sight->life.fd, &marked.mark), 0);
+    CHECK_EQ(mpx_os_mark_is_held(&marked.sight->life, number), 0);
+    CHECK_EQ(mpx_os_mark_give(&marked.mark, number), 0);
+    CHECK_EQ(next_descriptor(), before);
+    CHECK_EQ(mpx_os_mark_is_held(&marked.sight->life, number), 1);
+    return marked;
+}
+
+TEST(a_mark_is_had_by_parent_and_child_until_both_have_dropped_it)
+{
+    for (int child_is_last = 0; child_is_last < 2; child_is_last++) {
+        struct marked marked = make_marked(UINT32_MAX);
+        struct sight *sight = marked.sight;
+        pid_t pid = start_process(have_a_mark, &marked);
+        if (child_is_last) {
+            mpx_os_mark_drop(&marked.mark);
+            CHECK_EQ(mpx_os_mark_is_held(&sight->life, UINT32_MAX), 1);
+        }
+        come_to(&sight->stage, 1);
+        wait_for_stage(&sight->stage, 2);
+        CHECK_EQ(mpx_os_mark_is_held(&sight->life, UINT32_MAX), !child_is_last);
+        CHECK_EQ(mpx_os_mark_is_held(&sight->life, 0), 0);
+        mpx_os_mark_drop(&marked.mark);
+        mpx_os_mark_drop(&marked.mark);
+        CHECK_EQ(mpx_os_mark_is_held(&sight->life, UINT32_MAX), 0);
+        come_to(&sight->stage, 3);
+        CHECK_EQ(wait_for(pid), 0);
+    }
+    keeps_descriptors(2);
+}
+
+TEST(a_mark_ends_with_who_is_killed)
+{
+    struct marked marked = make_marked(0);
+    pid_t pid = start_process(have_a_mark, &marked);
+    mpx_os_mark_drop(&marked.mark);
+    CHECK_EQ(mpx_os_mark_is_held(&marked.sight->life, 0), 1);
+    kill(pid, SIGKILL);
+    CHECK(was_killed(wait_for(pid)));
+    CHECK_EQ(mpx_os_mark_is_held(&marked.sight->life, 0), 0);
+}
+
+/* No process has the byte: the largest names there are end before. */
+TEST(a_mark_is_no_sign_and_a_sign_no_mark)
+{
+    struct marked marked = make_marked(0);
+    mpx_process_id_t last = {.pid = (pid_t)((1 << 30) - 1), .start = UINT32_MAX};
+    void *mark;
+    CHECK_EQ(mpx_life_of(last), MPX_LIFE_NONE);
+    CHECK_EQ(mpx_os_life_sign(marked.sight->life.fd, &mark), 0);
+    mpx_os_mark_drop(&marked.mark);
+    CHECK_EQ(mpx_os_mark_is_held(&marked.sight->life, 0), 0);
+}
+
+TEST(a_mark_that_cannot_be_given_or_seen)
+{
+    struct marked marked = make_marked(7);
+    mpx_os_mark_t other = {NULL, 0};
+    const mpx_os_life_t *life = &marked.sight->life;
+    int before = next_descriptor();
+    CHECK_EQ(mpx_os_mark_prepare(life->fd, &other), 0);
+    CHECK_EQ(mpx_os_mark_give(&other, 7), -EAGAIN);
+    mpx_os_mark_drop(&other);
+    CHECK_EQ(mpx_os_mark_give(&other, 8), -EBADF);
+    CHECK_EQ(mpx_os_mark_prepare(life->fd, &other), 0);
+    mpx_os_mark_drop(&other); /* not given */
+    CHECK_EQ(mpx_os_mark_prepare(-1, &other), -EBADF);
+    static const char *const sites[] = {"life_open", "life_map"};
+    for (size_t s = 0; s < MPX_ARRAY_LENGTH(sites); s++) {
+        inject(sites[s], ENOMEM, 0, 1);
+        CHECK_EQ(mpx_os_mark_prepare(life->fd, &other), -ENOMEM);
+        inject_nothing();
+        mpx_os_mark_drop(&other);
+    }
+    CHECK_EQ(next_descriptor(), before);
+    inject("life_look", EIO, 0, 1);
+    CHECK_EQ(mpx_os_mark_is_held(life, 7), -EIO);
+    inject("recovery", 0, 0, ALWAYS);
+    CHECK_EQ(mpx_os_mark_is_held(life, 8), 1);
+    inject_nothing();
+    CHECK_EQ(mpx_os_mark_is_held(&(mpx_os_life_t){.fd = 0}, 7), -EBADF);
+    mpx_os_mark_drop(&marked.mark);
 }
 
 /* ---- Locks ----------------------------------------------------------------------------------- */

@@ -644,6 +644,78 @@ TEST(grow_reports_each_failure_and_can_be_repeated)
     }
 }
 
+TEST(sparse_growth_has_storage_where_it_is_given_some)
+{
+    mpx_segment_t segment, other;
+    REQUIRE(mpx_segment_create(&segment, 1) == 0);
+    REQUIRE(attach_again(&other, &segment) == 0);
+    CHECK_EQ(mpx_segment_grow_sparse(&segment, 64 * MEGA), 0);
+    CHECK_EQ(mpx_segment_size(&segment), 64 * MEGA);
+    CHECK(stored_bytes(&segment) <= MEGA);
+    CHECK_EQ(mpx_segment_refresh(&other), 0);
+    CHECK_EQ(mpx_segment_allocate(&segment, 8 * MEGA, 2 * MEGA), 0);
+    CHECK(stored_bytes(&segment) >= 2 * MEGA);
+    memset(mpx_segment_at(&segment, 8 * MEGA, 2 * MEGA), 1, 2 * MEGA);
+    CHECK_EQ(*(char *)mpx_segment_at(&other, 10 * MEGA - 1, 1), 1);
+    CHECK_EQ(mpx_segment_allocate(&other, 8 * MEGA, 2 * MEGA), 0); /* what it holds stays */
+    CHECK_EQ(*(char *)mpx_segment_at(&other, 10 * MEGA - 1, 1), 1);
+    CHECK_EQ(mpx_segment_deallocate(&segment, 8 * MEGA, 2 * MEGA), 0);
+    CHECK(stored_bytes(&segment) <= MEGA);
+    CHECK_EQ(*(char *)mpx_segment_at(&other, 10 * MEGA - 1, 1), 0);
+    CHECK_EQ(mpx_segment_grow(&segment, 65 * MEGA), 0); /* the rest has storage again */
+    CHECK(stored_bytes(&segment) >= MEGA && stored_bytes(&segment) <= 2 * MEGA);
+    mpx_segment_close(&other);
+    mpx_segment_close(&segment);
+}
+
+TEST(storage_is_for_the_users_bytes_alone)
+{
+    mpx_segment_t segment;
+    REQUIRE(mpx_segment_create(&segment, MEGA) == 0);
+    static const uint64_t ranges[][2] = {
+        {0, MEGA}, {MPX_SEGMENT_DATA - 1, 64}, {MEGA - 64, 65}, {MEGA + 1, 1}, {64, UINT64_MAX}};
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(ranges); i++) {
+        CHECK_EQ(mpx_segment_allocate(&segment, ranges[i][0], ranges[i][1]), -EINVAL);
+        CHECK_EQ(mpx_segment_deallocate(&segment, ranges[i][0], ranges[i][1]), -EINVAL);
+    }
+    int fd = mpx_segment_fd(&segment), foreign = mpx_os_anonymous_file("foreign");
+    CHECK_EQ(write(foreign, "data", 4), 4);
+    CHECK_EQ(dup2(foreign, fd), fd);
+    CHECK_EQ(mpx_segment_allocate(&segment, 64 * KILO, KILO), -ESTALE);
+    CHECK_EQ(mpx_segment_deallocate(&segment, 64, MEGA / 2), -ESTALE);
+    CHECK_EQ(mpx_segment_grow_sparse(&segment, 2 * MEGA), -ESTALE);
+    close(fd);
+    CHECK_EQ(mpx_segment_allocate(&segment, 64 * KILO, KILO), -EBADF);
+    CHECK_EQ(mpx_segment_grow_sparse(&segment, 2 * MEGA), -EBADF);
+    char data[5] = {0};
+    CHECK_EQ(pread(foreign, data, sizeof(data), 0), 4);
+    CHECK_EQ(strcmp(data, "data"), 0);
+    close(foreign);
+    mpx_segment_close(&segment);
+}
+
+TEST(sparse_growth_that_fails_changes_nothing)
+{
+    static const struct {
+        const char *site;
+        int error;
+    } failures[] = {{"fallocate", ENOSPC}, {"mmap", ENOMEM}, {"fstat", EIO}};
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(failures); i++) {
+        mpx_segment_t segment;
+        REQUIRE(mpx_segment_create(&segment, 1) == 0);
+        uint64_t stored = stored_bytes(&segment);
+        inject(failures[i].site, failures[i].error, 0, 1);
+        CHECK_EQ(mpx_segment_grow_sparse(&segment, 16 * MEGA), -failures[i].error);
+        inject_nothing();
+        CHECK_EQ(mpx_segment_size(&segment), page());
+        CHECK_EQ(stored_bytes(&segment), stored);
+        CHECK_EQ(mpx_segment_grow(&segment, 16 * MEGA), 0);
+        CHECK(stored_bytes(&segment) >= 16 * MEGA);
+        use_every_byte(&segment);
+        mpx_segment_close(&segment);
+    }
+}
+
 TEST(refresh_that_cannot_map_can_be_repeated)
 {
     mpx_segment_t segment, other;

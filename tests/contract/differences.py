@@ -10,6 +10,8 @@ DIFFERENCES = {
     "(package)/install": "beyond the stdlib: makes `multiprocessing` mean this package",
 }
 
+METHODS = ("", "'fork'", "'spawn'", "'forkserver'")  # as they are in the tests' names
+
 # The classes that start processes are C types: what the stdlib sets on their instances is a
 # descriptor.
 for popen in ("popen_fork", "popen_spawn_posix", "popen_forkserver"):
@@ -77,6 +79,30 @@ for method in ("fork", "spawn", "forkserver"):
         "a TypeError that says what to do; the stdlib's names the mmap inside"
     )
 
+# Queues are types in C.
+for kind, methods in {
+    "Queue": "put put_nowait get get_nowait qsize empty full",
+    "JoinableQueue": "put put_nowait get get_nowait qsize empty full",
+    "SimpleQueue": "put get empty",
+}.items():
+    for name in methods.split():
+        DIFFERENCES[f"queues/{kind}.{name} signature"] = "a method in C: self has no name"
+    for fact in ("__new__", "__new__ signature"):
+        DIFFERENCES[f"queues/{kind}.{fact}"] = "a type in C"
+for kind in ("Queue", "JoinableQueue"):
+    for name in ("put_many", "get_many", "shutdown", "stats", "__iter__"):
+        for fact in (name, f"{name} signature"):
+            DIFFERENCES[f"queues/{kind}.{fact}"] = "beyond the stdlib"
+        if name != "__iter__":
+            DIFFERENCES[f"{kind}()/{name}"] = "beyond the stdlib"
+
+QUEUE_KEYWORDS = "beyond the stdlib: max_bytes, zero_copy, on_death"
+for kind in ("Queue", "JoinableQueue", "SimpleQueue"):
+    for group in ("(package)", "queues", *(f"get_context({method})" for method in METHODS)):
+        DIFFERENCES[f"{group}/{kind} signature"] = QUEUE_KEYWORDS
+    for cls in ("Base", "Default", "Fork", "Spawn", "ForkServer"):
+        DIFFERENCES[f"context/{cls}Context.{kind} signature"] = QUEUE_KEYWORDS
+
 # The forkserver is ours, and so is what it and its clients say to each other.
 for name in (
     "ForkServer.connect_to_new_process signature",
@@ -126,6 +152,7 @@ SYNC = r"(Lock|RLock|Semaphore|BoundedSemaphore|Condition|SemLock)"
 NEWER = [
     ((3, 12), r"queues|context|\(package\)", r"(Joinable|Simple)?Queue\.__class_getitem__.*"),
     ((3, 12), r"(Joinable|Simple)?Queue\(\)", r"__class_getitem__.*"),
+    ((3, 12), r"queues", r"Queue\._terminate_broken.*"),
     ((3, 12), r"connection|managers", r"deliver_challenge signature"),
     ((3, 13), r"managers", r"(DictProxy|ListProxy)\.__class_getitem__.*"),
     ((3, 14), r".*", r"((\w*Process|Popen)\.)?interrupt( signature)?"),

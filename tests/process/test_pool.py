@@ -1,5 +1,6 @@
 """Pools: terminate and join with tasks that do not end, and with workers that put a result."""
 
+import importlib
 import threading
 
 import pytest
@@ -29,6 +30,16 @@ def test_join_after_terminate_does_not_wait_for_a_task(busy, monkeypatch):
     for thread in threads:
         thread.join()
     assert result.ready() == (busy == 0)
+
+
+@pytest.mark.parametrize("package", ["multiprocessing", "mproc_ext"])
+def test_terminate_at_once(package):
+    """Its workers take the tasks, or their end, while terminate drains the queue of them."""
+    cls = importlib.import_module(f"{package}.pool").Pool
+    for _ in range(25):
+        pool = cls(2, context=mproc_ext.get_context("fork"))
+        pool.terminate()
+        pool.join()
 
 
 def test_join_after_terminate_waits_for_a_short_task(monkeypatch):

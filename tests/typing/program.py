@@ -51,10 +51,21 @@ def queues() -> None:
     queue: mproc_ext.Queue[int] = mproc_ext.Queue()
     queue.put(1)
     assert_type(queue.get(timeout=1), int)
+    queue.put_many([1, 2], timeout=1)
+    queue.put_many(["one"])  # type: ignore[list-item]
+    assert_type(queue.get_many(2), list[int])
+    for number in queue:
+        assert_type(number, int)
+    queue.shutdown(immediate=True)
     queue.put("one")  # type: ignore[arg-type]
     made = mproc_ext.get_context("spawn").JoinableQueue(3)
     assert_type(made, mproc_ext.queues.JoinableQueue[Any])
     made.task_done()
+    mproc_ext.JoinableQueue(on_death="done").join()
+    context = mproc_ext.get_context("spawn")
+    context.JoinableQueue(3, on_death="done").join()
+    mproc_ext.queues.JoinableQueue[int](3, on_death=None, ctx=context).put(1)
+    mproc_ext.JoinableQueue(on_death="other")  # type: ignore[arg-type]
 
 
 def locks() -> None:
