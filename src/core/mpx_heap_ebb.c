@@ -20,7 +20,6 @@
 #include "mpx_heap_pvt.h"
 
 #include "mpx_arena_pvt.h"
-#include "mpx_fault.h"
 
 /* What was needed at once is forgotten after that time, and before that by an eighth each time. */
 #define REMEMBERED MPX_NANOS_PER_SEC

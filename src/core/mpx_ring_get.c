@@ -476,12 +476,9 @@ MPX_COLD static int try_get_and_unlock(mpx_ring_t *ring, getting_t *getting)
         if (status < 0) {
             return status;
         }
-        status = mpx_mutex_try_lock(&ring->control->consumers);
-        if (MPX_UNLIKELY(status != 0)) {
-            if (status < 0) {
-                return status == -EAGAIN ? -EBUSY : status;
-            }
-            mpx_ring_count_death(ring->control);
+        status = mpx_ring_try_lock(ring->control, &ring->control->consumers);
+        if (status < 0) {
+            return status;
         }
         status = get_and_unlock(ring, getting);
     }
@@ -574,12 +571,9 @@ int mpx_ring_try_get_many(mpx_ring_t *ring, void *buffer, size_t capacity,
                          .capacity = capacity,
                          .wanted = wanted};
     *done = 0;
-    int status = mpx_mutex_try_lock(&ring->control->consumers);
+    int status = mpx_ring_try_lock(ring->control, &ring->control->consumers);
     if (status < 0) {
-        return status == -EAGAIN ? -EBUSY : status;
-    }
-    if (status == MPX_OWNER_DIED) {
-        mpx_ring_count_death(ring->control);
+        return status;
     }
     status = try_get_and_unlock(ring, &getting);
     *done = status == 0 ? getting.done : 0;

@@ -624,12 +624,9 @@ int mpx_ring_try_put_many(mpx_ring_t *ring, const mpx_message_t *messages, size_
     if (status < 0) {
         return status;
     }
-    status = mpx_mutex_try_lock(&ring->control->producers);
+    status = mpx_ring_try_lock(ring->control, &ring->control->producers);
     if (status < 0) {
-        return status == -EAGAIN ? -EBUSY : status;
-    }
-    if (status == MPX_OWNER_DIED) {
-        mpx_ring_count_death(ring->control);
+        return status;
     }
     status = try_put_and_unlock(ring, &putting);
     *done = status == 0 ? putting.done : 0;

@@ -18,6 +18,7 @@
 
 #include "mpx_ring.h"
 
+#include <errno.h>
 #include <string.h>
 
 #define MPX_RING_MAGIC    UINT64_C(0x00ff676e69727fff)
@@ -116,6 +117,16 @@ static inline bool mpx_ring_is_watched(mpx_ring_control_t *control)
 static inline void mpx_ring_count_death(mpx_ring_control_t *control)
 {
     (void)mpx_u32_fetch_add_relaxed(&control->deaths, 1);
+}
+
+/* One of the two mutexes, or -EBUSY where somebody has it. */
+MPX_NODISCARD static inline int mpx_ring_try_lock(mpx_ring_control_t *control, mpx_mutex_t *mutex)
+{
+    int status = mpx_mutex_try_lock(mutex);
+    if (MPX_UNLIKELY(status == MPX_OWNER_DIED)) {
+        mpx_ring_count_death(control);
+    }
+    return status == -EAGAIN ? -EBUSY : status < 0 ? status : 0;
 }
 
 #define MPX_SEGMENT_HEADER sizeof(mpx_ring_segment_t)
