@@ -37,8 +37,10 @@ def wait_for(connection):
 def sleep_for_ever(connection=None):
     if connection is not None:
         connection.send(os.getpid())
+    # Short sleeps: CPython does not see a signal that comes between its last look for one and the
+    # system call until that ends.
     while True:
-        time.sleep(1000)
+        time.sleep(0.1)
 
 
 def describe(connection):
