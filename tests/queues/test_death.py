@@ -191,6 +191,33 @@ def test_storm_of_started_processes(our_ctx, method):
     storm(our_ctx, 0, 10, (0, 100_000), pause=1)
 
 
+def state_of(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+def stop_child(child, is_in_the_middle, goes_on):
+    """Stops a child again and again, until that happens in the middle of what it does for ever."""
+    until = time.monotonic() + 2 * LIMIT
+    while True:
+        time.sleep(random.random() / 500)
+        os.kill(child.pid, signal.SIGSTOP)
+        wait_until(lambda: state_of(child.pid) == "T")
+        if is_in_the_middle():
+            return
+        os.kill(child.pid, signal.SIGCONT)
+        goes_on()
+        assert time.monotonic() < until
+
+
+def is_full(q, message):
+    try:
+        q.put_nowait(message)
+    except queue.Full:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("what", ["put", "get"])
 def test_stopped_in_the_middle(ours, what):
     """Whoever does not want to wait does not: Full or Empty after about a second.
@@ -214,17 +241,11 @@ def test_stopped_in_the_middle(ours, what):
             return what == "put" or q.qsize() > 0
         return False
 
-    until = time.monotonic() + 2 * LIMIT
-    while True:
-        time.sleep(random.random() / 500)
-        os.kill(child.pid, signal.SIGSTOP)
-        wait_until(lambda: state_of(child.pid) == "T")
-        if is_in_the_middle():
-            break
-        os.kill(child.pid, signal.SIGCONT)
+    def goes_on():
         q.put_many(taken)  # the child waits for it
         taken.clear()
-        assert time.monotonic() < until
+
+    stop_child(child, is_in_the_middle, goes_on)
     with pytest.raises((queue.Full, queue.Empty)):
         q.put("x", timeout=0.1) if what == "put" else q.get(timeout=0.1)
     assert q.stats()["deaths"] == 0
@@ -240,18 +261,7 @@ def test_stopped_in_the_middle_of_making_a_block(ours):
     other, q = ours.Queue(), ours.Queue()
     child = Child(ours, queue_targets.put_and_get_for_ever, other, b"x" * 70_000)
     child.expect("begins")
-    until = time.monotonic() + 2 * LIMIT
-    while True:
-        time.sleep(random.random() / 500)
-        os.kill(child.pid, signal.SIGSTOP)
-        wait_until(lambda: state_of(child.pid) == "T")
-        try:
-            q.put_nowait(b"x" * 70_000)
-        except queue.Full:
-            break
-        q.get()
-        os.kill(child.pid, signal.SIGCONT)
-        assert time.monotonic() < until
+    stop_child(child, lambda: is_full(q, b"x" * 70_000), q.get)
     began = time.monotonic()
     with pytest.raises(queue.Full):
         q.put(b"x" * 70_000, timeout=0.1)
@@ -271,18 +281,7 @@ def test_threads_go_on_while_a_producer_is_stopped(ours):
     q._reader.fileno()  # from now on it is looked at
     child = Child(ours, queue_targets.put_for_ever, q, b"x" * 65_000)
     child.expect("begins")
-    until = time.monotonic() + LIMIT
-    while True:
-        time.sleep(random.random() / 500)
-        os.kill(child.pid, signal.SIGSTOP)
-        wait_until(lambda: state_of(child.pid) == "T")
-        try:
-            q.put_nowait("x")
-        except queue.Full:
-            break
-        os.kill(child.pid, signal.SIGCONT)
-        q.get_many()
-        assert time.monotonic() < until
+    stop_child(child, lambda: is_full(q, "x"), q.get_many)
     while q.qsize():
         q.get()
     gaps, stop = [], threading.Event()
@@ -303,11 +302,6 @@ def test_threads_go_on_while_a_producer_is_stopped(ours):
     assert len(gaps) > 20  # not five
     child.kill()
     end(q)
-
-
-def state_of(pid):
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0]
 
 
 def test_a_stopped_consumer_is_waited_for_by_nobody(ours):
