@@ -33,29 +33,48 @@ class NoTree:
     __hash__ = None
 
 
-def places(text):
-    """Where it is in the shared memory: of each place its memory, and the end of the text."""
+PIECE = 1 << 20
+
+
+def places(mark):
+    """Where it is in the shared memory: of each place its file, and the end of the mark."""
     for fd in map(int, fds()):
         try:
-            if not is_shared_memory(fd):
-                continue
+            if is_shared_memory(fd):
+                yield from ((fd, at) for at in places_in(fd, mark))
         except OSError:
             continue
-        memory = mmap.mmap(fd, 0)
-        at = memory.find(text)
-        while at >= 0:
-            yield memory, at + len(text)
-            at = memory.find(text, at + len(text))
 
 
-def scribble(text, before, other, ready):
-    """Writes other bytes behind the text, wherever that is, and the former ones, in turn.
+def places_in(fd, mark):
+    at = 0
+    while True:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)  # to read elsewhere through a mapping takes memory
+            end = os.lseek(fd, at, os.SEEK_HOLE)
+        except OSError:
+            return  # there is no more
+        while at < end:
+            piece = os.pread(fd, min(PIECE + len(mark), end - at), at)
+            found = piece.find(mark)
+            while found >= 0:
+                yield at + found + len(mark)
+                found = piece.find(mark, found + 1)
+            at += PIECE
+
+
+def scribble(mark, before, other, ready):
+    """Writes other bytes behind the mark, wherever that is, and the former ones, in turn.
 
     Runs in a child, until it is killed, or its parent. It looks again from time to time, as the
     messages move."""
     parent = os.getppid()
     while os.getppid() == parent:
-        here = list(places(text))
+        here = []
+        for fd, at in places(mark):
+            start = at - at % mmap.PAGESIZE
+            memory = mmap.mmap(fd, at - start + len(other), offset=start)
+            here.append((memory, at - start))
         if here:
             os.write(ready, b"!")
         for _ in range(5000):
@@ -100,23 +119,21 @@ def check_str(text):
 def test_str_that_changes(ours, plain, letter, unit, tail, other):
     """It is what it was or what it became, or an error: never a str that cannot be."""
     q = ours.SimpleQueue()
-    text = letter * SIZE + tail * TAIL
+    mark = os.urandom(16).hex()
+    text = letter * (SIZE - TAIL - len(mark)) + mark + tail * TAIL
     message = [None, text]
     if not plain:
-        letter = letter.upper()  # the tree's message may be still there
-        text = letter * SIZE + tail * TAIL
         message = [Pauses(), text]
         unit = 1
         other = other[: len((tail * TAIL).encode())]
     q.put(message)
-    before = (tail * TAIL).encode(
-        "utf-8" if not plain else {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}[unit]
-    )[: len(other)]
+    code = {1: "latin-1", 2: "utf-16-le", 4: "utf-32-le"}[unit] if plain else "utf-8"
+    before = (tail * TAIL).encode(code)[: len(other)]
     ready, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            scribble(letter.encode().ljust(unit, b"\0") * SIZE, before, other, writer)
+            scribble(mark.encode(code), before, other, writer)
         finally:
             os._exit(0)
     os.close(writer)
