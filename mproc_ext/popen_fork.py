@@ -101,21 +101,27 @@ def wait_for(fd, timeout):
 
 def warn_of_threads():
     """Warn as os.fork does since 3.12, by the name of the module from which the stdlib calls it:
-    programs filter the warning by that.  It comes before the fork, so that, where warnings are
-    errors, there is no child that nobody knows."""
+    programs filter the warning by that.
+
+    Where warnings are errors, os.fork raises this one from 3.15 on, and forks in silence before.
+    It comes before the fork, so that there is no child that nobody knows."""
     if sys.version_info < (3, 12) or os.fork is not posix.fork or thread_count() <= 1:
         return
     import warnings
 
-    warnings.warn_explicit(
-        f"This process (pid={os.getpid()}) is multi-threaded, use of fork() may lead to deadlocks "
-        "in the child.",
-        DeprecationWarning,
-        __file__,
-        sys._getframe(1).f_lineno,
-        "multiprocessing.popen_fork",
-        _warned,
-    )
+    try:
+        warnings.warn_explicit(
+            f"This process (pid={os.getpid()}) is multi-threaded, use of fork() may lead to "
+            "deadlocks in the child.",
+            DeprecationWarning,
+            __file__,
+            sys._getframe(1).f_lineno,
+            "multiprocessing.popen_fork",
+            _warned,
+        )
+    except Exception:
+        if sys.version_info >= (3, 15):
+            raise
 
 
 _warned = {}
