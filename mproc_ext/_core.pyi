@@ -167,6 +167,7 @@ if sys.platform == "linux":
         def _hold(
             self, channel: Channel, is_limited: bool, namespace: dict[str, Any], /
         ) -> None: ...
+        def _share(self, kept: list[Any], /) -> None: ...
 
     class Queue(QueueBase):
         _closed: bool

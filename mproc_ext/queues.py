@@ -81,6 +81,35 @@ def _unescape(message):
     return bytes(_std._ForkingPickler.dumps(_core.loads(message)))
 
 
+class _Kept(list):
+    """The message that poll() has taken, if any, in a thread that has the readers' lock.
+
+    Who polls with that lock relies on it that no other reader takes what is there; ours do not know
+    the lock.  So while the lock is held it is its holder's, and then whoever's in this process.
+    """
+
+    lock = None
+    pid = None  # of who has taken it: a forked child has a copy
+
+    def keep(self, data):
+        self[:] = [data]
+        self.pid = os.getpid()
+
+    def is_here(self):
+        return bool(self) and self.pid == os.getpid()
+
+    def is_locked_here(self):
+        return self.lock is not None and self.lock._semlock._is_mine()
+
+    def take(self):
+        if self.is_here() and (self.is_locked_here() or not self.lock._semlock._is_zero()):
+            try:
+                return self.pop()
+            except IndexError:
+                pass  # another thread was first
+        return None
+
+
 class _End(connection.Connection):
     """One end of a channel, as the connection that it is in the stdlib's queues."""
 
@@ -92,8 +121,7 @@ class _End(connection.Connection):
         self._channel = channel
         self._objects = _core.SimpleQueue()
         self._objects._hold(channel, False, connection.__dict__)
-        self._lock = None
-        self._kept = None, b""
+        self._kept = _Kept()
 
     def _close(self):
         if self._readable:
@@ -117,16 +145,15 @@ class _End(connection.Connection):
     def recv(self):
         self._check_closed()
         self._check_readable()
-        if self._has_kept():
-            return _core.loads(self._take_kept(), connection.__dict__)
-        return self._objects.get()
+        kept = self._kept.take()
+        return self._objects.get() if kept is None else _core.loads(kept, connection.__dict__)
 
     def _send_bytes(self, buf):
         self._channel._send_bytes(_escape(buf))
 
     def _recv_bytes(self, maxsize=None):
-        kept = self._take_kept() if self._has_kept() else self._channel._receive_bytes(None)
-        data = _unescape(kept)
+        kept = self._kept.take()
+        data = _unescape(self._channel._receive_bytes(None) if kept is None else kept)
         if maxsize is not None and len(data) > maxsize:
             return None
         buf = io.BytesIO()
@@ -134,27 +161,17 @@ class _End(connection.Connection):
         return buf
 
     def _poll(self, timeout):
-        if self._has_kept():
+        if self._kept.is_here():
             return True
-        if self._lock is None or not self._lock._semlock._is_mine():
+        if not self._kept.is_locked_here():
             return self._channel._poll(timeout)
-        # Who polls with the readers' lock relies on it that no other reader takes what is there:
-        # ours do not know that lock, so it is taken now, and given to whoever receives next.
         try:
             data = self._channel._receive_bytes(timeout)
         except EOFError:
             return True
         if data is not None:
-            self._kept = os.getpid(), data
+            self._kept.keep(data)
         return data is not None
-
-    def _has_kept(self):
-        return self._kept[0] is not None and self._kept[0] == os.getpid()
-
-    def _take_kept(self):
-        data = self._kept[1]
-        self._kept = None, b""
-        return data
 
     def __reduce__(self):
         """For a child, which gets this end alone: it must not count as one that has the other."""
@@ -216,9 +233,11 @@ class _Ended:
     def _new_read_lock(self):
         lock = self._new_lock()
         reader = self._reader
-        if reader._lock is None:
-            reader._lock = lock
-        return reader._lock
+        kept = reader._kept
+        if kept.lock is None:
+            self._share(kept)
+            kept.lock = lock
+        return kept.lock
 
     _reader = _Part(lambda self: self._end("_reader"))
     _writer = _Part(lambda self: self._end("_writer"))
@@ -359,6 +378,24 @@ class Queue(_core.Queue, _Ended, _std.Queue):
         self._begin(channel)
         if ignore_epipe:
             self._ignore_epipe = ignore_epipe
+
+    def _dumps_in_thread(self, obj):
+        """The message of an object, made in a thread, whose stack is empty."""
+        made = []
+
+        def dumps():
+            try:
+                made.append((_core.dumps(obj, _std.__dict__), None))
+            except BaseException as error:
+                made.append((None, error))
+
+        thread = threading.Thread(target=dumps, daemon=True)
+        thread.start()
+        thread.join()
+        message, error = made.pop()
+        if error is not None:
+            raise error
+        return message
 
     def _on_unsent(self, error, obj):
         """What the stdlib's feeder thread does, in the thread that called put()."""

@@ -20,6 +20,14 @@ static bool check_open(PyObject *self)
     return false;
 }
 
+/* The standard library says what is wrong with them. */
+MPX_COLD static PyObject *bad_arguments(PyObject *self, const char *name, PyObject *const *args,
+                                        Py_ssize_t nargs, PyObject *names)
+{
+    PyErr_Clear();
+    return mpx_queue_super(self, mpx_queue_state(self)->queue_type, name, args, nargs, names);
+}
+
 /* ---- put ------------------------------------------------------------------------------------- */
 
 /* What the standard library's feeder thread does with an object that it cannot send, while the
@@ -42,11 +50,26 @@ static PyObject *report(PyObject *self, PyObject *object)
     return result;
 }
 
+/* An object may be too deep for what is left of the caller's stack, and not for that of the
+ * standard library's feeder thread. NULL with the exception that it raised there. */
+MPX_COLD static PyObject *send_by_thread(PyObject *self, PyObject *object, int64_t deadline,
+                                         mpx_queue_fault_t *fault)
+{
+    PyErr_Clear();
+    PyObject *result = NULL, *bytes = PyObject_CallMethod(self, "_dumps_in_thread", "O", object);
+    if (bytes != NULL)
+        result = mpx_queue_send_message(self, bytes, deadline, fault);
+    Py_XDECREF(bytes);
+    return result;
+}
+
 static PyObject *send_or_report(PyObject *self, PyObject *object, int64_t deadline)
 {
     mpx_queue_fault_t fault;
     mpx_queue(self)->used_by = mpx_os_own_word();
     PyObject *result = mpx_queue_send(self, object, deadline, &fault);
+    if (MPX_UNLIKELY(fault == MPX_UNPICKLABLE) && PyErr_ExceptionMatches(PyExc_RecursionError))
+        result = send_by_thread(self, object, deadline, &fault);
     if (MPX_UNLIKELY(fault != MPX_NOT_AT_FAULT) && PyErr_ExceptionMatches(PyExc_Exception) &&
         !PyErr_ExceptionMatches(PyExc_MemoryError))
         return report(self, object);
@@ -62,11 +85,31 @@ static bool is_full_now(PyObject *self)
 
 static PyObject *put(PyObject *self, PyObject *object, int64_t deadline)
 {
-    if (deadline == MPX_CHANNEL_NOW && is_full_now(self)) {
+    if (deadline != MPX_NEVER && is_full_now(self) &&
+        (deadline == MPX_CHANNEL_NOW ||
+         (deadline != MPX_NO_DEADLINE && mpx_os_now() >= deadline))) {
         PyErr_SetNone(mpx_queue_state(self)->full_error);
         return NULL;
     }
     return send_or_report(self, object, deadline);
+}
+
+/* The standard library waits for room by sem_timedwait, which sleeps for a moment also where the
+ * deadline has passed. A producer that tries again and again relies on that: it would not let those
+ * run who make room. */
+#define MOMENT (50 * INT64_C(1000))
+
+static PyObject *put_in_time(PyObject *self, PyObject *object, int64_t deadline, bool blocks)
+{
+    PyObject *result = put(self, object, deadline);
+    if (MPX_UNLIKELY(result == NULL) && blocks &&
+        PyErr_ExceptionMatches(mpx_queue_state(self)->full_error)) {
+        mpx_atomic_u32 word;
+        mpx_u32_store_relaxed(&word, 0);
+        Py_BEGIN_ALLOW_THREADS(void) !mpx_os_futex_wait(&word, 0, mpx_os_deadline(MOMENT));
+        Py_END_ALLOW_THREADS
+    }
+    return result;
 }
 
 /* As the standard library's lock takes them that is acquired for the room. */
@@ -112,10 +155,11 @@ static PyObject *Queue_put(PyObject *self, PyObject *const *args, Py_ssize_t nar
         return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "put", args, nargs, names);
     if (MPX_LIKELY(nargs == 1 && names == NULL))
         return check_open(self) ? put(self, args[0], MPX_NEVER) : NULL;
-    if (mpx_parse_arguments("O|OO:put", args, nargs, names, keywords, values, 1, 3) < 0 ||
-        !check_open(self) || put_deadline_of(values[1], values[2], &deadline) < 0)
+    if (mpx_parse_arguments("O|OO:put", args, nargs, names, keywords, values, 1, 3) < 0)
+        return bad_arguments(self, "put", args, nargs, names);
+    if (!check_open(self) || put_deadline_of(values[1], values[2], &deadline) < 0)
         return NULL;
-    return put(self, values[0], deadline);
+    return put_in_time(self, values[0], deadline, deadline != MPX_CHANNEL_NOW);
 }
 
 PyDoc_STRVAR(Queue_put_nowait_doc,
@@ -129,7 +173,7 @@ static PyObject *Queue_put_nowait(PyObject *self, PyObject *const *args, Py_ssiz
     static const char *const keywords[] = {"obj", NULL};
     PyObject *object;
     if (mpx_parse_arguments("O:put_nowait", args, nargs, names, keywords, &object, 1, 1) < 0)
-        return NULL;
+        return bad_arguments(self, "put_nowait", args, nargs, names);
     PyObject *call[] = {self, object, Py_False};
     return PyObject_VectorcallMethod(mpx_queue_state(self)->names[MPX_NAME_PUT], call, 3, NULL);
 }
@@ -376,16 +420,6 @@ MPX_COLD static PyObject *get_taken(PyObject *self)
     return object;
 }
 
-static size_t count_taken(PyObject *self)
-{
-    size_t count;
-    Py_BEGIN_CRITICAL_SECTION(self);
-    PyObject *taken = mpx_queue(self)->taken;
-    count = taken == NULL ? 0 : (size_t)PyList_GET_SIZE(taken);
-    Py_END_CRITICAL_SECTION();
-    return count;
-}
-
 /* What get_many has taken when it raises is not lost: the next ones get it. */
 MPX_COLD static void keep_taken(PyObject *self, PyObject *list)
 {
@@ -438,8 +472,9 @@ static PyObject *Queue_get(PyObject *self, PyObject *const *args, Py_ssize_t nar
         return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "get", args, nargs, names);
     if (MPX_LIKELY(nargs == 0 && names == NULL))
         return check_open(self) ? get(self, MPX_NEVER) : NULL;
-    if (mpx_parse_optional("|OO:get", args, nargs, names, keywords, values, 2) < 0 ||
-        !check_open(self) || get_deadline_of(values[0], values[1], &deadline) < 0)
+    if (mpx_parse_optional("|OO:get", args, nargs, names, keywords, values, 2) < 0)
+        return bad_arguments(self, "get", args, nargs, names);
+    if (!check_open(self) || get_deadline_of(values[0], values[1], &deadline) < 0)
         return NULL;
     return get(self, deadline);
 }
@@ -523,7 +558,7 @@ static Py_ssize_t get_some(PyObject *self, PyObject *list, size_t most)
 {
     QueueObject *queue = mpx_queue(self);
     collector_t collector = {.queue = queue, .list = list};
-    if (queue->taken != NULL || !mpx_reads_plainly(queue->state, &queue->namespace))
+    if (mpx_queue_count_taken(self) > 0 || !mpx_reads_plainly(queue->state, &queue->namespace))
         return 0;
     size_t taken = mpx_channel_receive_some(mpx_queue_channel(self), most, is_quick_message,
                                             collect, &collector);
@@ -551,7 +586,7 @@ static PyObject *get_list(PyObject *self, Py_ssize_t most, int64_t deadline)
         return NULL;
     }
     PyList_SET_ITEM(list, 0, object);
-    size_t rest = mpx_ring_count(&mpx_queue_channel(self)->ring) + count_taken(self);
+    size_t rest = mpx_ring_count(&mpx_queue_channel(self)->ring) + mpx_queue_count_taken(self);
     if (rest > (size_t)most - 1)
         rest = (size_t)most - 1;
     while (rest > 0) {
@@ -594,7 +629,8 @@ static PyObject *Queue_qsize(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (mpx_queue(self)->channel == NULL)
         return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "qsize", NULL, 0, NULL);
-    return PyLong_FromUnsignedLong(mpx_ring_count(&mpx_queue_channel(self)->ring));
+    return PyLong_FromSize_t(mpx_ring_count(&mpx_queue_channel(self)->ring) +
+                             mpx_queue_count_taken(self));
 }
 
 PyDoc_STRVAR(Queue_empty_doc, "empty($self)\n--\n\n"

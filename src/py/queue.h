@@ -14,6 +14,7 @@ typedef struct {
     mpx_namespace_t namespace;       /* in which _ForkingPickler is looked up */
     PyObject *former; /* a list of the channels before this one, which threads may be in; or NULL */
     PyObject *taken;  /* a list of what a get_many had that raised, the next ones to get; or NULL */
+    PyObject *kept;   /* a list, of a message that _reader has taken and nobody received; or NULL */
     PyObject *maxsize; /* what programs find as _maxsize; or NULL */
     PyObject *opid;    /* and as _opid */
     PyObject *module;
@@ -56,14 +57,21 @@ PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
 PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
                          mpx_queue_fault_t *fault);
 
+/* Sends an object's message that was made elsewhere. As above. */
+PyObject *mpx_queue_send_message(PyObject *self, PyObject *bytes, int64_t deadline,
+                                 mpx_queue_fault_t *fault);
+
 /* The next object; NULL with an exception, which is queue.Empty at the deadline. */
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline);
+
+/* How many messages this process has taken out of the ring that are in the queue all the same. */
+size_t mpx_queue_count_taken(PyObject *self);
 
 /* As the standard library says it: one at its end is not, as get() would not wait. */
 static inline bool mpx_queue_is_empty(PyObject *self)
 {
     return mpx_ring_count(&mpx_queue_channel(self)->ring) == 0 &&
-           !mpx_channel_is_at_end(mpx_queue_channel(self));
+           mpx_queue_count_taken(self) == 0 && !mpx_channel_is_at_end(mpx_queue_channel(self));
 }
 
 /* Sets the OSError of a queue whose reading end this process has closed; false. */

@@ -3,6 +3,8 @@
 
 #include <structmember.h>
 
+#include "mpx_os.h"
+
 PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
                           PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
@@ -28,6 +30,13 @@ MPX_COLD static PyObject *raise_result(PyObject *self, int status, PyObject *tim
     return NULL;
 }
 
+MPX_COLD static PyObject *raise_unsent(PyObject *self, int status, mpx_queue_fault_t *fault)
+{
+    if (status == MPX_CHANNEL_NO_END)
+        *fault = MPX_UNREADABLE;
+    return raise_result(self, status, mpx_queue_state(self)->full_error);
+}
+
 PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
                          mpx_queue_fault_t *fault)
 {
@@ -47,9 +56,19 @@ PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,
     mpx_letter_end(&letter);
     if (MPX_LIKELY(status == 0))
         return Py_NewRef(Py_None);
-    if (status == MPX_CHANNEL_NO_END)
-        *fault = MPX_UNREADABLE;
-    return raise_result(self, status, state->full_error);
+    return raise_unsent(self, status, fault);
+}
+
+PyObject *mpx_queue_send_message(PyObject *self, PyObject *bytes, int64_t deadline,
+                                 mpx_queue_fault_t *fault)
+{
+    char *data;
+    Py_ssize_t size;
+    *fault = MPX_NOT_AT_FAULT;
+    if (PyBytes_AsStringAndSize(bytes, &data, &size) < 0)
+        return NULL;
+    int status = mpx_channel_send(mpx_queue_channel(self), data, (size_t)size, deadline);
+    return status == 0 ? Py_NewRef(Py_None) : raise_unsent(self, status, fault);
 }
 
 static PyObject *read_object(void *context, const char *data, size_t size, mpx_parcel_t *parcel)
@@ -58,9 +77,53 @@ static PyObject *read_object(void *context, const char *data, size_t size, mpx_p
     return mpx_loads(mpx_queue_state(self), &mpx_queue(self)->namespace, data, size, parcel);
 }
 
+static bool has_kept(QueueObject *queue)
+{
+    if (queue->kept == NULL || PyList_GET_SIZE(queue->kept) == 0)
+        return false;
+    PyObject *answer = PyObject_CallMethod(queue->kept, "is_here", NULL);
+    bool has = answer == Py_True;
+    Py_XDECREF(answer);
+    if (answer == NULL)
+        PyErr_WriteUnraisable(queue->kept);
+    return has;
+}
+
+size_t mpx_queue_count_taken(PyObject *self)
+{
+    QueueObject *queue = mpx_queue(self);
+    size_t count = 0;
+    if (MPX_LIKELY(queue->taken == NULL && queue->kept == NULL))
+        return 0;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    if (queue->taken != NULL && queue->taken_by == mpx_os_own_word())
+        count = (size_t)PyList_GET_SIZE(queue->taken);
+    Py_END_CRITICAL_SECTION();
+    return count + has_kept(queue);
+}
+
+/* What _reader has taken, where that is not somebody else's; NULL without an exception: nothing. */
+MPX_COLD static PyObject *load_kept(PyObject *self)
+{
+    PyObject *data = PyObject_CallMethod(mpx_queue(self)->kept, "take", NULL), *object = NULL;
+    char *bytes;
+    Py_ssize_t size;
+    if (data != NULL && data != Py_None && PyBytes_AsStringAndSize(data, &bytes, &size) == 0)
+        object = mpx_loads(mpx_queue_state(self), &mpx_queue(self)->namespace, bytes, (size_t)size,
+                           NULL);
+    Py_XDECREF(data);
+    return object;
+}
+
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline)
 {
     int status;
+    PyObject *kept = mpx_queue(self)->kept;
+    if (MPX_UNLIKELY(kept != NULL && PyList_GET_SIZE(kept) > 0)) {
+        PyObject *object = load_kept(self);
+        if (object != NULL || PyErr_Occurred())
+            return object;
+    }
     PyObject *object =
         mpx_channel_receive(mpx_queue_channel(self), deadline, read_object, self, &status);
     if (MPX_LIKELY(status == 0))
@@ -108,6 +171,20 @@ static PyObject *QueueBase_hold(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(QueueBase_share_doc, "_share($self, kept, /)\n--\n\n"
+                                  "Share a list with _reader, which has a method take().");
+
+static PyObject *QueueBase_share(PyObject *self, PyObject *kept)
+{
+    if (!PyList_Check(kept)) {
+        PyErr_SetString(PyExc_TypeError, "a list is needed");
+        return NULL;
+    }
+    PyObject *before = mpx_put(&mpx_queue(self)->kept, Py_NewRef(kept));
+    Py_XDECREF(before);
+    Py_RETURN_NONE;
+}
+
 static PyObject *QueueBase_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
                                PyObject *Py_UNUSED(names))
 {
@@ -129,6 +206,7 @@ static int QueueBase_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(mpx_queue(self)->namespace.dict);
     Py_VISIT(mpx_queue(self)->former);
     Py_VISIT(mpx_queue(self)->taken);
+    Py_VISIT(mpx_queue(self)->kept);
     Py_VISIT(mpx_queue(self)->maxsize);
     Py_VISIT(mpx_queue(self)->opid);
     Py_VISIT(mpx_queue(self)->module);
@@ -150,6 +228,7 @@ static void QueueBase_dealloc(PyObject *self)
     Py_CLEAR(mpx_queue(self)->namespace.dict);
     Py_CLEAR(mpx_queue(self)->former);
     Py_CLEAR(mpx_queue(self)->taken);
+    Py_CLEAR(mpx_queue(self)->kept);
     Py_CLEAR(mpx_queue(self)->maxsize);
     Py_CLEAR(mpx_queue(self)->opid);
     Py_CLEAR(mpx_queue(self)->module);
@@ -161,6 +240,7 @@ PyDoc_STRVAR(QueueBase_doc, "Base of queues of objects through a channel.");
 
 static PyMethodDef QueueBase_methods[] = {
     {"_hold", QueueBase_hold, METH_VARARGS, QueueBase_hold_doc},
+    {"_share", QueueBase_share, METH_O, QueueBase_share_doc},
     {NULL, NULL, 0, NULL},
 };
 

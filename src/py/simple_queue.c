@@ -31,8 +31,10 @@ static PyObject *SimpleQueue_put(PyObject *self, PyObject *const *args, Py_ssize
         return super(self, "put", args, nargs, names);
     if (MPX_LIKELY(nargs == 1 && names == NULL))
         return mpx_queue_send(self, args[0], MPX_NEVER, &fault);
-    if (mpx_parse_arguments("O:put", args, nargs, names, keywords, &object, 1, 1) < 0)
-        return NULL;
+    if (mpx_parse_arguments("O:put", args, nargs, names, keywords, &object, 1, 1) < 0) {
+        PyErr_Clear();
+        return super(self, "put", args, nargs, names); /* which says what is wrong */
+    }
     return mpx_queue_send(self, object, MPX_NEVER, &fault);
 }
 

@@ -76,6 +76,10 @@ def hand_on(connection, q, package, method):
     child.join()
 
 
+def look_at(connection, q):
+    connection.send((q.empty(), q.qsize() if hasattr(q, "qsize") else None))
+
+
 def close_and_say(connection, q):
     q.close()
     connection.send("closed")

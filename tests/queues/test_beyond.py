@@ -190,7 +190,7 @@ def test_get_many_with_what_cannot_be_unpickled(q, get_next):
     q.put_many([1, 2, queue_targets.Poison(KeyError, "bad"), 3])
     with pytest.raises(KeyError, match="bad"):
         q.get_many()
-    assert q.qsize() == 1
+    assert q.qsize() == 3  # and none of those that it had taken is missing
     found = getattr(q, get_next)()
     assert found == [1, 2, 3] if get_next == "get_many" else found == 1
     assert get_next == "get_many" or q.get_many() == [2, 3]
@@ -218,7 +218,8 @@ def test_a_signal_handler_that_raises_in_get_many(q, kind):
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(kind):
             q.get_many()
-    left = q.qsize()
+    stats = q.stats()
+    left = stats["puts"] - stats["gets"]  # what others could get
     found = []
     with contextlib.suppress(queue.Empty):
         while True:
@@ -226,7 +227,7 @@ def test_a_signal_handler_that_raises_in_get_many(q, kind):
     numbers = [getattr(one, "number", one) for one in found]
     assert numbers == sorted(set(numbers))
     assert len(numbers) >= count - 1
-    assert len(numbers) > left
+    assert len(numbers) > left > 0
 
 
 def test_what_get_many_had_is_no_childs(q, ours):

@@ -438,6 +438,28 @@ def test_the_readers_lock(ours):
     assert mine + len(stop) == 500
 
 
+def test_polled_with_the_readers_lock(mp, kind):
+    """What was there then is still in the queue, but for a child that is forked."""
+    q = getattr(mp, kind)()
+    q.put(1)
+    settle(q, 1)
+    q.put(2)
+    with q._rlock:
+        assert q._reader.poll()
+        if OURS and mp.get_start_method() == "fork" and is_ours(q):
+            child = Child(mp, queue_targets.look_at, q)
+            child.expect((False, 1) if kind != "SimpleQueue" else (False, None))
+            child.join()
+    assert not q.empty()
+    if kind != "SimpleQueue":
+        wait_until(lambda: q.qsize() == 2)
+    assert q._reader.poll()
+    assert q.get() == 1
+    assert q.get() == 2
+    assert q.empty()
+    end(q)
+
+
 def test_with(mp):
     q = mp.SimpleQueue()
     with q._writer as writer:

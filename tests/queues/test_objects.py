@@ -345,3 +345,53 @@ def test_the_report_of_a_broken_handler(ours):
     assert traceback.format_exception(info.value.__cause__)
     q.put(1)
     assert q.get() == 1
+
+
+class Node:
+    def __init__(self, following):
+        self.following = following
+
+    def __getstate__(self):
+        return self.__dict__
+
+
+def walk(frames, function, *args):
+    return walk(frames - 1, function, *args) if frames else function(*args)
+
+
+def depth():
+    frame, count = sys._getframe(), 0
+    while frame is not None:
+        frame, count = frame.f_back, count + 1
+    return count
+
+
+@pytest.mark.parametrize("left", [600, 200, 100])
+def test_put_deep_in_a_recursion(mp, left):
+    """An object is put that is not too deep by itself: the stdlib's thread has its own stack."""
+    thing = None
+    for _ in range(100):
+        thing = Node(thing)
+    q = mp.Queue()
+    walk(sys.getrecursionlimit() - depth() - left, q.put, thing)
+    found = q.get(timeout=LIMIT)
+    for _ in range(100):
+        found = found.following
+    assert found is None
+    end(q)
+
+
+def test_put_too_deep(mp):
+    """By itself: it is reported, and the queue goes on."""
+    q = mp.Queue()
+    thing = []
+    for _ in range(200_000):
+        thing = [thing]
+    with stderr() as printed:
+        q.put(thing)
+        q.put("next")
+        assert q.get(timeout=LIMIT) == "next"
+        wait_until(lambda: "RecursionError" in printed.getvalue())
+    end(q)
+    while thing:  # its end would be a recursion too
+        thing = thing.pop()

@@ -3,6 +3,7 @@
 import decimal
 import fractions
 import queue
+import resource
 import sys
 import threading
 import time
@@ -111,6 +112,51 @@ def test_long_times(ours, timeout):
     else:
         with pytest.raises(OSError, match="Invalid argument"):
             q.get(timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "args", "named"),
+    [
+        (kind, method, args, named)
+        for kind in ("Queue", "JoinableQueue", "SimpleQueue")
+        for method, args, named in [
+            ("put", (), {}),
+            ("put", (1, True, None, 4), {}),
+            ("put", (1,), {"item": 2}),
+            ("put", (), {"item": 2}),
+            ("put", (1,), {"obj": 2}),
+            ("get", (True, None, 3), {}),
+            ("get", (), {"wait": 1}),
+            ("get", (True,), {"block": 2}),
+            ("put_nowait", (), {}),
+            ("put_nowait", (1, 2), {}),
+            ("put_nowait", (), {"item": 1}),
+        ]
+        if kind != "SimpleQueue" or method == "put"
+    ],
+)
+def test_wrong_arguments(both, kind, method, args, named):
+    """As the stdlib says."""
+    found = []
+    for mp in both:
+        q = getattr(mp, kind)()
+        found.append(outcome(getattr(q, method), *args, **named))
+        end(q)
+    assert found[0] == found[1]
+    assert found[0][0] == "TypeError"
+
+
+def test_a_moment_where_there_is_no_time(mp):
+    """A producer that tries again and again lets those run who make room."""
+    q = mp.Queue(1)
+    q.put("x")
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    for _ in range(50):
+        with pytest.raises(queue.Full):
+            q.put("y", timeout=0)
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before >= 50
+    assert q.get(timeout=LIMIT) == "x"
+    end(q)
 
 
 @pytest.mark.parametrize(
