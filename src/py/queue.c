@@ -6,6 +6,8 @@
 
 #include <math.h>
 
+#include "mpx_os.h"
+
 /* A queue is closed for the process that did so: a child that it forks has an open one. */
 static bool is_closed(PyObject *self)
 {
@@ -99,16 +101,21 @@ static PyObject *put(PyObject *self, PyObject *object, int64_t deadline)
  * run who make room. */
 #define MOMENT (50 * INT64_C(1000))
 
+static int let_others_run(void)
+{
+    mpx_atomic_u32 word;
+    int status;
+    mpx_u32_store_relaxed(&word, 0);
+    Py_BEGIN_ALLOW_THREADS status = mpx_os_futex_wait(&word, 0, mpx_os_deadline(MOMENT));
+    Py_END_ALLOW_THREADS return status;
+}
+
 static PyObject *put_in_time(PyObject *self, PyObject *object, int64_t deadline, bool blocks)
 {
     PyObject *result = put(self, object, deadline);
     if (MPX_UNLIKELY(result == NULL) && blocks &&
-        PyErr_ExceptionMatches(mpx_queue_state(self)->full_error)) {
-        mpx_atomic_u32 word;
-        mpx_u32_store_relaxed(&word, 0);
-        Py_BEGIN_ALLOW_THREADS(void) !mpx_os_futex_wait(&word, 0, mpx_os_deadline(MOMENT));
-        Py_END_ALLOW_THREADS
-    }
+        PyErr_ExceptionMatches(mpx_queue_state(self)->full_error))
+        (void)let_others_run();
     return result;
 }
 
