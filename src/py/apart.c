@@ -75,7 +75,8 @@ static void append(mpx_buffer_t *out, const void *data, size_t size)
         memcpy(to, data, size);
         return;
     }
-    Py_BEGIN_ALLOW_THREADS memcpy(to, data, size);
+    Py_BEGIN_ALLOW_THREADS
+    memcpy(to, data, size);
     Py_END_ALLOW_THREADS
 }
 

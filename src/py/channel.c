@@ -128,7 +128,8 @@ static int send_now(ChannelObject *self, const mpx_message_t *message)
     int status;
     do {
         int64_t piece = mpx_piece_of(MPX_NEVER);
-        Py_BEGIN_ALLOW_THREADS status = mpx_ring_put_now(&self->ring, message, piece);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_ring_put_now(&self->ring, message, piece);
         Py_END_ALLOW_THREADS
     } while (waits_for_others(&status, &patience, mpx_ring_count_put(&self->ring)) &&
              (status = check_process(process)) == 0);
@@ -143,7 +144,8 @@ static int send_slowly(ChannelObject *self, const mpx_message_t *message, int64_
         return -EINTR;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        Py_BEGIN_ALLOW_THREADS status = mpx_ring_put(&self->ring, message, piece);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_ring_put(&self->ring, message, piece);
         Py_END_ALLOW_THREADS
     } while (waits_on(&status, deadline) && (status = check_for_readers(self)) == 0 &&
              (status = check_process(process)) == 0);
@@ -184,7 +186,8 @@ static void copy(void *to, const void *from, size_t size)
         memcpy(to, from, size);
         return;
     }
-    Py_BEGIN_ALLOW_THREADS memcpy(to, from, size);
+    Py_BEGIN_ALLOW_THREADS
+    memcpy(to, from, size);
     Py_END_ALLOW_THREADS
 }
 
@@ -237,7 +240,8 @@ static int make_slowly(ChannelObject *self, size_t size, int64_t deadline, mpx_b
     int status;
     do {
         int64_t piece = mpx_piece_of(is_now ? MPX_NEVER : deadline);
-        Py_BEGIN_ALLOW_THREADS status = try_to_make(self, size, piece, block, address);
+        Py_BEGIN_ALLOW_THREADS
+        status = try_to_make(self, size, piece, block, address);
         Py_END_ALLOW_THREADS
     } while (is_now ? waits_for_others(&status, &patience, 0) : waits_on(&status, deadline));
     return status;
@@ -455,8 +459,9 @@ static int receive_now(ChannelObject *self, arrival_t *arrival)
     int status;
     do {
         int64_t piece = mpx_piece_of(MPX_NEVER);
-        Py_BEGIN_ALLOW_THREADS status = mpx_ring_get_now(
-            &self->ring, arrival->buffer, arrival->capacity, &arrival->message, piece);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_ring_get_now(&self->ring, arrival->buffer, arrival->capacity,
+                                  &arrival->message, piece);
         Py_END_ALLOW_THREADS
     } while (waits_for_others(&status, &patience, mpx_ring_count_got(&self->ring)));
     return status;
@@ -471,7 +476,8 @@ static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadl
         return -EINTR;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        Py_BEGIN_ALLOW_THREADS status =
+        Py_BEGIN_ALLOW_THREADS
+        status =
             mpx_ring_get(&self->ring, arrival->buffer, arrival->capacity, &arrival->message, piece);
         if (status == -EAGAIN)
             mpx_heap_look(self->ring.arena, &self->watch);
@@ -483,13 +489,15 @@ static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadl
 /* Of somebody who asks again and again. */
 static void look(ChannelObject *self)
 {
-    Py_BEGIN_ALLOW_THREADS mpx_heap_look(self->ring.arena, &self->watch);
+    Py_BEGIN_ALLOW_THREADS
+    mpx_heap_look(self->ring.arena, &self->watch);
     Py_END_ALLOW_THREADS
 }
 
 MPX_COLD static void do_chores(ChannelObject *self)
 {
-    Py_BEGIN_ALLOW_THREADS mpx_ring_do_chores(&self->ring);
+    Py_BEGIN_ALLOW_THREADS
+    mpx_ring_do_chores(&self->ring);
     Py_END_ALLOW_THREADS
 }
 
@@ -536,7 +544,8 @@ MPX_COLD static PyObject *read_block(ChannelObject *self, const arrival_t *arriv
         mpx_heap_flow(parcel.arena, size);
     mpx_u32_store_relaxed(&self->had_large, 1);
     if (mpx_ring_count(&self->ring) == 0) {
-        Py_BEGIN_ALLOW_THREADS mpx_heap_ebb(parcel.arena);
+        Py_BEGIN_ALLOW_THREADS
+        mpx_heap_ebb(parcel.arena);
         Py_END_ALLOW_THREADS
     }
     return result;
@@ -612,7 +621,8 @@ int mpx_channel_poll(ChannelObject *self, int64_t deadline)
         int64_t piece = mpx_piece_of(deadline);
         if (mpx_channel_is_at_end(self))
             return 1; /* as a pipe at its end, which can be read: EOFError */
-        Py_BEGIN_ALLOW_THREADS status = mpx_ring_wait(&self->ring, piece);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_ring_wait(&self->ring, piece);
         Py_END_ALLOW_THREADS
     } while (waits_on(&status, deadline));
     return status == -EINTR ? -1 : status == 0 || status == -EPIPE;
@@ -747,7 +757,8 @@ static PyObject *Channel_watch(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 static void close_ends(ChannelObject *self, bool reader, bool writer)
 {
-    Py_BEGIN_ALLOW_THREADS mpx_ring_close_ends(&self->ring, reader, writer);
+    Py_BEGIN_ALLOW_THREADS
+    mpx_ring_close_ends(&self->ring, reader, writer);
     Py_END_ALLOW_THREADS
 }
 
@@ -912,7 +923,8 @@ static PyObject *Channel_finish(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (status == -EBUSY) {
         do {
             int64_t piece = mpx_piece_of(MPX_NEVER);
-            Py_BEGIN_ALLOW_THREADS status = mpx_ring_finish(&channel(self)->ring, piece);
+            Py_BEGIN_ALLOW_THREADS
+            status = mpx_ring_finish(&channel(self)->ring, piece);
             Py_END_ALLOW_THREADS
         } while (waits_on(&status, MPX_NEVER));
     }
@@ -940,7 +952,8 @@ static PyObject *Channel_join(PyObject *self, PyObject *Py_UNUSED(ignored))
         return NULL;
     do {
         int64_t piece = mpx_piece_of(MPX_NEVER);
-        Py_BEGIN_ALLOW_THREADS status = mpx_ring_join(&channel(self)->ring, piece);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_ring_join(&channel(self)->ring, piece);
         Py_END_ALLOW_THREADS
     } while (waits_on(&status, MPX_NEVER));
     return status == -EINTR ? NULL : Py_NewRef(Py_None);
@@ -952,8 +965,10 @@ static PyObject *Channel_shut(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (!is_made(self))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS mpx_ring_shut(&channel(self)->ring);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    mpx_ring_shut(&channel(self)->ring);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 static void Channel_dealloc(PyObject *self)
@@ -965,7 +980,8 @@ static void Channel_dealloc(PyObject *self)
         bool had_large = mpx_u32_load_relaxed(&channel(self)->had_large) != 0;
         uint64_t size = mpx_ring_drop(&channel(self)->ring);
         if (size > 0) {
-            Py_BEGIN_ALLOW_THREADS mpx_heap_end(channel(self)->ring.arena, size, had_large);
+            Py_BEGIN_ALLOW_THREADS
+            mpx_heap_end(channel(self)->ring.arena, size, had_large);
             Py_END_ALLOW_THREADS
         }
     }

@@ -437,7 +437,8 @@ static int block(ChildObject *self, int64_t deadline)
         int64_t piece = deadline == MPX_NEVER ? deadline : mpx_piece_of(deadline);
         if (ended || pid <= 0)
             return 0;
-        Py_BEGIN_ALLOW_THREADS status = mpx_process_wait(pid, pidfd, piece);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_process_wait(pid, pidfd, piece);
         Py_END_ALLOW_THREADS
     } while (mpx_wait_on(&status, deadline));
     return status == -EINTR ? -1 : 0;

@@ -172,7 +172,8 @@ static int sleep_until(mpx_place_t place, mpx_slot_t node, PyObject *timeout)
         return -1;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        Py_BEGIN_ALLOW_THREADS status = mpx_condition_sleep(place.arena, place.slot, node, piece);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_condition_sleep(place.arena, place.slot, node, piece);
         Py_END_ALLOW_THREADS
     } while (mpx_wait_on(&status, deadline));
     return status == -EINTR ? -1 : 0;

@@ -53,7 +53,8 @@ static int wait_for(mpx_event_t *event, int64_t deadline)
         return -EINTR;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        Py_BEGIN_ALLOW_THREADS status = mpx_event_wait(event, wait, piece);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_event_wait(event, wait, piece);
         Py_END_ALLOW_THREADS
     } while (mpx_wait_on(&status, deadline));
     return status;

@@ -27,8 +27,8 @@ static PyObject *send_fds(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     }
     do {
-        Py_BEGIN_ALLOW_THREADS status =
-            mpx_fds_send(socket_fd, data.buf, (size_t)data.len, fds, (size_t)count);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_fds_send(socket_fd, data.buf, (size_t)data.len, fds, (size_t)count);
         Py_END_ALLOW_THREADS
     } while (status == -EINTR && PyErr_CheckSignals() == 0);
     PyMem_Free(fds);
@@ -81,8 +81,8 @@ static PyObject *recv_fds(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     do {
         count = MPX_FDS_MAX;
-        Py_BEGIN_ALLOW_THREADS received =
-            mpx_fds_recv(socket_fd, PyBytes_AS_STRING(buffer), (size_t)size, fds, &count);
+        Py_BEGIN_ALLOW_THREADS
+        received = mpx_fds_recv(socket_fd, PyBytes_AS_STRING(buffer), (size_t)size, fds, &count);
         Py_END_ALLOW_THREADS
     } while (received == -EINTR && PyErr_CheckSignals() == 0);
     PyObject *result = NULL;
@@ -111,7 +111,8 @@ static PyObject *wait_readable(PyObject *Py_UNUSED(module), PyObject *args)
         mpx_deadline_of(timeout, &deadline) < 0)
         return NULL;
     do {
-        Py_BEGIN_ALLOW_THREADS status = mpx_fd_wait(fd, POLLIN, deadline);
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_fd_wait(fd, POLLIN, deadline);
         Py_END_ALLOW_THREADS
     } while (status == -EINTR && PyErr_CheckSignals() == 0);
     if (status == -EINTR)

@@ -106,8 +106,10 @@ static int let_others_run(void)
     mpx_atomic_u32 word;
     int status;
     mpx_u32_store_relaxed(&word, 0);
-    Py_BEGIN_ALLOW_THREADS status = mpx_os_futex_wait(&word, 0, mpx_os_deadline(MOMENT));
-    Py_END_ALLOW_THREADS return status;
+    Py_BEGIN_ALLOW_THREADS
+    status = mpx_os_futex_wait(&word, 0, mpx_os_deadline(MOMENT));
+    Py_END_ALLOW_THREADS
+    return status;
 }
 
 static PyObject *put_in_time(PyObject *self, PyObject *object, int64_t deadline, bool blocks)

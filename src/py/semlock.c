@@ -158,8 +158,8 @@ static int acquire_blocking(SemLockObject *self, int64_t deadline)
         return -EINTR;
     do {
         int64_t piece = mpx_piece_of(deadline);
-        Py_BEGIN_ALLOW_THREADS status =
-            has_lock ? mpx_lock_acquire(room, piece) : mpx_semaphore_acquire(room, piece);
+        Py_BEGIN_ALLOW_THREADS
+        status = has_lock ? mpx_lock_acquire(room, piece) : mpx_semaphore_acquire(room, piece);
         Py_END_ALLOW_THREADS
     } while (mpx_wait_on(&status, deadline));
     return status;
