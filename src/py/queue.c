@@ -87,9 +87,9 @@ static bool is_full_now(PyObject *self)
 
 static PyObject *put(PyObject *self, PyObject *object, int64_t deadline)
 {
-    if (deadline != MPX_NEVER && is_full_now(self) &&
-        (deadline == MPX_CHANNEL_NOW ||
-         (deadline != MPX_NO_DEADLINE && mpx_os_now() >= deadline))) {
+    /* MPX_CHANNEL_NOW has always passed. */
+    if (deadline != MPX_NEVER && deadline != MPX_NO_DEADLINE && is_full_now(self) &&
+        mpx_os_now() >= deadline) {
         PyErr_SetNone(mpx_queue_state(self)->full_error);
         return NULL;
     }
@@ -112,10 +112,10 @@ static int let_others_run(void)
     return status;
 }
 
-static PyObject *put_in_time(PyObject *self, PyObject *object, int64_t deadline, bool blocks)
+static PyObject *put_in_time(PyObject *self, PyObject *object, int64_t deadline)
 {
     PyObject *result = put(self, object, deadline);
-    if (MPX_UNLIKELY(result == NULL) && blocks &&
+    if (MPX_UNLIKELY(result == NULL) && deadline != MPX_CHANNEL_NOW &&
         PyErr_ExceptionMatches(mpx_queue_state(self)->full_error))
         (void)let_others_run();
     return result;
@@ -168,7 +168,7 @@ static PyObject *Queue_put(PyObject *self, PyObject *const *args, Py_ssize_t nar
         return bad_arguments(self, "put", args, nargs, names);
     if (!check_open(self) || put_deadline_of(values[1], values[2], &deadline) < 0)
         return NULL;
-    return put_in_time(self, values[0], deadline, deadline != MPX_CHANNEL_NOW);
+    return put_in_time(self, values[0], deadline);
 }
 
 PyDoc_STRVAR(Queue_put_nowait_doc,
