@@ -281,6 +281,30 @@ int mpx_ring_sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline)
     return status == MPX_WAIT_LOOK ? 0 : status;
 }
 
+/* For a few microseconds in all: so often, so many yields each. */
+#define GATHER_LOOKS  3
+#define GATHER_YIELDS 5
+
+/* A consumer that is faster than the producers fetches the cache lines of `tail` and of the record
+ * from another processor for each message, which costs both sides more than the message does. Where
+ * several came within one wait there are more to come: they are let gather, as long as they do. */
+static void gather(mpx_ring_t *ring, uint64_t tail, int64_t deadline)
+{
+    uint64_t before = mpx_u64_load_relaxed(&ring->control->head);
+    if (mpx_ring_between(before, tail) < 2) {
+        return;
+    }
+    for (unsigned looks = 0; looks < GATHER_LOOKS && tail != before; looks++) {
+        for (unsigned tries = 0; tries < GATHER_YIELDS; tries++) {
+            if (!mpx_wait_yields(&ring->mood, tries, deadline)) {
+                return;
+            }
+        }
+        before = tail;
+        tail = mpx_u64_load_relaxed(&ring->control->tail);
+    }
+}
+
 int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *ready,
                       uint64_t bytes, int64_t deadline, bool *slept)
 {
@@ -288,6 +312,9 @@ int mpx_ring_wait_for(mpx_ring_t *ring, mpx_atomic_u64 *word, mpx_ring_ready_t *
     for (unsigned tries = 0;; tries++) {
         uint64_t seen = mpx_u64_load_acquire(word); /* R3: with R2, R5: with R4 */
         if (ready(ring, seen, bytes) || mpx_ring_is_shut(ring)) {
+            if (tries > 0 && tries < MPX_WAIT_YIELDS && word == &ring->control->tail) {
+                gather(ring, seen, deadline);
+            }
             return 0;
         }
         if (status < 0) {
