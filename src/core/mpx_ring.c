@@ -281,27 +281,30 @@ int mpx_ring_sleep_on(mpx_atomic_u64 *word, uint64_t seen, int64_t deadline)
     return status == MPX_WAIT_LOOK ? 0 : status;
 }
 
-/* For a few microseconds in all: so often, so many yields each. */
-#define GATHER_LOOKS  3
-#define GATHER_YIELDS 5
+/* For a few microseconds in all: so many yields, with a look after the first and each fifth one. */
+#define GATHER_YIELDS 16
+#define GATHER_LOOK   5
 
 /* A consumer that is faster than the producers fetches the cache lines of `tail` and of the record
  * from another processor for each message, which costs both sides more than the message does. Where
- * several came within one wait there are more to come: they are let gather, as long as they do. */
+ * several came within one wait there are more to come: they are let gather, as long as they do. A
+ * message in two parts is taken for more too, but waits for one yield only. */
 static void gather(mpx_ring_t *ring, uint64_t tail, int64_t deadline)
 {
-    uint64_t before = mpx_u64_load_relaxed(&ring->control->head);
-    if (mpx_ring_between(before, tail) < 2) {
+    if (mpx_ring_between(mpx_u64_load_relaxed(&ring->control->head), tail) < 2) {
         return;
     }
-    for (unsigned looks = 0; looks < GATHER_LOOKS && tail != before; looks++) {
-        for (unsigned tries = 0; tries < GATHER_YIELDS; tries++) {
-            if (!mpx_wait_yields(&ring->mood, tries, deadline)) {
+    for (unsigned tries = 0; tries < GATHER_YIELDS; tries++) {
+        if (!mpx_wait_yields(&ring->mood, tries, deadline)) {
+            return;
+        }
+        if (tries % GATHER_LOOK == 0) {
+            uint64_t before = tail;
+            tail = mpx_u64_load_relaxed(&ring->control->tail);
+            if (tail == before) {
                 return;
             }
         }
-        before = tail;
-        tail = mpx_u64_load_relaxed(&ring->control->tail);
     }
 }
 
