@@ -81,6 +81,10 @@ def _unescape(message):
     return bytes(_std._ForkingPickler.dumps(_core.loads(message)))
 
 
+# So long a wait for bytes does not see what poll() has taken, in seconds.
+_PIECE = 0.1
+
+
 class _Kept(list):
     """The message that poll() has taken, if any, in a thread that has the readers' lock.
 
@@ -119,9 +123,10 @@ class _End(connection.Connection):
         if fd < 0:
             self._handle = None
         self._channel = channel
+        self._kept = _Kept()
         self._objects = _core.SimpleQueue()
         self._objects._hold(channel, False, connection.__dict__)
-        self._kept = _Kept()
+        self._objects._share(self._kept)
 
     def _close(self):
         if self._readable:
@@ -145,15 +150,17 @@ class _End(connection.Connection):
     def recv(self):
         self._check_closed()
         self._check_readable()
-        kept = self._kept.take()
-        return self._objects.get() if kept is None else _core.loads(kept, connection.__dict__)
+        return self._objects.get()
 
     def _send_bytes(self, buf):
         self._channel._send_bytes(_escape(buf))
 
     def _recv_bytes(self, maxsize=None):
-        kept = self._kept.take()
-        data = _unescape(self._channel._receive_bytes(None) if kept is None else kept)
+        while (data := self._kept.take()) is None:
+            data = self._channel._receive_bytes(_PIECE)
+            if data is not None:
+                break
+        data = _unescape(data)
         if maxsize is not None and len(data) > maxsize:
             return None
         buf = io.BytesIO()
@@ -171,6 +178,7 @@ class _End(connection.Connection):
             return True
         if data is not None:
             self._kept.keep(data)
+            self._channel._set_aside()
         return data is not None
 
     def __reduce__(self):
@@ -451,8 +459,12 @@ class Queue(_core.Queue, _Ended, _std.Queue):
         if self._channel is None:
             raise NotImplementedError("shutdown() of a queue that is the standard library's")
         self._channel._shut()
-        while immediate and self._channel._drop():
+        while immediate and (self._drop_taken() or self._drop_kept() or self._channel._drop()):
             self._on_dropped()
+
+    def _drop_kept(self):
+        reader = self.__dict__.get("_reader")
+        return reader is not None and reader._kept.take() is not None
 
     def _on_dropped(self):
         """One that was in the queue at its end is nobody's any more."""

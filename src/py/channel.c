@@ -45,7 +45,7 @@ MPX_COLD static int raise_status(int status)
 static bool is_told(int status)
 {
     return status == 0 || status == MPX_CHANNEL_TIMEOUT || status == MPX_CHANNEL_SHUT ||
-           status == MPX_CHANNEL_NO_END || status == -EINTR;
+           status == MPX_CHANNEL_LOOK || status == MPX_CHANNEL_NO_END || status == -EINTR;
 }
 
 /* What a program gets that has no such end any more; the standard library's messages. */
@@ -467,6 +467,12 @@ static int receive_now(ChannelObject *self, arrival_t *arrival)
     return status;
 }
 
+/* After a piece of a wait. */
+static int look_aside(ChannelObject *self)
+{
+    return mpx_u32_load_relaxed(&self->set_aside) ? MPX_CHANNEL_LOOK : 0;
+}
+
 static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadline)
 {
     int status = check_for_writers(self);
@@ -482,7 +488,8 @@ static int receive_slowly(ChannelObject *self, arrival_t *arrival, int64_t deadl
         if (status == -EAGAIN)
             mpx_heap_look(self->ring.arena, &self->watch);
         Py_END_ALLOW_THREADS
-    } while (waits_on(&status, deadline) && (status = check_for_writers(self)) == 0);
+    } while (waits_on(&status, deadline) && (status = check_for_writers(self)) == 0 &&
+             (status = look_aside(self)) == 0);
     return status;
 }
 
@@ -817,7 +824,10 @@ static PyObject *Channel_receive_bytes(PyObject *self, PyObject *timeout)
     int64_t deadline;
     if (!is_made(self) || mpx_deadline_of(timeout, &deadline) < 0)
         return NULL;
-    PyObject *bytes = mpx_channel_receive(channel(self), deadline, read_bytes, NULL, &status);
+    PyObject *bytes;
+    do {
+        bytes = mpx_channel_receive(channel(self), deadline, read_bytes, NULL, &status);
+    } while (status == MPX_CHANNEL_LOOK);
     if (status == MPX_CHANNEL_TIMEOUT)
         Py_RETURN_NONE;
     if (status == MPX_CHANNEL_SHUT)
@@ -829,6 +839,19 @@ static PyObject *read_nothing(void *Py_UNUSED(context), const char *Py_UNUSED(da
                               size_t Py_UNUSED(size), mpx_parcel_t *Py_UNUSED(parcel))
 {
     return Py_NewRef(Py_True);
+}
+
+PyDoc_STRVAR(
+    Channel_set_aside_doc,
+    "_set_aside($self, /)\n--\n\n"
+    "Have the threads of this process that wait for a message look for it elsewhere, too.");
+
+static PyObject *Channel_set_aside(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    mpx_u32_store_relaxed(&channel(self)->set_aside, 1);
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(Channel_drop_doc, "_drop($self, /)\n--\n\n"
@@ -1034,6 +1057,7 @@ static PyMethodDef Channel_methods[] = {
     {"_close_writer", Channel_close_writer, METH_NOARGS, Channel_close_writer_doc},
     {"_send_bytes", Channel_send_bytes, METH_O, Channel_send_bytes_doc},
     {"_receive_bytes", Channel_receive_bytes, METH_O, Channel_receive_bytes_doc},
+    {"_set_aside", Channel_set_aside, METH_NOARGS, Channel_set_aside_doc},
     {"_drop", Channel_drop, METH_NOARGS, Channel_drop_doc},
     {"_poll", Channel_poll, METH_O, Channel_poll_doc},
     {"_count", Channel_count, METH_NOARGS, Channel_count_doc},

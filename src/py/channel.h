@@ -19,6 +19,7 @@ typedef struct {
     mpx_ring_t ring;
     char is_zero_copy;        /* large buffers are written apart: see apart.h */
     mpx_atomic_u32 had_large; /* this process has sent or received something in a block */
+    mpx_atomic_u32 set_aside; /* and what it takes out of the ring may be for another thread */
     mpx_heap_watch_t watch;   /* for those who wait in vain */
 } ChannelObject;
 
@@ -31,6 +32,9 @@ typedef struct {
 
 /* Like -EINTR: this process has closed its end, or every process the other one. */
 #define MPX_CHANNEL_NO_END (-ENOTCONN)
+
+/* Of receiving: a thread of this process may have taken a message that is for who waits. */
+#define MPX_CHANNEL_LOOK 1
 
 /* Sends the bytes as one message. 0, MPX_CHANNEL_TIMEOUT, MPX_CHANNEL_SHUT; or MPX_CHANNEL_NO_END
  * or -EINTR with an exception. */
@@ -91,7 +95,7 @@ typedef PyObject *mpx_channel_reader_t(void *context, const char *data, size_t s
                                        mpx_parcel_t *parcel);
 
 /* Receives a message: what `reader` makes of it. NULL with an exception; or without one where
- * *status is MPX_CHANNEL_TIMEOUT or MPX_CHANNEL_SHUT. */
+ * *status is MPX_CHANNEL_TIMEOUT, MPX_CHANNEL_SHUT or MPX_CHANNEL_LOOK. */
 PyObject *mpx_channel_receive(ChannelObject *self, int64_t deadline, mpx_channel_reader_t *reader,
                               void *context, int *status);
 

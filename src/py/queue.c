@@ -406,27 +406,19 @@ static int get_deadline_of(PyObject *block, PyObject *timeout, int64_t *deadline
     return 0;
 }
 
-/* The first of what this process had taken with a get_many that raised. Forked children have
- * copies, which are dropped. */
-MPX_COLD static PyObject *get_taken(PyObject *self)
+PyDoc_STRVAR(Queue_drop_taken_doc,
+             "_drop_taken($self, /)\n--\n\n"
+             "Drop the next object that a get_many that raised had taken; False where there is "
+             "none.");
+
+static PyObject *Queue_drop_taken(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    QueueObject *queue = mpx_queue(self);
-    PyObject *object = NULL, *before = NULL;
-    Py_BEGIN_CRITICAL_SECTION(self);
-    Py_ssize_t count = queue->taken == NULL ? 0 : PyList_GET_SIZE(queue->taken);
-    if (count > 0 && queue->taken_by == mpx_os_own_word()) {
-        object = Py_NewRef(PyList_GET_ITEM(queue->taken, 0));
-        if (PyList_SetSlice(queue->taken, 0, 1, NULL) < 0)
-            Py_CLEAR(object);
-        count--;
-    } else {
-        count = 0;
-    }
-    if (count == 0)
-        before = mpx_put(&queue->taken, NULL);
-    Py_END_CRITICAL_SECTION();
-    Py_XDECREF(before);
-    return object;
+    PyObject *object = mpx_queue_get_taken(self);
+    if (object == NULL && PyErr_Occurred())
+        return NULL;
+    bool dropped = object != NULL;
+    Py_XDECREF(object);
+    return PyBool_FromLong(dropped);
 }
 
 /* What get_many has taken when it raises is not lost: the next ones get it. */
@@ -443,18 +435,9 @@ MPX_COLD static void keep_taken(PyObject *self, PyObject *list)
         PyErr_WriteUnraisable(self);
     queue->taken_by = mpx_os_own_word();
     Py_END_CRITICAL_SECTION();
+    mpx_u32_store_relaxed(&mpx_queue_channel(self)->set_aside, 1);
     Py_XDECREF(before);
     PyErr_Restore(type, error, traceback);
-}
-
-static PyObject *get(PyObject *self, int64_t deadline)
-{
-    if (MPX_UNLIKELY(mpx_queue(self)->taken != NULL)) {
-        PyObject *object = get_taken(self);
-        if (object != NULL || PyErr_Occurred())
-            return object;
-    }
-    return mpx_queue_receive(self, deadline);
 }
 
 PyDoc_STRVAR(Queue_get_doc,
@@ -480,12 +463,12 @@ static PyObject *Queue_get(PyObject *self, PyObject *const *args, Py_ssize_t nar
     if (mpx_queue(self)->channel == NULL)
         return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "get", args, nargs, names);
     if (MPX_LIKELY(nargs == 0 && names == NULL))
-        return check_open(self) ? get(self, MPX_NEVER) : NULL;
+        return check_open(self) ? mpx_queue_receive(self, MPX_NEVER) : NULL;
     if (mpx_parse_optional("|OO:get", args, nargs, names, keywords, values, 2) < 0)
         return bad_arguments(self, "get", args, nargs, names);
     if (!check_open(self) || get_deadline_of(values[0], values[1], &deadline) < 0)
         return NULL;
-    return get(self, deadline);
+    return mpx_queue_receive(self, deadline);
 }
 
 PyDoc_STRVAR(Queue_get_nowait_doc,
@@ -577,7 +560,7 @@ static Py_ssize_t get_some(PyObject *self, PyObject *list, size_t most)
 /* 0: the list ends here. */
 static int get_one(PyObject *self, PyObject *list)
 {
-    PyObject *object = get(self, MPX_CHANNEL_NOW);
+    PyObject *object = mpx_queue_receive(self, MPX_CHANNEL_NOW);
     if (object == NULL)
         return ends_list(self) ? 0 : -1;
     int status = PyList_Append(list, object);
@@ -589,7 +572,7 @@ static int get_one(PyObject *self, PyObject *list)
 static PyObject *get_list(PyObject *self, Py_ssize_t most, int64_t deadline)
 {
     PyObject *list = PyList_New(1);
-    PyObject *object = list == NULL ? NULL : get(self, deadline);
+    PyObject *object = list == NULL ? NULL : mpx_queue_receive(self, deadline);
     if (object == NULL) {
         Py_XDECREF(list);
         return NULL;
@@ -683,6 +666,7 @@ static PyMethodDef Queue_methods[] = {
     {"qsize", Queue_qsize, METH_NOARGS, Queue_qsize_doc},
     {"empty", Queue_empty, METH_NOARGS, Queue_empty_doc},
     {"full", Queue_full, METH_NOARGS, Queue_full_doc},
+    {"_drop_taken", Queue_drop_taken, METH_NOARGS, Queue_drop_taken_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -64,6 +64,10 @@ PyObject *mpx_queue_send_message(PyObject *self, PyObject *bytes, int64_t deadli
 /* The next object; NULL with an exception, which is queue.Empty at the deadline. */
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline);
 
+/* The first of what this process had taken with a get_many that raised; NULL without an exception:
+ * nothing. */
+PyObject *mpx_queue_get_taken(PyObject *self);
+
 /* How many messages this process has taken out of the ring that are in the queue all the same. */
 size_t mpx_queue_count_taken(PyObject *self);
 

@@ -115,19 +115,55 @@ MPX_COLD static PyObject *load_kept(PyObject *self)
     return object;
 }
 
+/* The first of what this process had taken with a get_many that raised. Forked children have
+ * copies, which are dropped. */
+MPX_COLD PyObject *mpx_queue_get_taken(PyObject *self)
+{
+    QueueObject *queue = mpx_queue(self);
+    PyObject *object = NULL, *before = NULL;
+    Py_BEGIN_CRITICAL_SECTION(self);
+    Py_ssize_t count = queue->taken == NULL ? 0 : PyList_GET_SIZE(queue->taken);
+    if (count > 0 && queue->taken_by == mpx_os_own_word()) {
+        object = Py_NewRef(PyList_GET_ITEM(queue->taken, 0));
+        if (PyList_SetSlice(queue->taken, 0, 1, NULL) < 0)
+            Py_CLEAR(object);
+        count--;
+    } else {
+        count = 0;
+    }
+    if (count == 0)
+        before = mpx_put(&queue->taken, NULL);
+    Py_END_CRITICAL_SECTION();
+    Py_XDECREF(before);
+    return object;
+}
+
+/* What this process has taken out of the ring before; NULL without an exception: nothing. */
+MPX_COLD static PyObject *get_set_aside(PyObject *self)
+{
+    QueueObject *queue = mpx_queue(self);
+    PyObject *object = queue->taken == NULL ? NULL : mpx_queue_get_taken(self);
+    if (object != NULL || PyErr_Occurred() || queue->kept == NULL ||
+        PyList_GET_SIZE(queue->kept) == 0)
+        return object;
+    return load_kept(self);
+}
+
 PyObject *mpx_queue_receive(PyObject *self, int64_t deadline)
 {
+    QueueObject *queue = mpx_queue(self);
     int status;
-    PyObject *kept = mpx_queue(self)->kept;
-    if (MPX_UNLIKELY(kept != NULL && PyList_GET_SIZE(kept) > 0)) {
-        PyObject *object = load_kept(self);
-        if (object != NULL || PyErr_Occurred())
+    do {
+        if (MPX_UNLIKELY(queue->taken != NULL || queue->kept != NULL)) {
+            PyObject *object = get_set_aside(self);
+            if (object != NULL || PyErr_Occurred())
+                return object;
+        }
+        PyObject *object =
+            mpx_channel_receive(mpx_queue_channel(self), deadline, read_object, self, &status);
+        if (MPX_LIKELY(status == 0))
             return object;
-    }
-    PyObject *object =
-        mpx_channel_receive(mpx_queue_channel(self), deadline, read_object, self, &status);
-    if (MPX_LIKELY(status == 0))
-        return object;
+    } while (status == MPX_CHANNEL_LOOK);
     return raise_result(self, status, mpx_queue_state(self)->empty_error);
 }
 

@@ -8,7 +8,14 @@ import signal
 import pytest
 import queue_targets
 from queue_helpers import LIMIT, OURS, end, stderr
-from sync_helpers import Child, Task, handler, signal_when_asleep, wait_until_asleep
+from sync_helpers import (
+    Child,
+    Task,
+    handler,
+    signal_when_asleep,
+    wait_until,
+    wait_until_asleep,
+)
 
 from mproc_ext import queues
 
@@ -325,6 +332,23 @@ def test_shutdown_immediate(q):
         q.join()
 
 
+def test_shutdown_immediate_of_what_was_taken(ours):
+    """It is in the queue still, as qsize() says."""
+    q = ours.JoinableQueue()
+    q.put_many([1, 2, queue_targets.Poison(), 3])
+    with pytest.raises(ValueError):
+        q.get_many()
+    q.task_done()
+    with q._rlock:
+        assert q._reader.poll()
+    assert q.qsize() == 3
+    q.shutdown(immediate=True)
+    assert q.qsize() == 0
+    with pytest.raises(queues.ShutDown):
+        q.get()
+    Task(q.join).get()
+
+
 def test_shutdown_then_join(ours):
     q = ours.JoinableQueue()
     q.put_many([1, 2, 3])
@@ -382,6 +406,28 @@ def test_shutdown_of_a_watched_queue(ours):
     assert task.get() == [q._reader]
     with pytest.raises(queues.ShutDown):
         q.get()
+
+
+def test_a_thread_that_waits_gets_what_another_one_had_taken(ours):
+    """And then failed to get."""
+    q = ours.Queue()
+    found = []
+
+    def get_all():
+        while "end" not in found:
+            with contextlib.suppress(ValueError):
+                found.append(q.get())
+
+    task = Task(get_all)
+    for number in range(20):
+        wait_until_asleep(task)
+        q.put_many([number, queue_targets.Poison()])
+        with contextlib.suppress(ValueError, queue.Empty):
+            found += q.get_many(timeout=0.01)
+        wait_until(q.empty)
+    q.put("end")
+    task.get()
+    assert found == [*range(20), "end"]
 
 
 # ---- Iteration, figures ----------------------------------------------------------------------

@@ -460,6 +460,28 @@ def test_polled_with_the_readers_lock(mp, kind):
     end(q)
 
 
+@pytest.mark.skipif(not OURS, reason="the stdlib's readers wait with the lock")
+@pytest.mark.parametrize("name", ["get", "recv", "recv_bytes"])
+def test_polled_while_a_thread_waits(ours, kind, name):
+    """It gets what poll() has taken, when the lock is free."""
+    q = getattr(ours, kind)()
+    get = q.get if name == "get" else getattr(q._reader, name)
+
+    def poll():
+        with q._rlock:
+            return q._reader.poll(0.1)
+
+    for number in range(3):
+        getter = Task(get)
+        wait_until_asleep(getter)
+        poller = Task(poll)
+        wait_until_asleep(poller)
+        q.put(number)
+        poller.get()
+        found = getter.get()
+        assert (pickle.loads(found) if name == "recv_bytes" else found) == number
+
+
 def test_with(mp):
     q = mp.SimpleQueue()
     with q._writer as writer:
