@@ -207,13 +207,6 @@ def make_tagged(package):
     return Tagged if package == "mproc_ext" else TaggedStdlib
 
 
-def echo_parts(tasks, results, parts):
-    """All parts of a message at a time, until one is None."""
-    while None not in (found := [tasks.get() for _ in range(parts)]):
-        for part in found:
-            results.put(part)
-
-
 def echo_many(q, results):
     """In batches, until the queue is shut down."""
     while True:

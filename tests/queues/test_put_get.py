@@ -4,13 +4,11 @@ import decimal
 import fractions
 import queue
 import resource
-import statistics
 import sys
 import threading
 import time
 
 import pytest
-import queue_targets
 from queue_helpers import LIMIT, OURS, end, settle
 from sync_helpers import Task, outcome, wait_until_asleep
 
@@ -289,8 +287,7 @@ def test_maxsize_is_an_index(both):
 
 
 def test_limit_counts_all_processes(ctx):
-    import queue_targets
-
+    
     q = ctx.Queue(3)
     child = ctx.Process(target=queue_targets.put_all, args=(q, [1, 2]))
     child.start()
@@ -440,28 +437,3 @@ def test_many_at_once_in_threads(mp):
             assert len({id(thing) for thing in things}) == 1
         found[0][1].send(5)
         assert found[1][0].recv() == 5
-
-
-def time_there_and_back(mp, parts):
-    """Of a message in so many parts, as it usually is."""
-    tasks, results, times = mp.Queue(), mp.Queue(), []
-    child = mp.Process(target=queue_targets.echo_parts, args=(tasks, results, parts))
-    child.start()
-    for number in range(500):
-        before = time.perf_counter()
-        for _ in range(parts):
-            tasks.put(number)
-        for _ in range(parts):
-            assert results.get(timeout=LIMIT) == number
-        times.append(time.perf_counter() - before)
-    for _ in range(parts):
-        tasks.put(None)
-    child.join()
-    return statistics.median(times)
-
-
-@pytest.mark.skipif(not OURS, reason="about ours alone")
-def test_two_parts_do_not_wait_for_more(ours):
-    """Who gets several waits for more to come only as long as they do."""
-    ratios = [time_there_and_back(ours, 2) / time_there_and_back(ours, 1) for _ in range(9)]
-    assert statistics.median(ratios) < 4, ratios
