@@ -287,7 +287,8 @@ def test_maxsize_is_an_index(both):
 
 
 def test_limit_counts_all_processes(ctx):
-    
+    import queue_targets
+
     q = ctx.Queue(3)
     child = ctx.Process(target=queue_targets.put_all, args=(q, [1, 2]))
     child.start()
