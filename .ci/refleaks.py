@@ -14,7 +14,7 @@ from multiprocessing.reduction import ForkingPickler
 import mproc_ext
 from mproc_ext import _core
 
-TIMES, ROUNDS = 40, 10
+TIMES, ROUNDS = 40, 30
 
 
 def nothing():
