@@ -10,7 +10,7 @@ import time
 
 import pytest
 from queue_helpers import LIMIT, OURS, end, settle
-from sync_helpers import Task, outcome, wait_until_asleep
+from sync_helpers import Task, asleep_in, outcome, wait_until_asleep
 
 BLOCK_TIMEOUT = [
     (block, timeout)
@@ -379,8 +379,7 @@ def test_made_again(queues, package):
 @pytest.mark.skipif(not OURS, reason="the stdlib's")
 def test_made_again_under_a_waiter(ours):
     q = ours.Queue()
-    task = Task(q.get, True, 0.5)
-    wait_until_asleep(task)
+    task = asleep_in(q.get, True)
     for _ in range(20):
         q.__init__(ctx=ours)
     with pytest.raises(queue.Empty):

@@ -11,7 +11,7 @@ import sys
 import threading
 
 import pytest
-from sync_helpers import LIMIT, Task, ours, wait_until_asleep
+from sync_helpers import LIMIT, Task, asleep_in, ours
 
 import mproc_ext
 
@@ -549,8 +549,7 @@ def test_made_again_while_a_thread_waits(ctx):
     """It waits where it did, and that is not another object's place meanwhile."""
     lock = ctx.Lock()
     lock.acquire()
-    waiter = Task(lock.acquire, True, 1.0)
-    wait_until_asleep(waiter)
+    waiter = asleep_in(lock.acquire, True)
     lock.__init__(ctx=ctx)
     others = [ctx.Lock() for _ in range(100)]
     assert waiter.get() is False
@@ -561,12 +560,11 @@ def test_made_again_while_a_thread_waits(ctx):
 def test_condition_made_again_while_a_thread_waits(ctx):
     condition = ctx.Condition()
 
-    def wait():
+    def wait(seconds):
         with condition:
-            return condition.wait(1.0)
+            return condition.wait(seconds)
 
-    waiter = Task(wait)
-    wait_until_asleep(waiter)
+    waiter = asleep_in(wait)
     condition.__init__(condition._lock, ctx=ctx)
     with condition:
         condition.notify_all()
