@@ -13,6 +13,7 @@
  *   L2  mpx_wait.{h,c}, mpx_owned.{h,c}, mpx_mutex.{h,c}, mpx_lock.{h,c}, mpx_semaphore.{h,c} locks
  *   L2  mpx_event.{h,c}                         a flag to wait for
  *   L2  mpx_bell.{h,c}                          a descriptor that others can wait for
+ *   L2  mpx_stream.{h,c}                        messages through pipes and sockets
  *   L3  mpx_arena.h, mpx_arena*.c               small objects in shared memory
  *   L3  mpx_condition.{h,c}                     waiters that are notified one by one
  *   L4  mpx_heap.h, mpx_heap*.c                 blocks of shared memory

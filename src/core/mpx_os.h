@@ -15,7 +15,9 @@
 #include "mpx_atomic.h"
 #include "mpx_base.h"
 
+#include <poll.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 /* ---- Features that a kernel may lack --------------------------------------------------------- */
 
@@ -25,6 +27,7 @@ enum mpx_feature {
     MPX_HAS_MEMFD_SEAL,    /* "memfd_seal": memfd_create with F_ADD_SEALS */
     MPX_HAS_ROBUST_LIST,   /* "robust_list": the kernel marks futexes of a dead thread */
     MPX_HAS_CLOSE_RANGE,   /* "close_range": close_range (5.9) */
+    MPX_HAS_NOWAIT,        /* "nowait": preadv2 and pwritev2 with RWF_NOWAIT (4.14; pipes: 6.4) */
     MPX_FEATURE_COUNT
 };
 
@@ -258,6 +261,38 @@ void mpx_os_close_range(unsigned first, unsigned last);
 /* Closes every open descriptor from `first` on, except those in `keep`, which is in ascending
  * order and without duplicates. Async-signal-safe. */
 void mpx_os_close_except(unsigned first, const int *keep, size_t keep_count);
+
+/* ---- Bytes through descriptors --------------------------------------------------------------- */
+
+/* All of these return how many bytes, or a negative errno. What the descriptor's flags say of
+ * blocking is shared with every process that has it, so it is asked of each call instead. */
+
+/* Reads what is there, at most `size` bytes; -EAGAIN: nothing is. 0 is the end. Without
+ * MPX_HAS_NOWAIT, and of kinds of descriptors that do not know it, it waits where another reader
+ * takes what has been seen there. */
+MPX_NODISCARD ssize_t mpx_os_read_now(int fd, void *data, size_t size);
+
+/* Writes what there is room for; -EAGAIN: for nothing. */
+MPX_NODISCARD ssize_t mpx_os_write_now(int fd, const struct iovec *parts, int count);
+
+/* The same of a socket, in two thirds of the time; -ENOTSOCK. */
+MPX_NODISCARD ssize_t mpx_os_recv_now(int fd, void *data, size_t size);
+MPX_NODISCARD ssize_t mpx_os_send_now(int fd, const struct iovec *parts, int count);
+
+/* Whether it is a socket that bytes go through in a stream. */
+bool mpx_os_is_stream_socket(int fd);
+
+/* As mpx_os_read_now and mpx_os_write_now where they wait, unless the descriptor's flags say no.
+ * -EINTR: a signal handler ran. */
+MPX_NODISCARD ssize_t mpx_os_read(int fd, void *data, size_t size);
+MPX_NODISCARD ssize_t mpx_os_write(int fd, const struct iovec *parts, int count);
+
+/* Waits until something is to be said of a descriptor: of how many; 0 where the deadline has
+ * passed; -EINTR. */
+MPX_NODISCARD int mpx_os_poll(struct pollfd *fds, size_t count, int64_t deadline);
+
+/* Whether its flags say that it does not block. */
+bool mpx_os_is_nonblocking(int fd);
 
 /* ---- Robust list ----------------------------------------------------------------------------- */
 

@@ -20,6 +20,7 @@ static const struct {
     [MPX_HAS_MEMFD_SEAL] = {"memfd_seal", mpx_os_probe_memfd_seal},
     [MPX_HAS_ROBUST_LIST] = {"robust_list", mpx_os_probe_robust_list},
     [MPX_HAS_CLOSE_RANGE] = {"close_range", mpx_os_probe_close_range},
+    [MPX_HAS_NOWAIT] = {"nowait", mpx_os_probe_nowait},
 };
 
 /* One bit per feature. `known` is set after `present`: whoever sees a feature as known (K1) sees

@@ -23,6 +23,8 @@
 
 #define MPX_MADV_POPULATE_WRITE 23
 
+#define MPX_RWF_NOWAIT 8
+
 #define MPX_MFD_CLOEXEC       1U
 #define MPX_MFD_ALLOW_SEALING 2U
 #define MPX_MFD_NOEXEC_SEAL   8U
@@ -43,6 +45,7 @@ bool mpx_os_probe_madv_populate(void);
 bool mpx_os_probe_memfd_seal(void);
 bool mpx_os_probe_robust_list(void);
 bool mpx_os_probe_close_range(void);
+bool mpx_os_probe_nowait(void);
 
 /* What the core needs of /proc/<pid>/stat. */
 typedef struct {
