@@ -21,7 +21,7 @@ import importlib
 import multiprocessing as _package
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 from mproc_ext._finder import Finder
 
@@ -195,6 +195,48 @@ def overlay(module_name):
     under = _lay_over(module_name)
     announce(module_name)
     return under
+
+
+class _Names(dict):
+    """The globals of the stdlib's functions in an overlay: its names, as they are at the moment."""
+
+    def __init__(self, module_name, others):
+        super().__init__(__name__=module_name, __package__=OURS, **others)
+        self._module = sys.modules[module_name]
+
+    def __missing__(self, name):
+        try:
+            return getattr(self._module, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+
+def grafter(module_name, **others):
+    """A function that gives the stdlib's functions the calling overlay's names as globals.
+
+    The stdlib's Listener makes a SocketListener: after a graft, ours, or what a program has put in
+    its place.  *others* are names that mean something else there.  For what is not called often: a
+    global costs a microsecond.
+    """
+    names = _Names(module_name, others)
+    under = names._module.__dict__["_stdlib"]
+
+    def graft(function):
+        # Compiled with the program (Nuitka), or replaced by another library: it stays what it is.
+        if type(function) is not FunctionType or function.__globals__ is not under.__dict__:
+            return function
+        grafted = FunctionType(
+            function.__code__,
+            names,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        grafted.__kwdefaults__ = function.__kwdefaults__
+        grafted.__qualname__ = function.__qualname__
+        return grafted
+
+    return graft
 
 
 def identity(module_name):

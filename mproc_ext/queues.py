@@ -125,7 +125,7 @@ class _End(connection.Connection):
         self._channel = channel
         self._kept = _Kept()
         self._objects = _core.SimpleQueue()
-        self._objects._hold(channel, False, connection.__dict__)
+        self._objects._hold(channel, False, connection._std.__dict__)
         self._objects._share(self._kept)
 
     def _close(self):

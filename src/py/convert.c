@@ -30,6 +30,20 @@ int mpx_deadline_of(PyObject *timeout, int64_t *deadline)
     return 0;
 }
 
+bool mpx_usual_deadline_of(PyObject *timeout, int64_t *deadline)
+{
+    if (timeout != Py_None) {
+        if (!PyFloat_CheckExact(timeout) && !PyLong_CheckExact(timeout))
+            return false;
+        double seconds = PyFloat_AsDouble(timeout);
+        if (!(seconds > -1e9 && seconds < 1e6)) {
+            PyErr_Clear();
+            return false;
+        }
+    }
+    return mpx_deadline_of(timeout, deadline) == 0;
+}
+
 int mpx_wait_deadline_of(PyObject *timeout, int64_t *deadline)
 {
     double seconds = PyFloat_AsDouble(timeout);

@@ -57,6 +57,7 @@ static int intern_names(module_state_t *state)
         [MPX_NAME_DUMPS] = "dumps",
         [MPX_NAME_ENTER] = "__enter__",
         [MPX_NAME_EXIT] = "__exit__",
+        [MPX_NAME_FILENO] = "fileno",
         [MPX_NAME_FORKING_PICKLER] = "_ForkingPickler",
         [MPX_NAME_GET] = "get",
         [MPX_NAME_GET_START_METHOD] = "get_start_method",
@@ -71,6 +72,7 @@ static int intern_names(module_state_t *state)
         [MPX_NAME_RELEASE] = "release",
         [MPX_NAME_ROUNDED_UP] = "_rounded_up",
         [MPX_NAME_SEMLOCK] = "_semlock",
+        [MPX_NAME_SEND] = "send",
         [MPX_NAME_UNPICKLER] = "Unpickler",
     };
     for (int i = 0; i < MPX_NAMES; i++) {
@@ -104,7 +106,8 @@ static int module_exec(PyObject *module)
         mpx_add_scratch(module) < 0 || mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 ||
         mpx_add_fork_copy(module) < 0 || mpx_add_channel(module) < 0 ||
         mpx_add_queue_base(module) < 0 || mpx_add_queue(module) < 0 ||
-        mpx_add_simple_queue(module) < 0)
+        mpx_add_simple_queue(module) < 0 || mpx_add_connection(module) < 0 ||
+        mpx_add_connection_wait(module) < 0)
         return -1;
 #ifdef MPX_KILL_POINTS
     if (mpx_add_kill_points(module) < 0)
@@ -127,6 +130,9 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->queue_base_type);
     Py_VISIT(module_state(module)->queue_type);
     Py_VISIT(module_state(module)->simple_queue_type);
+    Py_VISIT(module_state(module)->connection_type);
+    Py_VISIT(module_state(module)->connections);
+    Py_VISIT(module_state(module)->connection_kind_of);
     Py_VISIT(module_state(module)->empty_error);
     Py_VISIT(module_state(module)->full_error);
     Py_VISIT(module_state(module)->shut_down_error);
@@ -161,6 +167,9 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->queue_base_type);
     Py_CLEAR(module_state(module)->queue_type);
     Py_CLEAR(module_state(module)->simple_queue_type);
+    Py_CLEAR(module_state(module)->connection_type);
+    Py_CLEAR(module_state(module)->connections);
+    Py_CLEAR(module_state(module)->connection_kind_of);
     Py_CLEAR(module_state(module)->empty_error);
     Py_CLEAR(module_state(module)->full_error);
     Py_CLEAR(module_state(module)->shut_down_error);

@@ -24,6 +24,7 @@ enum {
     MPX_NAME_DUMPS,
     MPX_NAME_ENTER,
     MPX_NAME_EXIT,
+    MPX_NAME_FILENO,
     MPX_NAME_FORKING_PICKLER,
     MPX_NAME_GET,
     MPX_NAME_GET_START_METHOD,
@@ -38,6 +39,7 @@ enum {
     MPX_NAME_RELEASE,
     MPX_NAME_ROUNDED_UP,
     MPX_NAME_SEMLOCK,
+    MPX_NAME_SEND,
     MPX_NAME_UNPICKLER,
     MPX_NAMES
 };
@@ -72,8 +74,12 @@ typedef struct {
     PyTypeObject *queue_base_type;
     PyTypeObject *queue_type;
     PyTypeObject *simple_queue_type;
-    PyObject *empty_error; /* NULL before mproc_ext.queues is imported */
-    PyObject *full_error;  /* these too */
+    PyTypeObject *connection_type;
+    unsigned connection_versions[3]; /* of the classes that were looked at last: connection.c */
+    PyObject *connections;           /* the dict of their module, or NULL */
+    PyObject *connection_kind_of;    /* with it: a function of theirs */
+    PyObject *empty_error;           /* NULL before mproc_ext.queues is imported */
+    PyObject *full_error;            /* these too */
     PyObject *shut_down_error;
     PyTypeObject *pickling_type;
     PyTypeObject *lease_type;
@@ -163,9 +169,18 @@ PyObject *mpx_raise(int status);
 /* The same with a message of our own, and the name of a file where one is to blame (or NULL). */
 PyObject *mpx_raise_message(int status, const char *message, PyObject *filename);
 
+/* super.c: what super() of that class, one of ours, gives for the method, called with these
+ * arguments. */
+PyObject *mpx_super(PyObject *self, PyTypeObject *cls, const char *name, PyObject *const *args,
+                    Py_ssize_t nargs, PyObject *names);
+
 /* convert.c: the deadline of a timeout in seconds (None: MPX_NEVER; below 0: now). 0, or -1 with an
  * exception. */
 int mpx_deadline_of(PyObject *timeout, int64_t *deadline);
+
+/* convert.c: the same where it is None or a plain number that no clock minds: true. Where it is
+ * not, what becomes of it is the standard library's to say: false, without an exception. */
+bool mpx_usual_deadline_of(PyObject *timeout, int64_t *deadline);
 
 /* wait.c: waiting in the core in pieces, so that a signal which comes just before the thread falls
  * asleep is not left until it wakes: the end of the piece that begins now. */
@@ -205,9 +220,7 @@ int mpx_parse_arguments(const char *format, PyObject *const *args, Py_ssize_t na
                         PyObject *names, const char *const *keywords, PyObject **values,
                         Py_ssize_t required, Py_ssize_t count);
 
-/* child.c, program.c, fds.c, shared.c, semlock.c, event.c, condition.c, block.c, synchronized.c,
- * pickling.c, serialize.c, lease.c: each adds its part to the module. 0, or -1 with an exception.
- */
+/* Each file of these names adds its part to the module. 0, or -1 with an exception. */
 int mpx_add_child(PyObject *module);
 int mpx_add_program(PyObject *module);
 int mpx_add_fds(PyObject *module);
@@ -227,6 +240,8 @@ int mpx_add_scratch(PyObject *module);
 int mpx_add_serialize(PyObject *module);
 int mpx_add_lease(PyObject *module);
 int mpx_add_fork_copy(PyObject *module);
+int mpx_add_connection(PyObject *module);
+int mpx_add_connection_wait(PyObject *module);
 
 #ifdef MPX_KILL_POINTS
 /* src/testing/kill_points.c */

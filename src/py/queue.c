@@ -27,7 +27,7 @@ MPX_COLD static PyObject *bad_arguments(PyObject *self, const char *name, PyObje
                                         Py_ssize_t nargs, PyObject *names)
 {
     PyErr_Clear();
-    return mpx_queue_super(self, mpx_queue_state(self)->queue_type, name, args, nargs, names);
+    return mpx_super(self, mpx_queue_state(self)->queue_type, name, args, nargs, names);
 }
 
 /* ---- put ------------------------------------------------------------------------------------- */
@@ -161,7 +161,7 @@ static PyObject *Queue_put(PyObject *self, PyObject *const *args, Py_ssize_t nar
     PyObject *values[3] = {NULL, Py_True, Py_None};
     int64_t deadline;
     if (mpx_queue(self)->channel == NULL)
-        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "put", args, nargs, names);
+        return mpx_super(self, mpx_queue_state(self)->queue_type, "put", args, nargs, names);
     if (MPX_LIKELY(nargs == 1 && names == NULL))
         return check_open(self) ? put(self, args[0], MPX_NEVER) : NULL;
     if (mpx_parse_arguments("O|OO:put", args, nargs, names, keywords, values, 1, 3) < 0)
@@ -461,7 +461,7 @@ static PyObject *Queue_get(PyObject *self, PyObject *const *args, Py_ssize_t nar
     PyObject *values[2] = {Py_True, Py_None};
     int64_t deadline;
     if (mpx_queue(self)->channel == NULL)
-        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "get", args, nargs, names);
+        return mpx_super(self, mpx_queue_state(self)->queue_type, "get", args, nargs, names);
     if (MPX_LIKELY(nargs == 0 && names == NULL))
         return check_open(self) ? mpx_queue_receive(self, MPX_NEVER) : NULL;
     if (mpx_parse_optional("|OO:get", args, nargs, names, keywords, values, 2) < 0)
@@ -620,7 +620,7 @@ PyDoc_STRVAR(Queue_qsize_doc, "qsize($self)\n--\n\n"
 static PyObject *Queue_qsize(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (mpx_queue(self)->channel == NULL)
-        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "qsize", NULL, 0, NULL);
+        return mpx_super(self, mpx_queue_state(self)->queue_type, "qsize", NULL, 0, NULL);
     return PyLong_FromSize_t(mpx_ring_count(&mpx_queue_channel(self)->ring) +
                              mpx_queue_count_taken(self));
 }
@@ -633,7 +633,7 @@ PyDoc_STRVAR(Queue_empty_doc, "empty($self)\n--\n\n"
 static PyObject *Queue_empty(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (mpx_queue(self)->channel == NULL)
-        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "empty", NULL, 0, NULL);
+        return mpx_super(self, mpx_queue_state(self)->queue_type, "empty", NULL, 0, NULL);
     if (!mpx_queue_check_reader(self))
         return NULL;
     return PyBool_FromLong(mpx_queue_is_empty(self));
@@ -645,7 +645,7 @@ PyDoc_STRVAR(Queue_full_doc, "full($self)\n--\n\n"
 static PyObject *Queue_full(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (mpx_queue(self)->channel == NULL)
-        return mpx_queue_super(self, mpx_queue_state(self)->queue_type, "full", NULL, 0, NULL);
+        return mpx_super(self, mpx_queue_state(self)->queue_type, "full", NULL, 0, NULL);
     return PyBool_FromLong(mpx_ring_is_full(&mpx_queue_channel(self)->ring));
 }
 

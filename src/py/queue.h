@@ -47,11 +47,6 @@ static inline module_state_t *mpx_queue_state(PyObject *self)
     return mpx_queue(self)->state;
 }
 
-/* The standard library's way: what super() of that class, one of ours, gives for the method, called
- * with these arguments. */
-PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
-                          PyObject *const *args, Py_ssize_t nargs, PyObject *names);
-
 /* Sends what it takes to make the object anew: None, or NULL with an exception, which is queue.Full
  * at the deadline. */
 PyObject *mpx_queue_send(PyObject *self, PyObject *object, int64_t deadline,

@@ -5,18 +5,6 @@
 
 #include "mpx_os.h"
 
-PyObject *mpx_queue_super(PyObject *self, PyTypeObject *cls, const char *name,
-                          PyObject *const *args, Py_ssize_t nargs, PyObject *names)
-{
-    PyObject *super = PyObject_CallFunctionObjArgs((PyObject *)&PySuper_Type, cls, self, NULL);
-    PyObject *method = super == NULL ? NULL : PyObject_GetAttrString(super, name);
-    PyObject *result =
-        method == NULL ? NULL : PyObject_Vectorcall(method, args, (size_t)nargs, names);
-    Py_XDECREF(method);
-    Py_XDECREF(super);
-    return result;
-}
-
 /* ---- Messages -------------------------------------------------------------------------------- */
 
 /* What a status other than 0 means to who puts or gets; `timeout` is the exception at the deadline.

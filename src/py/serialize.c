@@ -5,22 +5,18 @@
  * So the class is looked up here too. Where it does just what the standard library's does
  * (mproc_ext/_pickling.py looks), its work is done here; any other is called.
  *
- * That a class has not been changed since it was looked at is seen by its version, a number that
- * the interpreter gives no second time and takes away when something is assigned to the class.
+ * That a class has not been changed since it was looked at is seen by its version.
  *
  * Without a GIL: class and version are stored one after the other, version last, and belong
  * together wherever they are equal to a class's own; so they are read without a lock.
  */
 #include "apart.h"
+#include "class_version.h"
 
 #ifdef Py_GIL_DISABLED
-#    define LOAD_POINTER(field)      _Py_atomic_load_ptr(&(field))
-#    define LOAD_UINT(field)         _Py_atomic_load_uint(&(field))
-#    define STORE_UINT(field, value) _Py_atomic_store_uint(&(field), value)
+#    define LOAD_POINTER(field) _Py_atomic_load_ptr(&(field))
 #else
-#    define LOAD_POINTER(field)      (field)
-#    define LOAD_UINT(field)         (field)
-#    define STORE_UINT(field, value) ((field) = (value))
+#    define LOAD_POINTER(field) (field)
 #endif
 
 PyObject *mpx_unpickling_error(void)
@@ -46,17 +42,6 @@ PyObject *mpx_from_pickle(PyObject *module, PyObject **field, int name)
 
 /* ---- The class ---------------------------------------------------------------------------- */
 
-/* 0 where there is none. */
-static unsigned version_of(PyObject *cls)
-{
-    PyTypeObject *type = (PyTypeObject *)cls;
-#if PY_VERSION_HEX < 0x030D0000
-    if (!PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG))
-        return 0;
-#endif
-    return LOAD_UINT(type->tp_version_tag);
-}
-
 /* The class, a new reference; NULL with an exception. */
 static PyObject *find_class(module_state_t *state, mpx_namespace_t *namespace)
 {
@@ -77,11 +62,9 @@ static int look_at_class(PyObject *module, PyObject *cls)
     module_state_t *state = module_state(module);
     if (!Py_IS_TYPE(cls, &PyType_Type))
         return 0;
-    /* A lookup gives the class a version: before it is looked at, so that what is changed later
-     * counts as a change. */
     Py_XDECREF(PyObject_GetAttr(cls, state->names[MPX_NAME_DUMPS]));
     PyErr_Clear();
-    unsigned version = version_of(cls);
+    unsigned version = mpx_class_version((PyTypeObject *)cls);
     PyObject *helper = PyImport_ImportModule("mproc_ext._pickling");
     PyObject *tables = helper == NULL ? NULL : PyObject_CallMethod(helper, "tables", "O", cls);
     Py_XDECREF(helper);
@@ -91,7 +74,7 @@ static int look_at_class(PyObject *module, PyObject *cls)
     if (is_plain) {
         mpx_state_set(module, &state->pickler_tables, tables);
         mpx_state_set(module, &state->pickler_class, cls);
-        STORE_UINT(state->pickler_version, version);
+        MPX_STORE_UINT(state->pickler_version, version);
     }
     Py_DECREF(tables);
     return is_plain;
@@ -101,8 +84,8 @@ static inline bool is_known_class(module_state_t *state, PyObject *cls)
 {
     if (MPX_UNLIKELY(cls != LOAD_POINTER(state->pickler_class)))
         return false;
-    unsigned version = version_of(cls);
-    return version != 0 && version == LOAD_UINT(state->pickler_version);
+    unsigned version = mpx_class_version((PyTypeObject *)cls);
+    return version != 0 && version == MPX_LOAD_UINT(state->pickler_version);
 }
 
 #ifdef Py_GIL_DISABLED
@@ -162,9 +145,10 @@ static inline int is_plain(module_state_t *state, mpx_namespace_t *namespace, Py
 
 /* ---- Objects to messages ------------------------------------------------------------------ */
 
-/* By the program's own class: what it returns is treated as a connection treats it. */
+/* By the program's own class: what it returns is treated as a connection treats it. `escapes`: so
+ * that it is told from our own messages. */
 MPX_COLD static int dumps_by_class(PyObject *module, PyObject *cls, PyObject *object,
-                                   mpx_buffer_t *out)
+                                   mpx_buffer_t *out, bool escapes)
 {
     PyObject *args[] = {cls, object};
     PyObject *name = module_state(module)->names[MPX_NAME_DUMPS];
@@ -175,7 +159,7 @@ MPX_COLD static int dumps_by_class(PyObject *module, PyObject *cls, PyObject *ob
     int status = bytes == NULL ? -1 : PyObject_GetBuffer(bytes, &view, PyBUF_SIMPLE);
     if (status == 0) {
         const unsigned char raw = MPX_TAG_RAW;
-        if (view.len > 0 && *(unsigned char *)view.buf >= MPX_TAG_FIRST)
+        if (escapes && view.len > 0 && *(unsigned char *)view.buf >= MPX_TAG_FIRST)
             status = mpx_buffer_append(out, &raw, 1);
         if (status == 0)
             status = mpx_buffer_append(out, view.buf, (size_t)view.len);
@@ -214,7 +198,24 @@ int mpx_dumps(module_state_t *state, mpx_namespace_t *namespace, PyObject *objec
     if (MPX_LIKELY(status > 0)) {
         status = dumps_plainly(state, object, out, apart);
     } else if (status == 0) {
-        status = dumps_by_class(state->module, cls, object, out);
+        status = dumps_by_class(state->module, cls, object, out, true);
+        Py_DECREF(cls);
+    }
+    if (MPX_UNLIKELY(status < 0))
+        out->size = before;
+    return status;
+}
+
+int mpx_dumps_pickle(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
+                     mpx_buffer_t *out)
+{
+    PyObject *cls;
+    size_t before = out->size;
+    int status = is_plain(state, namespace, &cls);
+    if (MPX_LIKELY(status > 0)) {
+        status = pickle(state, object, out, false);
+    } else if (status == 0) {
+        status = dumps_by_class(state->module, cls, object, out, false);
         Py_DECREF(cls);
     }
     if (MPX_UNLIKELY(status < 0))
@@ -261,6 +262,13 @@ static inline PyObject *loads_plainly(module_state_t *state, const char *data, s
     return mpx_unpickle(state->module, data + is_raw, size - is_raw, NULL, is_shared);
 }
 
+/* As the program's class reads a pickle. */
+MPX_COLD static PyObject *load_by_class(module_state_t *state, PyObject *cls, PyObject *pickle)
+{
+    PyObject *args[] = {cls, pickle};
+    return PyObject_VectorcallMethod(state->names[MPX_NAME_LOADS], args, 2, NULL);
+}
+
 /* What is no pickle is pickled first, as the program's class expects. */
 MPX_COLD static PyObject *loads_by_class(PyObject *module, PyObject *cls, const char *data,
                                          size_t size, mpx_parcel_t *parcel)
@@ -280,8 +288,7 @@ MPX_COLD static PyObject *loads_by_class(PyObject *module, PyObject *cls, const 
     }
     if (argument == NULL)
         return NULL;
-    PyObject *args[] = {cls, argument};
-    PyObject *object = PyObject_VectorcallMethod(state->names[MPX_NAME_LOADS], args, 2, NULL);
+    PyObject *object = load_by_class(state, cls, argument);
     Py_DECREF(argument);
     return object;
 }
@@ -296,6 +303,22 @@ PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const cha
     if (status < 0)
         return NULL;
     PyObject *object = loads_by_class(state->module, cls, data, size, parcel);
+    Py_DECREF(cls);
+    return object;
+}
+
+PyObject *mpx_loads_pickle(module_state_t *state, mpx_namespace_t *namespace, const char *data,
+                           size_t size)
+{
+    PyObject *cls;
+    int status = is_plain(state, namespace, &cls);
+    if (MPX_LIKELY(status > 0))
+        return mpx_unpickle(state->module, data, size, NULL, false);
+    if (status < 0)
+        return NULL;
+    PyObject *pickle = PyBytes_FromStringAndSize(data, (Py_ssize_t)size);
+    PyObject *object = pickle == NULL ? NULL : load_by_class(state, cls, pickle);
+    Py_XDECREF(pickle);
     Py_DECREF(cls);
     return object;
 }

@@ -108,6 +108,13 @@ bool mpx_dumps_quickly(module_state_t *state, mpx_namespace_t *namespace, PyObje
 PyObject *mpx_loads(module_state_t *state, mpx_namespace_t *namespace, const char *data,
                     size_t size, mpx_parcel_t *parcel);
 
+/* serialize.c: the same for those who do not know our form of messages: as the standard library's
+ * class, or the program's, pickles. */
+int mpx_dumps_pickle(module_state_t *state, mpx_namespace_t *namespace, PyObject *object,
+                     mpx_buffer_t *out);
+PyObject *mpx_loads_pickle(module_state_t *state, mpx_namespace_t *namespace, const char *data,
+                           size_t size);
+
 /* serialize.c: whether the namespace's class is the standard library's: then messages of plain
  * trees are read without Python code of the program's. */
 bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace);

@@ -316,7 +316,8 @@ static int own_methods_of(PyObject *cls, PyTypeObject *base)
 static bool is_ours(PyObject *module, PyTypeObject *cls)
 {
     return PyType_IsSubtype(cls, module_state(module)->shared_type) ||
-           PyType_IsSubtype(cls, module_state(module)->queue_base_type);
+           PyType_IsSubtype(cls, module_state(module)->queue_base_type) ||
+           PyType_IsSubtype(cls, module_state(module)->connection_type);
 }
 
 PyDoc_STRVAR(own_methods_doc,
@@ -329,7 +330,7 @@ PyDoc_STRVAR(own_methods_doc,
 static PyObject *own_methods(PyObject *module, PyObject *cls)
 {
     if (!PyType_Check(cls) || !is_ours(module, (PyTypeObject *)cls)) {
-        PyErr_Format(PyExc_TypeError, "%R is no class of shared objects", cls);
+        PyErr_Format(PyExc_TypeError, "%R is no class of ours", cls);
         return NULL;
     }
     PyObject *bases = PyObject_GetAttrString(cls, "__mro__");

@@ -5,7 +5,7 @@ static PyObject *super(PyObject *self, const char *name, PyObject *const *args, 
                        PyObject *names)
 {
     PyTypeObject *type = mpx_queue_state(self)->simple_queue_type;
-    return mpx_queue_super(self, type, name, args, nargs, names);
+    return mpx_super(self, type, name, args, nargs, names);
 }
 
 PyDoc_STRVAR(SimpleQueue_put_doc,

@@ -15,6 +15,7 @@ import sys
 FURNITURE = set(vars(type("Empty", (), {}))) | {"__slots__", "__parameters__", "__annotations__"}
 FURNITURE |= {"__annotate__", "__annotate_func__", "__annotations_cache__"}
 FURNITURE |= {"__static_attributes__", "__firstlineno__", "__module__", "__doc__"}
+FURNITURE |= {"__builtins__"}  # what MakeProxyType makes
 
 
 def package_of(cls):

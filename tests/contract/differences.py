@@ -96,6 +96,15 @@ for kind in ("Queue", "JoinableQueue"):
         if name != "__iter__":
             DIFFERENCES[f"{kind}()/{name}"] = "beyond the stdlib"
 
+# So are connections.
+for name in (
+    "__del__ __enter__ __exit__ close fileno poll recv recv_bytes recv_bytes_into send send_bytes"
+).split():
+    DIFFERENCES[f"connection/Connection.{name} signature"] = "a method in C: self has no name"
+for name in ("__new__", "__setattr__", "__delattr__", "__getstate__", "__setstate__"):
+    for fact in (name, f"{name} signature"):
+        DIFFERENCES[f"connection/Connection.{fact}"] = "a type in C"
+
 QUEUE_KEYWORDS = "beyond the stdlib: max_bytes, zero_copy, on_death"
 for kind in ("Queue", "JoinableQueue", "SimpleQueue"):
     for group in ("(package)", "queues", *(f"get_context({method})" for method in METHODS)):
@@ -118,16 +127,12 @@ for popen in ("popen_forkserver", "popen_spawn_posix"):
     DIFFERENCES[f"{popen}/set_spawning_popen"] = "imported there by the stdlib, defined in context"
 
 DIFFERENCES["(package)/__all__"] = "ACCELERATED and install, beyond the stdlib's names"
-DIFFERENCES["managers/SharedMemoryManager signature"] = (
-    "the stdlib's (*args, **kwargs), spelled out"
-)
+DIFFERENCES["managers/listener_client"] = "a dict that falls back on the stdlib's"
 DIFFERENCES["shared_memory/SharedMemory signature"] = (
     "track=None: tracked where it is created, and not where it is only attached to, which would"
     " destroy it; the stdlib's True means both"
 )
-DIFFERENCES["managers/ListProxy bases"] = "made anew, with clear and copy"
 DIFFERENCES["managers/MakeProxyType signature"] = "a default shows which proxies were made so far"
-DIFFERENCES["Manager().list()/bases"] = "made anew, with clear and copy"
 for method in ("fork", "spawn"):
     DIFFERENCES[f"misuse/{method}/join_with_text"] = (
         "the stdlib does not look at the timeout of a child that has ended"
@@ -141,9 +146,6 @@ ONLY_ON = {
     },
     "forkserver/main signature": lambda version: version >= (3, 15),
     "forkserver/AuthenticationError": lambda version: version >= (3, 14),
-    "managers/ListProxy bases": lambda version: version < (3, 14),
-    "managers/MakeProxyType signature": lambda version: version < (3, 14),
-    "Manager().list()/bases": lambda version: version < (3, 14),
 }
 
 # What newer Pythons' stdlib has and mproc_ext gives to older ones: since when the stdlib has it,

@@ -97,7 +97,7 @@ SAME = """
     resource_sharer.DupFd resource_tracker._resource_tracker
     managers.RemoteError managers.Token dummy.Process
     dummy.connection.Connection
-    connection.Connection connection.wait
+    connection.deliver_challenge connection.answer_challenge
 """
 
 SUBCLASS = """
@@ -110,8 +110,12 @@ SUBCLASS = """
     synchronize.Condition synchronize.Event synchronize.Barrier synchronize.SemLock
     sharedctypes.SynchronizedBase sharedctypes.Synchronized sharedctypes.SynchronizedArray
     sharedctypes.SynchronizedString heap.Arena heap.Heap heap.BufferWrapper
-    managers.BaseManager managers.SyncManager managers.SharedMemoryManager managers.BaseProxy
-    managers.Namespace shared_memory.SharedMemory shared_memory.ShareableList
+    connection.Connection connection.Listener connection.SocketListener connection.XmlListener
+    managers.BaseManager managers.SyncManager managers.SharedMemoryManager managers.Server
+    managers.SharedMemoryServer managers.BaseProxy managers.ListProxy managers.DictProxy
+    managers.AcquirerProxy managers.ConditionProxy managers.EventProxy managers.BarrierProxy
+    managers.NamespaceProxy managers.ValueProxy managers.ArrayProxy managers.PoolProxy
+    managers.IteratorProxy managers.Namespace shared_memory.SharedMemory shared_memory.ShareableList
     resource_tracker.ResourceTracker
 """
 

@@ -1,0 +1,92 @@
+/* connection.h - _core.Connection: messages through a descriptor, in the standard library's form.
+ *
+ * connection.c has the type; connection_traffic.c, what it does with the descriptor.
+ *
+ * Each direction has its turn (turn.h), and in it a message goes on where it was, whoever comes:
+ *
+ *   - a send that a signal handler's exception ends in the middle of a message leaves the rest of
+ *     it with the connection, and the next send begins with that: the reader gets whole messages;
+ *   - a receive that ends so leaves what has come, and the next one goes on there;
+ *   - a handler that sends, or receives, first does what its thread was at: its own message comes
+ *     after that, and the one that has arrived is the handler's.
+ *
+ * What is kept so is of one process and one descriptor: a child that is forked has no part in it.
+ */
+#ifndef MPX_PY_CONNECTION_H
+#define MPX_PY_CONNECTION_H
+
+#include "serialize.h"
+#include "turn.h"
+
+#include "mpx_stream.h"
+
+/* A message that is being sent, by a call that a handler may have interrupted. */
+typedef struct mpx_sending {
+    mpx_outflow_t out;
+    struct mpx_sending *before; /* which is to be finished first, or NULL */
+    uint64_t process;           /* which sends it, as its word */
+} mpx_sending_t;
+
+/* Whose what a direction keeps between calls is. */
+typedef struct {
+    uint64_t process; /* as its word */
+    uint32_t handles;
+} mpx_keeper_t;
+
+#define MPX_NO_HANDLE UINT32_MAX
+
+typedef struct {
+    PyObject_HEAD mpx_atomic_u32 handle; /* the descriptor, or MPX_NO_HANDLE: closed */
+    mpx_atomic_u32 handles;              /* counts those that it was given */
+    mpx_atomic_u32 readable, writable;
+    mpx_atomic_u32 is_socket;  /* the descriptor was one when it was given */
+    mpx_atomic_u32 is_patched; /* it has a method of its own that others call */
+    PyObject *module;
+    module_state_t *state;
+    mpx_namespace_t namespace; /* of the standard library's module of connections */
+
+    /* In the turn of who sends. */
+    mpx_turn_t sender;
+    mpx_wait_mood_t sender_mood;
+    mpx_sending_t *sending;  /* the one that was begun last, or NULL */
+    mpx_sending_t rest;      /* what was left of one; its memory is its own */
+    mpx_keeper_t sending_of; /* of these two */
+
+    /* In the turn of who receives. */
+    mpx_turn_t receiver;
+    mpx_wait_mood_t receiver_mood;
+    mpx_inflow_t in;
+    mpx_buffer_t content; /* what has come of it */
+    mpx_keeper_t receiving_of;
+} ConnectionObject;
+
+static inline ConnectionObject *mpx_connection(PyObject *self)
+{
+    return (ConnectionObject *)self;
+}
+
+/* The descriptor; -1 where there is none. */
+static inline int mpx_connection_fd(ConnectionObject *self)
+{
+    return (int)mpx_u32_load_relaxed(&self->handle);
+}
+
+/* connection_traffic.c: sends the bytes as one message. 0, or -1 with an exception. */
+int mpx_connection_send(ConnectionObject *self, const char *data, size_t size);
+
+/* connection_traffic.c: receives a message of at most `most` bytes (below 0: of any size) into an
+ * empty buffer, which the caller frees. 0; -1 with an exception; or 1 where there is one that is
+ * larger, or what has come is no message: nothing can be received any more. */
+int mpx_connection_receive(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t *message);
+
+/* connection_traffic.c: whether there is something to receive by the deadline: 1, 0, or -1 with an
+ * exception. */
+int mpx_connection_poll(ConnectionObject *self, int64_t deadline);
+
+/* Gives up what was left of a message, and of one that was being received. */
+void mpx_connection_forget(ConnectionObject *self);
+
+/* connection.c: whether nobody has put other methods in the place of this one's. */
+bool mpx_connection_is_plain(PyObject *self);
+
+#endif
