@@ -52,22 +52,23 @@ def wait_until(predicate, what="it", seconds=LIMIT):
         time.sleep(0.001)
 
 
-def is_asleep(pid, tid):
-    """Whether a thread sleeps on a futex (which is what all locks do, the interpreter's too)."""
+def is_asleep(pid, tid, on_futex=True):
+    """Whether a thread sleeps on a futex (which is what all locks do, the interpreter's too), or
+    in another system call."""
     task = f"/proc/{pid}/task/{tid}"
     try:
         with open(f"{task}/stat") as file:
             if file.read().rpartition(")")[2].split()[0] != "S":
                 return False
         with open(f"{task}/syscall") as file:
-            return FUTEX is None or file.read().split()[0] == FUTEX
+            return FUTEX is None or (file.read().split()[0] == FUTEX) == on_futex
     except PermissionError:
         return True
     except FileNotFoundError:
         return False
 
 
-def wait_until_asleep(who, looks=5):
+def wait_until_asleep(who, looks=5, on_futex=True):
     """Wait until a thread, or the main thread of a process, sleeps: seen so several times in a
     row, as it may also sleep for a moment for the GIL."""
     if isinstance(who, threading.Thread):
@@ -79,7 +80,7 @@ def wait_until_asleep(who, looks=5):
     def look():
         nonlocal seen
         assert not isinstance(who, threading.Thread) or who.is_alive(), f"{who} sleeps no more"
-        seen = seen + 1 if is_asleep(pid, tid) else 0
+        seen = seen + 1 if is_asleep(pid, tid, on_futex) else 0
         return seen == looks
 
     wait_until(look, f"the sleep of thread {tid} of {pid}")
@@ -194,12 +195,12 @@ def handler(function, number=signal.SIGUSR1):
         signal.signal(number, before)
 
 
-def signal_when_asleep(number=signal.SIGUSR1):
+def signal_when_asleep(number=signal.SIGUSR1, on_futex=True):
     """Send the main thread a signal once it sleeps; from a thread that this returns."""
     main = threading.main_thread()
 
     def send():
-        wait_until_asleep(main)
+        wait_until_asleep(main, on_futex=on_futex)
         signal.pthread_kill(main.ident, number)
 
     return Task(send)
