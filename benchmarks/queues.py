@@ -9,18 +9,11 @@ with the package installed, on a machine that is idle.
 """
 
 import importlib.util
-import multiprocessing
-import statistics
 import time
 
-from rounds import LIBRARIES, parser, print_heading, run_round
+from cases import DICT, fork, run_cases, timed
 
 PEER = "faster_fifo"
-LEAST = 0.3  # seconds that a measurement takes
-DICT = {"id": 1, "name": "x", "price": 1.5, "tags": None, "ok": True, "n": 2**40}
-
-# The time of a case is taken by processes of the stdlib's, so that nothing but the queue differs.
-fork = multiprocessing.get_context("fork")
 
 
 def queue_of(library, size, **options):
@@ -57,17 +50,6 @@ def echo(there, back, count, go):
     go.wait()
     for _ in range(count):
         back.put(there.get())
-
-
-def timed(processes, go):
-    for process in processes:
-        process.start()
-    go.wait()
-    begin = time.perf_counter()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0, process.exitcode
-    return time.perf_counter() - begin
 
 
 def stream(library, count, message, size, pairs=1, get=get, **options):
@@ -116,7 +98,6 @@ def array(megabytes):
     return importlib.import_module("numpy").ones(megabytes << 17)
 
 
-# name -> (the row's title, what measures: of a library and a count, seconds each; the first count)
 CASES = {
     "int": ("a small int, 1 producer, 1 consumer", lambda *a: stream(*a, 7, 100), 2000),
     "int 4": ("a small int, 4 producers, 4 consumers", lambda *a: stream(*a, 7, 100, 4), 2000),
@@ -145,39 +126,11 @@ CASES = {
 }
 
 
-def measure(library, name):
-    """Microseconds of one, measured for long enough."""
-    _, function, count = CASES[name]
-    each = function(library, count)
-    if each * count < LEAST:
-        each = function(library, int(LEAST / each) + 1)
-    return each * 1e6
-
-
-def is_there(module):
-    return importlib.util.find_spec(module) is not None
-
-
-def main():
-    options = parser(__doc__, 5, (*LIBRARIES, PEER))
-    options.add_argument("--only", default="")
-    options = options.parse_args()
-    if options.case:
-        print(measure(options.library, options.case))
-        return
-    print_heading(options.rounds)
-    libraries = (*LIBRARIES, *([PEER] if is_there(PEER) else []))
-    print(f"| us | {' | '.join(libraries)} | faster |\n|---|{'--:|' * (len(libraries) + 1)}")
-    for name, (title, *_) in CASES.items():
-        if options.only not in name or ("numpy" in name and not is_there("numpy")):
-            continue
-        rounds = [
-            [run_round(library, name)[0] for library in libraries] for _ in range(options.rounds)
-        ]
-        found = [statistics.median(column) for column in zip(*rounds, strict=True)]
-        figures = " | ".join(f"{number:.3g}" for number in found)
-        print(f"| {title} | {figures} | **{found[0] / found[1]:.3g}x** |", flush=True)
+def can_run(name):
+    """Whether there is what a case needs, or a peer."""
+    module = "numpy" if "numpy" in name else name
+    return module not in ("numpy", PEER) or importlib.util.find_spec(module) is not None
 
 
 if __name__ == "__main__":
-    main()
+    run_cases(__doc__, CASES, peers=[PEER], can_run=can_run)
