@@ -12,7 +12,7 @@ import sys
 from multiprocessing.reduction import ForkingPickler
 
 import mproc_ext
-from mproc_ext import _core
+from mproc_ext import _core, connection
 
 TIMES, ROUNDS = 40, 30
 
@@ -256,6 +256,57 @@ def lend_buffers():
     raise AssertionError("a damaged message was read")
 
 
+class Slow(connection.Connection):
+    """One that has the standard library's methods."""
+
+    def _send_bytes(self, buf):
+        super()._send_bytes(buf)
+
+
+def raises(errors, function, *args):
+    try:
+        function(*args)
+    except errors:
+        return
+    raise AssertionError(f"{function} did not raise")
+
+
+def use_connections():
+    for first, second in (connection.Pipe(), connection.Pipe(False)[::-1]):
+        with first, second:
+            for obj in (1, {"key": [1.5, None]}, b"x" * 30_000, ForkingPickler):
+                first.send(obj)
+                assert second.recv() == obj
+            first.send_bytes(b"abcdef", 1, 3)
+            assert second.poll()
+            assert second.poll(timeout=1)
+            assert second.recv_bytes(3) == b"bcd"
+            first.send_bytes(memoryview(b"abcd").cast("B", (2, 2)))
+            room = bytearray(10)
+            assert second.recv_bytes_into(room, 2) == 4
+            first.send_bytes(b"abc")
+            raises(mproc_ext.BufferTooShort, second.recv_bytes_into, bytearray(2))
+            assert connection.wait([second], 0) == []
+            first.send_bytes(b"no pickle")
+            assert connection.wait([second, sys.stdin.fileno()], 0)[0] is second
+            raises(pickle.UnpicklingError, second.recv)
+            raises((AttributeError, TypeError, pickle.PicklingError), first.send, lambda: None)
+            raises(ValueError, first.send_bytes, b"abc", 5)
+            raises(ValueError, connection.wait, ["no descriptor"], 0)
+            first.send_bytes(b"too long")
+            raises(OSError, second.recv_bytes, 2)
+        raises(OSError, second.recv)
+    first, second = connection.Pipe()
+    slow = Slow(first.fileno())
+    first._handle = None
+    slow.send(1)
+    slow._own = slow  # for the garbage collector
+    del slow
+    gc.collect()
+    assert second.recv() == 1
+    raises(EOFError, second.recv)
+
+
 def leak():
     import ctypes
 
@@ -279,6 +330,7 @@ CASES = {
     "messages by pickle": send_pickles,
     "messages that are damaged": read_damaged_messages,
     "messages: reducers, another class": register_reducers,
+    "connections": use_connections,
 }
 
 
