@@ -1,10 +1,12 @@
 """Managers on our connections: the stdlib's objects, proxies, errors, counts and ends."""
 
+import contextlib
 import copy
 import gc
 import importlib
 import os
 import signal
+import socket
 import threading
 from unittest import mock
 
@@ -374,7 +376,7 @@ class P(BaseProxy):
 SyncManager.register("Deque", collections.deque, exposed=("append", "__len__"))
 SyncManager.register("Counted", list, P)
 import mproc_ext, mproc_ext.managers
-with mproc_ext.Manager() as manager:
+with mproc_ext.get_context("fork").Manager() as manager:
     deque = manager.Deque()
     deque.append(1)
     counted = manager.Counted([1, 1])
@@ -632,8 +634,9 @@ def test_a_threads_connection_ends_with_the_thread(things):
 # -- remote managers ------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
 def served(module, key, address=None):
-    """A server in a thread of this process, of one Thing; its address, and what stops it."""
+    """A server in threads of this process, of one Thing; and that."""
 
     class Things(module.BaseManager):
         pass
@@ -642,28 +645,39 @@ def served(module, key, address=None):
     Things.register("thing", lambda: thing, exposed=("add", "__str__"))
     server = Things(address, key).get_server()
     server.stop_event = threading.Event()
-    accepter = threading.Thread(target=server.accepter, daemon=True)
-    accepter.start()
-    return server, thing
+
+    def accept():
+        """As Server.accepter, which goes on for ever when the socket has been shut down."""
+        with contextlib.suppress(OSError):
+            while True:
+                conn = server.listener.accept()
+                threading.Thread(target=server.handle_request, args=(conn,), daemon=True).start()
+
+    accepter = Task(accept)
+    try:
+        yield server, thing
+    finally:
+        server.listener._listener._socket.shutdown(socket.SHUT_RDWR)
+        accepter.get()
+        server.listener.close()
 
 
 @pytest.mark.parametrize("address", [None, ("127.0.0.1", 0), "abstract"])
 @pytest.mark.parametrize("client", ["multiprocessing", "mproc_ext"])
-def test_remote(managers, method, client, address):
+def test_remote(managers, method, client, address, tmp_path):
     """A server of either package, clients of either package, in other processes."""
     if address == "abstract":
-        address = f"\0{method} {client} {managers.__name__} {os.getpid()}"
-    server, thing = served(managers, KEY, address)
+        address = f"\0{tmp_path}"
     ctx = importlib.import_module(client).get_context("spawn" if method == "fork" else method)
-    for key, expected in ((KEY, (11, "a thing of 11")), (b"wrong", "AuthenticationError")):
-        child = Child(ctx, targets.connect, client, server.address, key, "thing")
-        child.expect(expected)
-        assert len(server.id_to_refcount) == (1 if key == KEY else 0)
-        child.send("end")
-        child.join()
-        wait_until(lambda: not server.id_to_refcount, "the child's release of its object")
-    assert thing.value == 11
-    server.listener.close()
+    with served(managers, KEY, address) as (server, thing):
+        for key, expected in ((KEY, (11, "a thing of 11")), (b"wrong", "AuthenticationError")):
+            child = Child(ctx, targets.connect, client, server.address, key, "thing")
+            child.expect(expected)
+            assert len(server.id_to_refcount) == (1 if key == KEY else 0)
+            child.send("end")
+            child.join()
+            wait_until(lambda: not server.id_to_refcount, "the child's release of its object")
+        assert thing.value == 11
 
 
 def test_connect_to_nobody(both, tmp_path):
@@ -1013,14 +1027,14 @@ import multiprocessing, multiprocessing.managers as m, multiprocessing.connectio
 before = [{**vars(x)} for x in (m, c, m.BaseProxy, m.BaseManager, m.SyncManager, m.Server)]
 registry = {**m.SyncManager._registry}
 import mproc_ext.managers
-mproc_ext.Manager().list()
+mproc_ext.get_context("fork").Manager().list()
 after = [{**vars(x)} for x in (m, c, m.BaseProxy, m.BaseManager, m.SyncManager, m.Server)]
 for one, other in zip(before, after):
     changed = {k for k in one.keys() | other.keys() if one.get(k) is not other.get(k)}
     assert changed <= {"_next_serial"}, changed
 assert registry == m.SyncManager._registry
 assert m.listener_client["pickle"] == (c.Listener, c.Client)
-with multiprocessing.Manager() as manager:
+with multiprocessing.get_context("fork").Manager() as manager:
     a = manager.list([1])
     a[0]
     print(type(a) is m.ListProxy, type(a._tls.connection) is c.Connection)

