@@ -93,9 +93,7 @@ def waits_otherwise():
 def wait_for(fd, timeout):
     """Wait until a descriptor is readable; whether it is so after *timeout* seconds."""
     if waits_otherwise():
-        from mproc_ext.connection import wait
-
-        return bool(wait([fd], timeout))
+        return bool(_modules.stdlib("connection").wait([fd], timeout))
     return wait_readable(fd, timeout)
 
 

@@ -434,6 +434,8 @@ static PyObject *Connection_poll(PyObject *self, PyObject *const *args, Py_ssize
         return super(self, "poll", args, nargs, names);
     if (!check_readable(self))
         return NULL;
+    if (deadline > mpx_os_now() && mpx_polls_otherwise())
+        return super(self, "poll", args, nargs, names);
     int has = mpx_connection_poll(mpx_connection(self), deadline);
     return has < 0 ? NULL : PyBool_FromLong(has);
 }

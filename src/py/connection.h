@@ -86,6 +86,10 @@ int mpx_connection_poll(ConnectionObject *self, int64_t deadline);
 /* Gives up what was left of a message, and of one that was being received. */
 void mpx_connection_forget(ConnectionObject *self);
 
+/* connection_wait.c: whether another library has put its own in select.poll's place (gevent, whose
+ * other threads run while it waits): then the standard library's code is to wait. */
+bool mpx_polls_otherwise(void);
+
 /* connection.c: whether nobody has put other methods in the place of this one's. */
 bool mpx_connection_is_plain(PyObject *self);
 

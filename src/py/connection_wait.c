@@ -161,6 +161,17 @@ static PyObject *wait_as_stdlib(PyObject *module, PyObject *const *args, Py_ssiz
     return PyObject_Vectorcall(wait, args, (size_t)nargs, names);
 }
 
+bool mpx_polls_otherwise(void)
+{
+    PyObject *select = PyImport_ImportModule("select");
+    PyObject *poll = select == NULL ? NULL : PyObject_GetAttrString(select, "poll");
+    bool is_another = poll != NULL && !PyCFunction_Check(poll);
+    Py_XDECREF(poll);
+    Py_XDECREF(select);
+    PyErr_Clear();
+    return is_another;
+}
+
 static PyObject *wait_function(PyObject *module, PyObject *const *args, Py_ssize_t nargs,
                                PyObject *names)
 {
@@ -172,6 +183,8 @@ static PyObject *wait_function(PyObject *module, PyObject *const *args, Py_ssize
         PyErr_Clear();
         return wait_as_stdlib(module, args, nargs, names); /* which says what is wrong */
     }
+    if (deadline > mpx_os_now() && mpx_polls_otherwise())
+        return wait_as_stdlib(module, args, nargs, names);
     waiting_t waiting = {.module = module, .objects = PySequence_Tuple(values[0])};
     PyObject *ready = waiting.objects == NULL ? NULL : wait_for_objects(&waiting, deadline);
     PyMem_RawFree(waiting.polled);

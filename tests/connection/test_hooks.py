@@ -4,11 +4,14 @@ import gc
 import io
 import os
 import pickle
+import select
 from unittest import mock
 
 import pytest
 from connection_helpers import OURS, adopt, close, descriptors, open_pair, theirs
 from sync_helpers import outcome
+
+from mproc_ext import connection as our
 
 CHECKS = ("_check_closed", "_check_readable", "_check_writable")
 BYTES = ("_send_bytes", "_recv_bytes", "_send", "_recv")
@@ -475,3 +478,22 @@ def test_a_mock_with_the_methods_of_a_connection(connection):
     assert isinstance(fake, connection.Connection)
     with pytest.raises(AttributeError):
         fake.no_such_method()
+
+
+def test_what_the_stdlib_waits_with_was_replaced(our_pair):
+    """As gevent does: the stdlib's code calls it, so that other green threads run meanwhile."""
+    reader, writer = our_pair
+    with (
+        mock.patch("select.poll", side_effect=select.poll),
+        mock.patch.object(theirs, "wait", side_effect=theirs.wait) as waits,
+    ):
+        assert not reader.poll(0.01)
+        assert our.wait([reader], 0.01) == []
+        assert waits.call_count == 2
+        assert not reader.poll()
+        assert our.wait([reader], 0) == []
+        writer.send(1)
+        assert reader.poll(None)
+        assert our.wait([reader]) == [reader]
+        assert reader.recv() == 1
+    assert waits.call_count == 4
