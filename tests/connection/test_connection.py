@@ -337,10 +337,10 @@ def test_dropping_closes(connection, kind):
     before = fds()
     ends = adopt(connection, kind, *descriptors(kind))
     ends[0].myself = ends[0]  # a cycle
-    assert len(fds()) == len(before) + 2
+    assert len(fds() - before) == 2
     del ends
     gc.collect()
-    assert fds() == before
+    assert fds() <= before
 
 
 @contextlib.contextmanager
@@ -618,7 +618,7 @@ def test_many_descriptors(connection, kind):
         with open_pair(connection, kind) as (reader, writer):
             writer.send(1)
             assert reader.recv() == 1
-    assert fds() == before
+    assert fds() <= before
 
 
 def test_kinds_are_what_they_are_called():

@@ -131,7 +131,7 @@ def test_descriptors_are_the_connections(connection, address):
         assert len(fds() - before) == 3
         assert not any(os.get_inheritable(end.fileno()) for end in ends)
         close(*ends)
-    assert fds() == before
+    assert fds() <= before
 
 
 def test_xml(connection):
@@ -439,7 +439,7 @@ def test_a_refused_client_is_let_go(connection, address):
         close(*met(listener, connection, authkey=KEY))
         gc.collect()
         assert len(fds() - before) == 1
-    assert fds() == before
+    assert fds() <= before
 
 
 def test_a_client_that_hangs_up_is_an_error_of_one_accept(connection, address):

@@ -107,7 +107,7 @@ def test_through_a_connection(connection, kind, duplex):
             assert not one.closed
         close(first, second)
     resource_sharer.stop(LIMIT)  # it has a socket
-    assert fds() == before
+    assert fds() <= before  # which may have had some of threads that are ending
 
 
 def test_through_a_connection_to_a_child(ctx):
