@@ -122,7 +122,7 @@ def test_own_methods():
     assert Own(ctx=None).acquire() == "own"
     assert vars(Own)["release"].__objclass__ is Own
     for wrong in (int, 5):
-        with pytest.raises(TypeError, match="no class of shared objects"):
+        with pytest.raises(TypeError, match="is no class of ours"):
             _core.own_methods(wrong)
 
 
