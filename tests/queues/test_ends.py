@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 import pytest
 import queue_targets
 from queue_helpers import LIMIT, OURS, end, is_ours, settle, stderr
-from sync_helpers import Child, Task, outcome, wait_until, wait_until_asleep
+from sync_helpers import Child, Task, asleep_in, outcome, wait_until, wait_until_asleep
 
 
 def readable(thing, timeout=0):
@@ -467,15 +467,14 @@ def test_polled_while_a_thread_waits(ours, kind, name):
     q = getattr(ours, kind)()
     get = q.get if name == "get" else getattr(q._reader, name)
 
-    def poll():
+    def poll(seconds):
         with q._rlock:
-            return q._reader.poll(0.1)
+            return q._reader.poll(seconds)
 
     for number in range(3):
         getter = Task(get)
         wait_until_asleep(getter)
-        poller = Task(poll)
-        wait_until_asleep(poller)
+        poller = asleep_in(poll)
         q.put(number)
         poller.get()
         found = getter.get()
