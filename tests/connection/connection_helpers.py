@@ -221,3 +221,16 @@ def blocked_in(function, *args):
     task = Task(function, *args)
     wait_until_blocked(task)
     return task
+
+
+def fork(function):
+    """A child's pid: it runs the function, and ends."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid

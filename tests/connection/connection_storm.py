@@ -118,10 +118,10 @@ def dawdle():
         time.sleep(random.uniform(0, 0.002))
 
 
-# ---- The peer that is killed -----------------------------------------------------------------
+# ---- What either peer does -------------------------------------------------------------------
 
 
-def peer_sends(connection, note):
+def sends(connection, note):
     number = 0
     while True:
         send(connection, number)
@@ -130,13 +130,16 @@ def peer_sends(connection, note):
         dawdle()
 
 
-def peer_receives(connection, note):
+def receives(connection, note):
     number = 0
     while True:
         receive_next(connection, number)
         number += 1
         note(number)
         dawdle()
+
+
+# ---- The peer that is killed -----------------------------------------------------------------
 
 
 def peer_answers(connection, note):
@@ -178,24 +181,6 @@ def peer_spoils(connection, note):
 # ---- Who survives ----------------------------------------------------------------------------
 
 
-def survive_receiving(connection, turn):
-    number = 0
-    while True:
-        receive_next(connection, number)
-        number += 1
-        turn(number)
-        dawdle()
-
-
-def survive_sending(connection, turn):
-    number = 0
-    while True:
-        send(connection, number)
-        number += 1
-        turn(number)
-        dawdle()
-
-
 def survive_asking(connection, turn):
     number = 0
     while True:
@@ -230,8 +215,8 @@ def survive_sending_in_threads(connection, turn):
 
 
 ROLES = {
-    "receives": (survive_receiving, peer_sends),
-    "sends": (survive_sending, peer_receives),
+    "receives": (receives, sends),
+    "sends": (sends, receives),
     "asks": (survive_asking, peer_answers),
     "sends in threads": (survive_sending_in_threads, peer_receives_from_threads),
 }
@@ -425,7 +410,7 @@ def main():
     # The stdlib's threads tear each other's messages.
     roles = [role for role in ROLES if options.package == "mproc_ext" or "threads" not in role]
     if options.spoil:
-        ROLES["receives"] = survive_receiving, peer_spoils
+        ROLES["receives"] = receives, peer_spoils
     began = time.monotonic()
     storm = Storm(module, options.conversations, options.patience, seed, roles)
     try:

@@ -14,6 +14,7 @@ from connection_helpers import (
     adopt,
     descriptors,
     fill,
+    fork,
     framed,
     header,
     messages_in,
@@ -692,28 +693,21 @@ def test_alarms_that_send_and_receive(ours, kind):
 def fork_and_leave(children, function=lambda: None):
     """A handler: the child does something, and ends in there."""
 
-    def fork(*_):
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                function()
-                code = 0
-            finally:
-                os._exit(code)
+    def handle(*_):
+        pid = fork(function)
         children.append(pid)
         assert os.waitpid(pid, 0)[1] == 0
 
-    return fork
+    return handle
 
 
 def test_fork_while_sending(connection, kind):
     with raw_reader(connection, kind) as (writer, fd):
         children, tasks = [], []
-        fork = fork_and_leave(children)
+        leave = fork_and_leave(children)
 
         def fork_and_read(*_):
-            fork()
+            leave()
             tasks.append(untroubled(messages_of, fd))
 
         with handler(fork_and_read):
@@ -730,10 +724,10 @@ def test_fork_while_sending(connection, kind):
 def test_fork_while_receiving(connection, kind, receive):
     with raw_writer(connection, kind) as (reader, fd):
         children = []
-        fork = fork_and_leave(children)
+        leave = fork_and_leave(children)
 
         def fork_and_write(*_):
-            fork()
+            leave()
             write_all(fd, framed(FIRST)[50:])
 
         write_all(fd, framed(FIRST)[:50])

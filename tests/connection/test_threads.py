@@ -12,6 +12,7 @@ import pytest
 from connection_helpers import (
     blocked_in,
     close,
+    fork,
     framed,
     is_blocked,
     messages_in,
@@ -320,19 +321,6 @@ def test_errors_of_one_are_not_anothers(ours, kind):
 
 
 # ---- Forks -----------------------------------------------------------------------------------
-
-
-def fork(function):
-    """A child's pid: it runs the function, and ends."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            function()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
 
 
 def join(pid):
