@@ -42,6 +42,7 @@ def check_unfinished(q, count):
     """Whoever joins waits as long as there is one, and knows by then of all the dead."""
     task = Task(q.join)
     if count:
+        wait_until(lambda: unfinished(q) == count)
         task.join(LOOKS)
         assert task.is_alive()
         assert unfinished(q) == count
