@@ -291,6 +291,9 @@ MPX_NODISCARD ssize_t mpx_os_write(int fd, const struct iovec *parts, int count)
  * passed; -EINTR. */
 MPX_NODISCARD int mpx_os_poll(struct pollfd *fds, size_t count, int64_t deadline);
 
+/* How many bytes there are to be read; or a negative errno. */
+MPX_NODISCARD int mpx_os_unread(int fd);
+
 /* Whether its flags say that it does not block. */
 bool mpx_os_is_nonblocking(int fd);
 

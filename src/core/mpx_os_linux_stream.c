@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -157,6 +158,12 @@ int mpx_os_poll(struct pollfd *fds, size_t count, int64_t deadline)
     }
     int ready = MPX_SYS(poll, ppoll(fds, count, deadline == MPX_NEVER ? NULL : &left, NULL));
     return ready < 0 ? -errno : ready;
+}
+
+int mpx_os_unread(int fd)
+{
+    int bytes;
+    return MPX_SYS(unread, ioctl(fd, FIONREAD, &bytes)) < 0 ? -errno : bytes;
 }
 
 bool mpx_os_is_nonblocking(int fd)

@@ -389,7 +389,8 @@ static bool take_fds(struct cmsghdr *header, int *fds, size_t room, size_t *coun
     return fits;
 }
 
-ssize_t mpx_fds_recv(int socket_fd, void *data, size_t size, int *fds, size_t *fd_count)
+static ssize_t receive(int socket_fd, void *data, size_t size, int *fds, size_t *fd_count,
+                       int flags)
 {
     fds_control_t control;
     struct iovec part = {.iov_base = data, .iov_len = size};
@@ -403,7 +404,7 @@ ssize_t mpx_fds_recv(int socket_fd, void *data, size_t size, int *fds, size_t *f
     bool fits = true;
 
     *fd_count = 0;
-    ssize_t received = MPX_SYS(recvmsg, recvmsg(socket_fd, &message, MSG_CMSG_CLOEXEC));
+    ssize_t received = MPX_SYS(recvmsg, recvmsg(socket_fd, &message, MSG_CMSG_CLOEXEC | flags));
     if (received < 0)
         return -errno;
     for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header != NULL;
@@ -419,4 +420,24 @@ ssize_t mpx_fds_recv(int socket_fd, void *data, size_t size, int *fds, size_t *f
         close(fds[i]);
     *fd_count = 0;
     return fits && cut ? -EMFILE : -EMSGSIZE;
+}
+
+ssize_t mpx_fds_recv(int socket_fd, void *data, size_t size, int *fds, size_t *fd_count)
+{
+    return receive(socket_fd, data, size, fds, fd_count, 0);
+}
+
+int mpx_fds_peek(int socket_fd)
+{
+    char byte;
+    int fd;
+    size_t count = 1;
+    ssize_t size = receive(socket_fd, &byte, 1, &fd, &count, MSG_PEEK | MSG_DONTWAIT);
+    return size < 0 ? (int)size : count == 0 ? -EAGAIN : fd;
+}
+
+void mpx_fds_drop(int socket_fd)
+{
+    char byte;
+    (void)!recv(socket_fd, &byte, 1, MSG_DONTWAIT);
 }

@@ -77,4 +77,11 @@ MPX_NODISCARD int mpx_fds_send(int socket_fd, const void *data, size_t size, con
 MPX_NODISCARD ssize_t mpx_fds_recv(int socket_fd, void *data, size_t size, int *fds,
                                    size_t *fd_count);
 
+/* The descriptor of the first message, which brings one and stays where it is: anew, close-on-exec.
+ * -EAGAIN: there is no message. */
+MPX_NODISCARD int mpx_fds_peek(int socket_fd);
+
+/* Drops that message, and its descriptor. */
+void mpx_fds_drop(int socket_fd);
+
 #endif
