@@ -79,6 +79,7 @@ def Pipe(duplex=True):
     else:
         reader, writer = _std.os.pipe()
         first, second = Connection(reader, writable=False), Connection(writer, readable=False)
+    _core.join_ends(first, second, duplex)
     return first, second
 
 

@@ -66,6 +66,11 @@ bool mpx_duct_has_something(mpx_duct_t *duct)
     return !mpx_duct_is_empty(duct) || mpx_u32_load_acquire(&duct->aside) != 0; /* D7: with D6 */
 }
 
+bool mpx_duct_has_message(mpx_duct_t *duct)
+{
+    return !mpx_duct_is_empty(duct) && mpx_u32_load_acquire(&duct->aside) == 0; /* D7: with D6 */
+}
+
 /* The half of `head` on which those sleep who wait for room. The core is for little-endian
  * machines.
  */

@@ -121,6 +121,9 @@ MPX_NODISCARD int mpx_duct_try_get(mpx_duct_t *duct, void *buffer, size_t capaci
  * descriptor. */
 bool mpx_duct_has_something(mpx_duct_t *duct);
 
+/* Whether the next message is in the ring. */
+bool mpx_duct_has_message(mpx_duct_t *duct);
+
 /* Whether the ring is empty. */
 bool mpx_duct_is_empty(mpx_duct_t *duct);
 

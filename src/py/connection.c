@@ -129,6 +129,7 @@ static int close_handle(ConnectionObject *self)
     if (close((int)handle) < 0)
         status = -errno;
     Py_END_ALLOW_THREADS
+    mpx_end_close(&self->end);
     if (status < 0)
         mpx_raise(status);
     return status;
@@ -452,6 +453,7 @@ static PyObject *Connection_fileno(PyObject *self, PyObject *Py_UNUSED(ignored))
         return kind < 0 ? NULL : super(self, "fileno", NULL, 0, NULL);
     if (!check_open(self))
         return NULL;
+    mpx_connection_leave(mpx_connection(self));
     return PyLong_FromLong(mpx_connection_fd(mpx_connection(self)));
 }
 
@@ -508,6 +510,7 @@ static void Connection_finalize(PyObject *self)
 
 static PyObject *Connection_get_handle(PyObject *self, void *Py_UNUSED(closure))
 {
+    mpx_connection_leave(mpx_connection(self));
     int fd = mpx_connection_fd(mpx_connection(self));
     return fd < 0 ? Py_NewRef(Py_None) : PyLong_FromLong(fd);
 }
@@ -521,6 +524,7 @@ static int Connection_set_handle(PyObject *self, PyObject *value, void *Py_UNUSE
             return -1;
         handle = (uint32_t)fd;
     }
+    mpx_connection_leave(mpx_connection(self));
     give_handle(mpx_connection(self), handle);
     return 0;
 }
@@ -603,6 +607,7 @@ static PyObject *Connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
     connection->state = module_state(module);
     connection->namespace = (mpx_namespace_t){.dict = dict, .at = 0};
     mpx_u32_store_relaxed(&connection->handle, MPX_NO_HANDLE);
+    mpx_u32_store_relaxed(&connection->end.life, MPX_NO_HANDLE);
     return self;
 }
 
@@ -662,6 +667,7 @@ static int Connection_init(PyObject *self, PyObject *args, PyObject *names)
         PyErr_SetString(PyExc_ValueError, "at least one of `readable` and `writable` must be True");
         return -1;
     }
+    mpx_connection_leave(connection);
     mpx_u32_store_relaxed(&connection->readable, (uint32_t)may_read);
     mpx_u32_store_relaxed(&connection->writable, (uint32_t)may_write);
     give_handle(connection, (uint32_t)handle);
@@ -745,7 +751,27 @@ static PyObject *serve_connections(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(join_ends_doc,
+             "join_ends(first, second, duplex, /)\n--\n\n"
+             "Let two new connections, the ends of a pipe, have shared memory beside their\n"
+             "descriptors: where it is to be had.  Without duplex, the first one receives.");
+
+static PyObject *join_ends(PyObject *module, PyObject *args)
+{
+    PyTypeObject *type = module_state(module)->connection_type;
+    PyObject *first, *second;
+    int duplex;
+    if (!PyArg_ParseTuple(args, "O!O!p:join_ends", type, &first, type, &second, &duplex))
+        return NULL;
+    ConnectionObject *ends[2] = {mpx_connection(first), mpx_connection(second)};
+    if (ends[0]->end.joined == NULL && ends[1]->end.joined == NULL && !mpx_polls_otherwise())
+        mpx_ends_join(&ends[0]->end, mpx_connection_fd(ends[0]), &ends[1]->end,
+                      mpx_connection_fd(ends[1]), duplex);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"join_ends", join_ends, METH_VARARGS, join_ends_doc},
     {"serve_connections", serve_connections, METH_VARARGS, serve_connections_doc},
     {NULL, NULL, 0, NULL},
 };

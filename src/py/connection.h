@@ -1,6 +1,7 @@
 /* connection.h - _core.Connection: messages through a descriptor, in the standard library's form.
  *
- * connection.c has the type; connection_traffic.c, what it does with the descriptor.
+ * connection.c has the type; connection_traffic.c, what it does with the descriptor, and with the
+ * shared memory that the ends of a Pipe() have beside it (rings.h).
  *
  * Each direction has its turn (turn.h), and in it a message goes on where it was, whoever comes:
  *
@@ -15,6 +16,7 @@
 #ifndef MPX_PY_CONNECTION_H
 #define MPX_PY_CONNECTION_H
 
+#include "rings.h"
 #include "serialize.h"
 #include "turn.h"
 
@@ -33,8 +35,6 @@ typedef struct {
     uint32_t handles;
 } mpx_keeper_t;
 
-#define MPX_NO_HANDLE UINT32_MAX
-
 typedef struct {
     PyObject_HEAD mpx_atomic_u32 handle; /* the descriptor, or MPX_NO_HANDLE: closed */
     mpx_atomic_u32 handles;              /* counts those that it was given */
@@ -44,6 +44,7 @@ typedef struct {
     PyObject *module;
     module_state_t *state;
     mpx_namespace_t namespace; /* of the standard library's module of connections */
+    mpx_ring_end_t end;        /* of a Pipe() */
 
     /* In the turn of who sends. */
     mpx_turn_t sender;
@@ -82,6 +83,13 @@ int mpx_connection_receive(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t
 /* connection_traffic.c: whether there is something to receive by the deadline: 1, 0, or -1 with an
  * exception. */
 int mpx_connection_poll(ConnectionObject *self, int64_t deadline);
+
+/* rings.h: from now on everything goes through the descriptor. */
+static inline void mpx_connection_leave(ConnectionObject *self)
+{
+    if (MPX_UNLIKELY(mpx_end_is_joined(&self->end)))
+        mpx_end_leave(&self->end, mpx_connection_fd(self));
+}
 
 /* Gives up what was left of a message, and of one that was being received. */
 void mpx_connection_forget(ConnectionObject *self);

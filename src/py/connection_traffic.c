@@ -24,11 +24,24 @@ typedef struct {
     size_t size;        /* at most, of what it transfers */
 } step_t;
 
+/* The duct through which a message goes that is about to be begun, or NULL. */
+static mpx_duct_t *duct_of(const step_t *step)
+{
+    const mpx_outflow_t *out = step->out;
+    bool begins = out->header_size > 0 && out->done == 0; /* the rest of one has no header */
+    return begins ? mpx_end_sends_to(&step->connection->end) : NULL;
+}
+
 static int transfer(const step_t *step, int fd, const mpx_stream_wait_t *wait)
 {
     ConnectionObject *self = step->connection;
-    if (step->out != NULL)
-        return mpx_outflow_write(step->out, fd, wait);
+    if (step->out != NULL) {
+        mpx_duct_t *duct = duct_of(step);
+        if (MPX_LIKELY(duct == NULL))
+            return mpx_outflow_write(step->out, fd, wait);
+        int status = mpx_duct_begin(duct, fd, step->out, 0);
+        return status == -EBUSY ? -EAGAIN : status;
+    }
     self->in.is_socket = mpx_u32_load_relaxed(&self->is_socket);
     if (!self->in.has_size)
         return mpx_inflow_read_header(&self->in, fd, wait);
@@ -53,10 +66,59 @@ static int transfer_without_gil(const step_t *step, int fd, const mpx_stream_wai
     return status;
 }
 
+/* Who sends waits for a receiver where there is room, but what somebody who died has left in the
+ * duct is to be settled before. */
+#define UNSETTLED (5 * MPX_NANOS_PER_MILLI)
+
+/* Of an end of a Pipe() with rings: 0, a negative errno; or 1: nobody has the other end. */
+static int wait_joined(const step_t *step, int fd, int64_t deadline)
+{
+    ConnectionObject *self = step->connection;
+    bool sends = step->out != NULL;
+    mpx_wait_mood_t *mood = sends ? &self->sender_mood : &self->receiver_mood;
+    struct pollfd polled[2] = {{.fd = fd, .events = sends ? POLLOUT : POLLIN},
+                               mpx_end_polls(&self->end)};
+    for (unsigned tries = 0; mpx_wait_yields(mood, tries, deadline); tries++) {
+        int status = transfer(step, fd, NULL);
+        if (status != -EAGAIN || mpx_connection_fd(self) != fd)
+            return status == -EAGAIN ? 0 : status;
+    }
+    int ready = mpx_os_poll(polled, 2, deadline);
+    if (ready <= 0)
+        return ready == 0 ? -ETIMEDOUT : ready;
+    if (mpx_connection_fd(self) != fd)
+        return 0;
+    if (mpx_end_was_left(&self->end, &polled[1]))
+        return 1;
+    int status = polled[0].revents == 0 ? 0 : transfer(step, fd, NULL);
+    mpx_duct_t *duct = sends ? duct_of(step) : NULL;
+    if (status == -EAGAIN && duct != NULL)
+        (void)!mpx_duct_wait_for_room(duct, mood, mpx_os_deadline(UNSETTLED));
+    return status == -EAGAIN ? 0 : status;
+}
+
+static int wait_joined_without_gil(const step_t *step, int fd)
+{
+    int64_t deadline = mpx_piece_of(MPX_NEVER);
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wait_joined(step, fd, deadline);
+    Py_END_ALLOW_THREADS
+    if (status == 1) {
+        mpx_connection_leave(step->connection);
+        return 0;
+    }
+    if (status == -ETIMEDOUT || status == -EINTR)
+        return mpx_wait_on(&status, MPX_NEVER) ? 0 : -EINTR;
+    return status;
+}
+
 /* -EINTR with an exception of a signal handler; or 0: look again. */
 static int wait_and_transfer(const step_t *step, int fd)
 {
     ConnectionObject *self = step->connection;
+    if (MPX_UNLIKELY(mpx_end_is_joined(&self->end)))
+        return wait_joined_without_gil(step, fd);
     mpx_stream_wait_t wait = {
         .mood = step->out != NULL ? &self->sender_mood : &self->receiver_mood,
         .deadline = mpx_piece_of(MPX_NEVER),
@@ -77,6 +139,21 @@ static int open_fd(ConnectionObject *self)
     return fd;
 }
 
+/* Whether there is a duct to receive from, which is told that the descriptor is empty. */
+static bool settle(ConnectionObject *self, int fd)
+{
+    mpx_duct_t *duct = mpx_end_receives_from(&self->end);
+    if (duct == NULL)
+        return false;
+    if (mpx_duct_settle(duct, fd, 0) == -EBUSY) {
+        int64_t piece = mpx_piece_of(MPX_NEVER);
+        Py_BEGIN_ALLOW_THREADS(void)
+        !mpx_duct_settle(duct, fd, piece); /* if not, then the next time */
+        Py_END_ALLOW_THREADS
+    }
+    return true;
+}
+
 /* Does a part of it: 0; or a negative errno, -EINTR with an exception. */
 static int take_step(const step_t *step)
 {
@@ -87,6 +164,8 @@ static int take_step(const step_t *step)
         step->size < LONG ? transfer(step, fd, NULL) : transfer_without_gil(step, fd, NULL);
     if (status != -EAGAIN || (!has_begun(step) && mpx_os_is_nonblocking(fd)))
         return status;
+    if (step->out == NULL && !has_begun(step) && settle(step->connection, fd))
+        return 0; /* there may be something in the ring */
     return wait_and_transfer(step, fd);
 }
 
@@ -179,8 +258,57 @@ static int send_in_turn(ConnectionObject *self, const char *data, size_t size)
     return status;
 }
 
+/* So long is a receiver waited for that takes nothing out of the ring, before all that is in it
+ * goes to the descriptor: there may be none before that has more room. */
+#define SLOWNESS (2 * MPX_NANOS_PER_MILLI)
+
+/* 0; -EAGAIN: it goes through the descriptor; or -EINTR with an exception. */
+MPX_COLD static int send_slowly(ConnectionObject *self, mpx_duct_t *duct, const char *data,
+                                size_t size, int status)
+{
+    while (status == -EAGAIN || status == -EBUSY) {
+        bool is_full = status == -EAGAIN;
+        int64_t deadline = is_full ? mpx_os_deadline(SLOWNESS) : mpx_piece_of(MPX_NEVER);
+        Py_BEGIN_ALLOW_THREADS
+        if (is_full)
+            status = mpx_duct_wait_for_room(duct, &self->end.room_mood, deadline);
+        if (!is_full || status == 0)
+            status = mpx_duct_put(duct, data, size, deadline);
+        Py_END_ALLOW_THREADS
+        if (status == -EINTR && PyErr_CheckSignals() < 0)
+            return -EINTR;
+        if (status == -EINTR)
+            status = mpx_duct_try_put(duct, data, size);
+        if (status == -ETIMEDOUT || mpx_end_is_alone(&self->end, mpx_connection_fd(self)))
+            return status == 0 ? 0 : -EAGAIN;
+    }
+    return status == 0 ? 0 : -EAGAIN;
+}
+
+/* The same. */
+static int send_joined(ConnectionObject *self, const char *data, size_t size)
+{
+    mpx_duct_t *duct = mpx_end_sends_to(&self->end);
+    if (mpx_end_is_alone(&self->end, mpx_connection_fd(self)) ||
+        (duct != NULL && mpx_duct_is_stopped(duct))) {
+        mpx_connection_leave(self);
+        return -EAGAIN;
+    }
+    if (duct == NULL) {
+        mpx_end_count_sent(&self->end);
+        return -EAGAIN;
+    }
+    int status = mpx_duct_try_put(duct, data, size);
+    return MPX_LIKELY(status == 0) ? 0 : send_slowly(self, duct, data, size, status);
+}
+
 int mpx_connection_send(ConnectionObject *self, const char *data, size_t size)
 {
+    if (mpx_end_is_joined(&self->end)) {
+        int status = send_joined(self, data, size);
+        if (status != -EAGAIN)
+            return status;
+    }
     if (mpx_turn_take(&self->sender) < 0)
         return -1;
     int status = send_in_turn(self, data, size);
@@ -235,6 +363,101 @@ static void hand_over(ConnectionObject *self, mpx_buffer_t *message)
     mpx_inflow_reset(&self->in);
 }
 
+/* Of a Pipe() with rings. A duct in which nothing was found: waits for something in the ring, or
+ * the descriptor, or for the end. 0: look again; -EXDEV: look at the descriptor; -EINTR,
+ * -ETIMEDOUT; or 1: nobody has the other end. */
+static int wait_for_message(ConnectionObject *self, mpx_duct_t *duct, int fd, int64_t deadline)
+{
+    struct pollfd polled[2] = {{.fd = fd, .events = POLLIN}, mpx_end_polls(&self->end)};
+    for (unsigned tries = 0; mpx_wait_yields(&self->receiver_mood, tries, deadline); tries++) {
+        if (mpx_duct_has_something(duct) || mpx_connection_fd(self) != fd)
+            return 0;
+    }
+    if (!mpx_duct_announce_sleep(duct))
+        return 0;
+    int ready = mpx_os_poll(polled, 2, deadline);
+    if (ready <= 0)
+        return ready == 0 ? -ETIMEDOUT : ready;
+    if (mpx_connection_fd(self) != fd)
+        return 0;
+    return mpx_end_was_left(&self->end, &polled[1]) ? 1 : polled[0].revents != 0 ? -EXDEV : 0;
+}
+
+/* Takes what is in the ring: 0, -EAGAIN, -EXDEV, or -ENOMEM and -EPROTO with an exception. */
+static int take_from_ring(ConnectionObject *self, mpx_duct_t *duct, mpx_buffer_t *message)
+{
+    size_t size;
+    int status = mpx_duct_try_get(duct, message->data, message->capacity, &size);
+    if (MPX_UNLIKELY(status == -ENOBUFS)) {
+        if (mpx_buffer_grow(message, size) < 0)
+            return -ENOMEM;
+        status = mpx_duct_try_get(duct, message->data, message->capacity, &size);
+        status = status == -ENOBUFS ? -EAGAIN : status; /* another one, which is longer */
+    }
+    if (MPX_UNLIKELY(status == -EPROTO))
+        mpx_raise_message(status, "the connection's shared memory is damaged", NULL);
+    message->size = status == 0 ? size : 0;
+    return status;
+}
+
+/* 0, 1 and -1 as of mpx_connection_receive; -EXDEV: it comes through the descriptor. */
+static int receive_joined(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t *message)
+{
+    mpx_duct_t *duct;
+    int status = -EXDEV;
+    mpx_take_buffer(self->module, message);
+    while ((duct = mpx_end_receives_from(&self->end)) != NULL) {
+        status = take_from_ring(self, duct, message);
+        if (status != -EAGAIN)
+            break;
+        int fd = open_fd(self);
+        if (fd < 0) {
+            status = -EINTR;
+            break;
+        }
+        if (mpx_duct_is_stopped(duct)) {
+            mpx_connection_leave(self);
+            status = -EXDEV;
+            break;
+        }
+        int64_t piece = mpx_piece_of(MPX_NEVER);
+        Py_BEGIN_ALLOW_THREADS
+        status = wait_for_message(self, duct, fd, piece);
+        Py_END_ALLOW_THREADS
+        if (status == 1)
+            mpx_connection_leave(self);
+        if (status == 1 || status == -EXDEV) {
+            status = -EXDEV;
+            break;
+        }
+        if (status < 0 && !mpx_wait_on(&status, MPX_NEVER))
+            break;
+        status = -EXDEV;
+    }
+    if (status == 0)
+        return most >= 0 && message->size > (size_t)most ? 1 : 0;
+    mpx_give_buffer(self->module, message);
+    *message = (mpx_buffer_t){.data = NULL};
+    return status == -EXDEV ? -EXDEV : -1;
+}
+
+/* A message has come through the descriptor. */
+static void count_read(ConnectionObject *self)
+{
+    mpx_duct_t *duct = mpx_end_receives_from(&self->end);
+    if (MPX_UNLIKELY(duct != NULL))
+        mpx_duct_count_read(duct);
+}
+
+/* At the descriptor's end: whether there is something in the ring all the same, which came later.
+ */
+static bool has_rest_in_ring(ConnectionObject *self)
+{
+    mpx_duct_t *duct = mpx_end_receives_from(&self->end);
+    int fd = mpx_connection_fd(self);
+    return duct != NULL && fd >= 0 && settle(self, fd) && !mpx_duct_is_empty(duct);
+}
+
 static int receive_in_turn(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t *message)
 {
     const mpx_inflow_t *in = &self->in;
@@ -242,11 +465,17 @@ static int receive_in_turn(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t
         drop_message(self);
     for (;;) {
         step_t step = {.connection = self, .out = NULL, .size = MPX_STREAM_HEADER};
+        if (mpx_end_is_joined(&self->end) && !mpx_inflow_has_begun(in)) {
+            int status = receive_joined(self, most, message);
+            if (status != -EXDEV)
+                return status;
+        }
         if (in->has_size) {
             if (most >= 0 && in->size > (uint64_t)most)
                 return 1;
             if (in->got == in->size) {
                 hand_over(self, message);
+                count_read(self);
                 return 0;
             }
             if (make_room(self) < 0)
@@ -256,13 +485,31 @@ static int receive_in_turn(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t
         int status = take_step(&step);
         if (status == -EBADMSG)
             return 1;
+        if (status == -EPIPE && !mpx_inflow_has_begun(in) && has_rest_in_ring(self))
+            continue;
         if (status < 0)
             return raise_unreceived(self, status);
     }
 }
 
+/* Without a turn, which only the descriptor needs. */
+static bool receive_from_ring(ConnectionObject *self, mpx_buffer_t *message)
+{
+    mpx_duct_t *duct = mpx_end_receives_from(&self->end);
+    if (duct == NULL)
+        return false;
+    mpx_take_buffer(self->module, message);
+    if (MPX_LIKELY(mpx_duct_try_get(duct, message->data, message->capacity, &message->size) == 0))
+        return true;
+    mpx_give_buffer(self->module, message);
+    *message = (mpx_buffer_t){.data = NULL};
+    return false;
+}
+
 int mpx_connection_receive(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t *message)
 {
+    if (mpx_end_is_joined(&self->end) && receive_from_ring(self, message))
+        return most >= 0 && message->size > (size_t)most ? 1 : 0;
     if (mpx_turn_take(&self->receiver) < 0)
         return -1;
     int status = receive_in_turn(self, most, message);
@@ -287,8 +534,62 @@ static int look(int fd, mpx_wait_mood_t *mood, int64_t deadline)
     return mpx_os_poll(&polled, 1, deadline);
 }
 
+/* Of a Pipe() with rings, once: 1; 0: there is nothing; -EXDEV: the descriptor says. */
+static int look_joined(ConnectionObject *self, int fd)
+{
+    mpx_duct_t *duct = mpx_end_receives_from(&self->end);
+    struct pollfd polled[2] = {{.fd = fd, .events = POLLIN}, mpx_end_polls(&self->end)};
+    if (duct != NULL && mpx_duct_has_message(duct))
+        return 1;
+    if (mpx_os_poll(polled, 2, 0) == 0) {
+        if (duct == NULL || !mpx_duct_has_something(duct))
+            return 0;
+        (void)settle(self, fd);
+        return mpx_duct_has_message(duct) ? 1 : 0;
+    }
+    return mpx_end_was_left(&self->end, &polled[1]) || polled[0].revents == 0 ? -EXDEV : 1;
+}
+
+/* 1, 0, -1 with an exception; or -EXDEV: the connection is plain now. */
+static int poll_joined(ConnectionObject *self, int64_t deadline)
+{
+    for (;;) {
+        int fd = open_fd(self);
+        if (fd < 0)
+            return -1;
+        mpx_duct_t *duct = mpx_end_receives_from(&self->end);
+        int status = look_joined(self, fd);
+        if (status > 0)
+            return status;
+        if (status == -EXDEV || (duct != NULL && mpx_duct_is_stopped(duct))) {
+            mpx_connection_leave(self);
+            if (!mpx_end_is_joined(&self->end))
+                return -EXDEV;
+        }
+        if (deadline <= mpx_os_now())
+            return 0;
+        int64_t piece = mpx_piece_of(deadline);
+        Py_BEGIN_ALLOW_THREADS
+        if (duct != NULL) {
+            status = wait_for_message(self, duct, fd, piece);
+        } else {
+            struct pollfd polled[2] = {{.fd = fd, .events = POLLIN}, mpx_end_polls(&self->end)};
+            status = mpx_os_poll(polled, 2, piece);
+            status = status == 0 ? -ETIMEDOUT : status > 0 ? 0 : status;
+        }
+        Py_END_ALLOW_THREADS
+        if ((status == -EINTR || status == -ETIMEDOUT) && !mpx_wait_on(&status, deadline))
+            return status == -EINTR ? -1 : 0;
+    }
+}
+
 int mpx_connection_poll(ConnectionObject *self, int64_t deadline)
 {
+    if (mpx_end_is_joined(&self->end)) {
+        int has = poll_joined(self, deadline);
+        if (has != -EXDEV)
+            return has;
+    }
     struct pollfd polled = {.fd = mpx_connection_fd(self), .events = POLLIN};
     int ready = mpx_os_poll(&polled, 1, 0);
     int64_t end = deadline;
@@ -315,4 +616,5 @@ void mpx_connection_forget(ConnectionObject *self)
 {
     drop_rest(self);
     mpx_buffer_free(&self->content);
+    mpx_end_forget(&self->end);
 }

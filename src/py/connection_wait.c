@@ -24,8 +24,10 @@ static int descriptor_of(PyObject *module, PyObject *object)
 {
     module_state_t *state = module_state(module);
     if (PyObject_TypeCheck(object, state->connection_type) && mpx_connection_is_plain(object) &&
-        mpx_connection_fd(mpx_connection(object)) >= 0)
+        mpx_connection_fd(mpx_connection(object)) >= 0) {
+        mpx_connection_leave(mpx_connection(object));
         return mpx_connection_fd(mpx_connection(object));
+    }
     PyObject *number = NULL;
     if (PyLong_Check(object)) {
         number = Py_NewRef(object);

@@ -1,0 +1,339 @@
+/* rings.c - see rings.h. */
+#include "rings.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "mpx_heap.h"
+#include "mpx_os.h"
+#include "mpx_process.h"
+
+/* So many messages go through the descriptor before a duct is made: most pipes see only a few. */
+#define FEW 4
+
+/* A process has rings for so many pairs of sockets. Their copies in trust count for the kernel's
+ * limit of those that are on the way, which is the user's. */
+#define MOST_PAIRS 64
+
+/* How long the other end may be gone unnoticed, where no process has closed it but one has ended.
+ */
+#define LOOK_INTERVAL (20 * INT64_C(1000))
+
+/* So long is somebody waited for that was stopped in the middle of sending. */
+#define PATIENCE MPX_NANOS_PER_SEC
+
+/* Buffers of the kernel that a ring's content fits into, beside what may be there. */
+#define SOCKET_BUFFER (128 * 1024)
+#define PIPE_BUFFER   (64 * 1024)
+
+/* In the slot. */
+typedef struct {
+    uint64_t key; /* the heap's */
+    mpx_atomic_u64 blocks[2];
+    mpx_atomic_u32 closings;
+} room_t;
+
+/* In the place of a block: there never will be a duct. */
+#define NEVER UINT64_MAX
+
+MPX_STATIC_ASSERT(sizeof(room_t) <= MPX_SLOT_ROOM, "it lies in a slot");
+
+struct mpx_rings {
+    mpx_atomic_u32 users; /* connections in this process */
+    bool is_pair;
+    mpx_arena_t *arena;
+    mpx_slot_t slot;
+    mpx_heap_owner_t owner;
+    room_t *room;
+    mpx_atomic_ptr ducts[2]; /* where they are in this process, or NULL */
+};
+
+/* Rings of socket pairs in this process. */
+static mpx_atomic_u32 pairs;
+
+static mpx_rings_t *rings_of(mpx_ring_end_t *end)
+{
+    return mpx_ptr_load_relaxed(&end->rings);
+}
+
+/* ---- Making ---------------------------------------------------------------------------------- */
+
+static mpx_rings_t *make_rings(bool is_pair)
+{
+    mpx_rings_t *rings = PyMem_RawCalloc(1, sizeof(*rings));
+    if (rings == NULL)
+        return NULL;
+    rings->is_pair = is_pair;
+    int status = mpx_arena_home(&rings->arena);
+    if (status == 0)
+        status = mpx_slot_new(rings->arena, &rings->slot);
+    if (status == 0) {
+        status = mpx_heap_owner_new(rings->arena, rings->slot, &rings->owner);
+        if (status < 0)
+            mpx_slot_drop(rings->arena, rings->slot);
+    }
+    if (status < 0) {
+        PyMem_RawFree(rings);
+        return NULL;
+    }
+    rings->room = mpx_slot_at(rings->arena, rings->slot);
+    if (is_pair)
+        mpx_u32_fetch_add_relaxed(&pairs, 1);
+    return rings;
+}
+
+static void drop_rings(mpx_rings_t *rings)
+{
+    if (mpx_u32_fetch_add_acq_rel(&rings->users, UINT32_MAX) != 1)
+        return;
+    if (rings->is_pair)
+        mpx_u32_fetch_add_relaxed(&pairs, UINT32_MAX);
+    mpx_slot_drop(rings->arena, rings->slot);
+    (void)mpx_heap_free_all(rings->arena, rings->owner);
+    PyMem_RawFree(rings);
+}
+
+static bool is_large_enough(int fd, bool is_socket)
+{
+    int size;
+    socklen_t length = sizeof(size);
+    if (is_socket)
+        return getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, &length) == 0 && size >= SOCKET_BUFFER;
+    return fcntl(fd, F_GETPIPE_SZ) >= PIPE_BUFFER && access("/proc/self/fd", X_OK) == 0;
+}
+
+/* Two sockets, each of which has a copy of the other side's descriptor in its queue. */
+static int make_lives(int lives[2], const int fds[2])
+{
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, lives) < 0)
+        return -errno;
+    for (int i = 0; i < 2; i++)
+        lives[i] = mpx_os_above_stdio(lives[i]);
+    int status = lives[0] < 0 ? lives[0] : lives[1] < 0 ? lives[1] : 0;
+    for (int i = 0; status == 0 && i < 2; i++)
+        status = mpx_fds_send(lives[i], "", 1, &fds[i], 1);
+    for (int i = 0; status < 0 && i < 2; i++) {
+        if (lives[i] >= 0)
+            close(lives[i]);
+    }
+    return status;
+}
+
+static int give_life(mpx_ring_end_t *end, int life)
+{
+    mpx_file_info_t info;
+    int status = mpx_os_file_info(life, &info);
+    end->life_file = info.id;
+    mpx_u32_store_relaxed(&end->life, (uint32_t)life);
+    return status;
+}
+
+void mpx_ends_join(mpx_ring_end_t *first, int first_fd, mpx_ring_end_t *second, int second_fd,
+                   bool duplex)
+{
+    mpx_ring_end_t *ends[2] = {first, second};
+    int fds[2] = {first_fd, second_fd}, lives[2] = {-1, -1};
+    if (!is_large_enough(first_fd, duplex) || (duplex && !is_large_enough(second_fd, duplex)) ||
+        (duplex && mpx_u32_load_relaxed(&pairs) >= MOST_PAIRS))
+        return;
+    if (duplex && make_lives(lives, fds) < 0)
+        return;
+    mpx_rings_t *rings = make_rings(duplex);
+    for (unsigned i = 0; i < 2; i++) {
+        if (rings == NULL) {
+            if (duplex)
+                close(lives[i]);
+            continue;
+        }
+        if (duplex)
+            (void)!give_life(ends[i], lives[i]); /* else it is not recognised, and left alone */
+        mpx_u32_fetch_add_relaxed(&rings->users, 1);
+        ends[i]->joined = rings;
+        ends[i]->side = i;
+        ends[i]->is_socket = duplex;
+        ends[i]->sends = duplex || i == 1;
+        ends[i]->receives = duplex || i == 0;
+        mpx_ptr_store_release(&ends[i]->rings, rings); /* P0: with P1 */
+    }
+}
+
+/* ---- Ducts ----------------------------------------------------------------------------------- */
+
+static mpx_duct_t *find_duct(mpx_rings_t *rings, unsigned side)
+{
+    size_t size;
+    mpx_duct_t *duct = mpx_ptr_load_acquire(&rings->ducts[side]); /* P1: with P0 */
+    if (MPX_LIKELY(duct != NULL))
+        return duct;
+    uint64_t block = mpx_u64_load_acquire(&rings->room->blocks[side]); /* D11: with D10 */
+    if (block == 0 || block == NEVER)
+        return NULL;
+    duct = mpx_heap_at(rings->arena, block, &size);
+    if (duct == NULL || !mpx_duct_is_sound(duct, size))
+        return NULL;
+    mpx_ptr_store_release(&rings->ducts[side], duct); /* P0: with P1 */
+    return duct;
+}
+
+mpx_duct_t *mpx_end_sends_to(mpx_ring_end_t *end)
+{
+    mpx_rings_t *rings = rings_of(end);
+    return rings == NULL ? NULL : find_duct(rings, end->side);
+}
+
+mpx_duct_t *mpx_end_receives_from(mpx_ring_end_t *end)
+{
+    mpx_rings_t *rings = rings_of(end);
+    return rings == NULL ? NULL : find_duct(rings, !end->side);
+}
+
+void mpx_end_count_sent(mpx_ring_end_t *end)
+{
+    mpx_rings_t *rings = rings_of(end);
+    mpx_block_t block;
+    void *address;
+    uint64_t none = 0;
+    if (rings == NULL || mpx_u32_fetch_add_relaxed(&end->sent, 1) != FEW ||
+        mpx_u64_load_relaxed(&rings->room->blocks[end->side]) != 0)
+        return;
+    if (mpx_heap_new_until(rings->arena, rings->owner, sizeof(mpx_duct_t), &block, &address, 0) < 0)
+        return;
+    mpx_duct_init(address, end->is_socket);
+    if (!mpx_u64_cas_release(&rings->room->blocks[end->side], &none, block)) /* D10: with D11 */
+        (void)mpx_heap_free(rings->arena, block, rings->owner);
+}
+
+/* ---- The other end --------------------------------------------------------------------------- */
+
+/* The program may have closed it, and have another file under the number. */
+static int own_life(mpx_ring_end_t *end)
+{
+    mpx_file_info_t info;
+    int life = (int)mpx_u32_load_relaxed(&end->life);
+    bool is_own = life >= 0 && mpx_os_file_info(life, &info) == 0 &&
+                  info.id.device == end->life_file.device && info.id.inode == end->life_file.inode;
+    return is_own ? life : -1;
+}
+
+struct pollfd mpx_end_polls(mpx_ring_end_t *end)
+{
+    return (struct pollfd){.fd = (int)mpx_u32_load_relaxed(&end->life)};
+}
+
+bool mpx_end_was_left(mpx_ring_end_t *end, const struct pollfd *polled)
+{
+    if (polled->revents == 0)
+        return false;
+    if (polled->fd == own_life(end))
+        return true;
+    mpx_u32_store_relaxed(&end->life, MPX_NO_HANDLE); /* the program has closed it */
+    return false;
+}
+
+/* A socket's other end is seen by its life; a pipe's, where it can be written to. */
+bool mpx_end_is_alone(mpx_ring_end_t *end, int fd)
+{
+    mpx_rings_t *rings = rings_of(end);
+    if (rings == NULL)
+        return false;
+    int64_t now = mpx_os_now();
+    uint32_t closings = mpx_u32_load_relaxed(&rings->room->closings);
+    if (MPX_LIKELY(now < (int64_t)mpx_u64_load_relaxed(&end->next_look) &&
+                   closings == mpx_u32_load_relaxed(&end->closings)))
+        return false;
+    mpx_u64_store_relaxed(&end->next_look, (uint64_t)(now + LOOK_INTERVAL));
+    mpx_u32_store_relaxed(&end->closings, closings);
+    struct pollfd polled[2] = {{.fd = fd}, mpx_end_polls(end)};
+    if (mpx_os_poll(polled, 2, 0) <= 0)
+        return false;
+    return polled[0].revents != 0 || mpx_end_was_left(end, &polled[1]);
+}
+
+/* ---- Leaving --------------------------------------------------------------------------------- */
+
+/* Whether nothing is in the duct, and nothing will be. */
+static bool stop(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int fd)
+{
+    uint64_t none = 0;
+    if (mpx_u64_cas_relaxed(&rings->room->blocks[side], &none, NEVER) || none == NEVER)
+        return true;
+    mpx_duct_t *duct = find_duct(rings, side);
+    if (duct == NULL)
+        return true;
+    if (mpx_duct_is_stopped(duct) && mpx_duct_is_empty(duct))
+        return true;
+    int status;
+    do {
+        status = mpx_duct_stop(duct, fd, end->is_socket, mpx_os_deadline(PATIENCE));
+    } while (status == -EINTR);
+    return mpx_duct_is_stopped(duct) && (mpx_duct_is_empty(duct) || status == -EPIPE);
+}
+
+/* A descriptor by which to write what this end receives. */
+static int open_other_end(mpx_ring_end_t *end, int fd)
+{
+    char path[32];
+    if (end->is_socket) {
+        int life = own_life(end);
+        return life < 0 ? -EBADF : mpx_fds_peek(life);
+    }
+    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    int other = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    return other < 0 ? -errno : other;
+}
+
+static bool stop_receiving(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
+{
+    if (stop(end, rings, !end->side, -1))
+        return true;
+    int other = open_other_end(end, fd);
+    bool is_done = stop(end, rings, !end->side, other);
+    if (other >= 0)
+        close(other);
+    return is_done;
+}
+
+static void close_life(mpx_ring_end_t *end)
+{
+    int life = own_life(end);
+    if (mpx_u32_exchange_acq_rel(&end->life, MPX_NO_HANDLE) != MPX_NO_HANDLE && life >= 0)
+        close(life);
+}
+
+void mpx_end_leave(mpx_ring_end_t *end, int fd)
+{
+    mpx_rings_t *rings = rings_of(end);
+    if (rings == NULL)
+        return;
+    Py_BEGIN_ALLOW_THREADS
+    bool is_done = !end->sends || stop(end, rings, end->side, fd);
+    is_done = (!end->receives || stop_receiving(end, rings, fd)) && is_done;
+    if (is_done && mpx_ptr_exchange_acq_rel(&end->rings, NULL) != NULL && end->is_socket) {
+        int life = own_life(end);
+        if (life >= 0)
+            mpx_fds_drop(life);
+        close_life(end);
+    }
+    Py_END_ALLOW_THREADS
+}
+
+void mpx_end_close(mpx_ring_end_t *end)
+{
+    mpx_rings_t *rings = mpx_ptr_exchange_acq_rel(&end->rings, NULL);
+    if (end->joined != NULL)
+        close_life(end);
+    if (rings != NULL) /* now that the other end can see it */
+        mpx_u32_fetch_add_acq_rel(&rings->room->closings, 1);
+}
+
+void mpx_end_forget(mpx_ring_end_t *end)
+{
+    if (end->joined == NULL)
+        return;
+    mpx_end_close(end);
+    drop_rings(end->joined);
+    end->joined = NULL;
+}

@@ -1,0 +1,86 @@
+/* rings.h - the shared memory of the two ends of a Pipe().
+ *
+ * Both ends are connections with descriptors, as the standard library's. Beside these they have two
+ * ducts (mpx_duct.h), one for each direction, in blocks that belong to a slot which every process
+ * with one of the ends holds; a duct is made when a few messages have been sent. Without, all goes
+ * through the descriptors.
+ *
+ * Leaving. Whoever asks for an end's descriptor is to find there what the standard library would
+ * have put there. So the end leaves: what is in the rings goes to the descriptors, and from then on
+ * everything does, also what the other end sends, which sees that the ducts are stopped. The other
+ * end's end is a reason to leave, too: what the descriptor says then is what counts.
+ *
+ * Trust. To write into its own descriptor an end needs the other one's. (Of a pipe it opens its own
+ * again.) Each end of a socket pair has a second socket, its *life*. In the queue of that there is
+ * one message with a copy of the other end: so the copy is no process's, and who takes it takes it
+ * for all. Since it keeps the other end open, that one's end is seen by the life's, which has the
+ * other life as its peer; and who leaves drops the copy.
+ *
+ * What fails here is no error: the connection is plain then.
+ */
+#ifndef MPX_PY_RINGS_H
+#define MPX_PY_RINGS_H
+
+#include "module.h"
+
+#include "mpx_arena.h"
+#include "mpx_atomic.h"
+#include "mpx_duct.h"
+
+#define MPX_NO_HANDLE UINT32_MAX
+
+/* What the ends in this process share. */
+typedef struct mpx_rings mpx_rings_t;
+
+/* A connection's part of it; all zero but for `life`: none. */
+typedef struct {
+    mpx_atomic_ptr rings; /* mpx_rings_t, or NULL: the connection is plain, or plain again */
+    mpx_rings_t *joined;  /* the same as long as the connection lives */
+    bool is_socket;
+    bool sends, receives;
+    unsigned side;       /* which of the ducts it sends to; it receives from the other */
+    mpx_atomic_u32 life; /* a descriptor, or MPX_NO_HANDLE */
+    mpx_file_id_t life_file;
+    mpx_atomic_u32 sent;       /* messages, before there was a duct */
+    mpx_atomic_u64 next_look;  /* when to ask next whether there is another end */
+    mpx_atomic_u32 closings;   /* how often one had been closed then */
+    mpx_wait_mood_t room_mood; /* of waiting for room in the duct */
+} mpx_ring_end_t;
+
+static inline bool mpx_end_is_joined(mpx_ring_end_t *end)
+{
+    return mpx_ptr_load_relaxed(&end->rings) != NULL;
+}
+
+/* The duct to send to, and the one to receive from; NULL where there is none yet. */
+mpx_duct_t *mpx_end_sends_to(mpx_ring_end_t *end);
+mpx_duct_t *mpx_end_receives_from(mpx_ring_end_t *end);
+
+/* A message is about to be sent without a duct: after some, one is made. */
+void mpx_end_count_sent(mpx_ring_end_t *end);
+
+/* Joins two new ends; without success, they stay plain. */
+void mpx_ends_join(mpx_ring_end_t *first, int first_fd, mpx_ring_end_t *second, int second_fd,
+                   bool duplex);
+
+/* Leaves, as far as that is possible: where the descriptor has no room for what is in the ring, the
+ * rest stays there, and goes on being received. */
+void mpx_end_leave(mpx_ring_end_t *end, int fd);
+
+/* Whether nobody has the other end any more; asked of the kernel where somebody has closed one, or
+ * some time has passed since the last time. */
+bool mpx_end_is_alone(mpx_ring_end_t *end, int fd);
+
+/* What a wait looks at besides the descriptor; fd -1: nothing. */
+struct pollfd mpx_end_polls(mpx_ring_end_t *end);
+
+/* Whether that has said that nobody has the other end any more. */
+bool mpx_end_was_left(mpx_ring_end_t *end, const struct pollfd *polled);
+
+/* The connection's descriptor has been closed in this process. */
+void mpx_end_close(mpx_ring_end_t *end);
+
+/* At the connection's end. */
+void mpx_end_forget(mpx_ring_end_t *end);
+
+#endif
