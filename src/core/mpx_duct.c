@@ -39,6 +39,11 @@ bool mpx_duct_is_sound(const mpx_duct_t *duct, size_t size)
     return size >= sizeof(*duct) && duct->magic == MAGIC && duct->most <= MPX_DUCT_MOST;
 }
 
+bool mpx_duct_is_open(mpx_duct_t *duct)
+{
+    return mpx_u32_load_relaxed(&duct->opened) != 0 && !mpx_duct_is_stopped(duct);
+}
+
 /* ---- Words ----------------------------------------------------------------------------------- */
 
 static inline uint64_t position(uint64_t word)

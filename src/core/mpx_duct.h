@@ -108,6 +108,9 @@ static inline bool mpx_duct_is_stopped(mpx_duct_t *duct)
     return mpx_u32_load_acquire(&duct->stopped) != 0; /* D5: with D4 */
 }
 
+/* Whether messages go through the ring: the receiver knows of it, and nobody has stopped it. */
+bool mpx_duct_is_open(mpx_duct_t *duct);
+
 /* ---- Receiving ------------------------------------------------------------------------------- */
 
 /* Takes the oldest message out of the ring: 0, or

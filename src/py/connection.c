@@ -761,8 +761,10 @@ static PyObject *join_ends(PyObject *module, PyObject *args)
     PyTypeObject *type = module_state(module)->connection_type;
     PyObject *first, *second;
     int duplex;
-    if (!PyArg_ParseTuple(args, "O!O!p:join_ends", type, &first, type, &second, &duplex))
+    if (!PyArg_ParseTuple(args, "OOp:join_ends", &first, &second, &duplex))
         return NULL;
+    if (!PyObject_TypeCheck(first, type) || !PyObject_TypeCheck(second, type))
+        Py_RETURN_NONE; /* the program has put something else in the place of the class */
     ConnectionObject *ends[2] = {mpx_connection(first), mpx_connection(second)};
     if (ends[0]->end.joined == NULL && ends[1]->end.joined == NULL && !mpx_polls_otherwise())
         mpx_ends_join(&ends[0]->end, mpx_connection_fd(ends[0]), &ends[1]->end,
@@ -770,7 +772,25 @@ static PyObject *join_ends(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(open_rings_doc,
+             "open_rings(connection, /)\n--\n\n"
+             "Whether short messages go through shared memory: (what it sends, what "
+             "it receives).");
+
+static PyObject *open_rings(PyObject *module, PyObject *object)
+{
+    if (!PyObject_TypeCheck(object, module_state(module)->connection_type)) {
+        PyErr_Format(PyExc_TypeError, "%R is no connection", object);
+        return NULL;
+    }
+    mpx_duct_t *sends = mpx_end_sends_to(&mpx_connection(object)->end);
+    mpx_duct_t *receives = mpx_end_receives_from(&mpx_connection(object)->end);
+    return Py_BuildValue("NN", PyBool_FromLong(sends != NULL && mpx_duct_is_open(sends)),
+                         PyBool_FromLong(receives != NULL && mpx_duct_is_open(receives)));
+}
+
 static PyMethodDef functions[] = {
+    {"open_rings", open_rings, METH_O, open_rings_doc},
     {"join_ends", join_ends, METH_VARARGS, join_ends_doc},
     {"serve_connections", serve_connections, METH_VARARGS, serve_connections_doc},
     {NULL, NULL, 0, NULL},

@@ -13,14 +13,17 @@ for _folder in (_HERE, _HERE.parent / "sync"):
         sys.path.append(str(_folder))
 
 from both_packages import both, ctx, method, mp, nothing_left, package  # noqa: E402
-from connection_helpers import KINDS, OURS, open_pair, theirs  # noqa: E402
+from connection_helpers import KINDS, OURS, RINGS, open_pair, theirs  # noqa: E402
 
 __all__ = ["both", "ctx", "method", "mp", "nothing_left", "package"]
 
 
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    """Kinds of connections; a pair of them is a Pipe() with shared memory, too."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "kind" in metafunc.fixturenames and all("kind" not in mark.args[:1] for mark in marks):
+        is_pair = {"pair", "our_pair"} & set(metafunc.fixturenames)
+        metafunc.parametrize("kind", [*KINDS, *RINGS] if is_pair else KINDS)
 
 
 @pytest.fixture

@@ -15,6 +15,9 @@ from sync_helpers import LIMIT, Task, is_asleep, signal_when_asleep, wait_until_
 
 KINDS = ("pipe", "socketpair", "tcp")
 
+# Our Pipe()s whose messages go through shared memory; of the stdlib's module, pipes and sockets.
+RINGS = {"rings": "socketpair", "one-way ring": "pipe"}
+
 theirs = importlib.import_module("mproc_ext._stdlib.connection")
 
 # Whether mproc_ext's connections are its own here, or the stdlib's.
@@ -52,11 +55,34 @@ def adopt(module, kind, reading, writing):
 @contextlib.contextmanager
 def open_pair(module, kind):
     """(one that reads, one that writes), closed in the end."""
-    ends = adopt(module, kind, *descriptors(kind))
+    if kind in RINGS and OURS and module is not theirs:
+        ends = ringed_pair(module, kind)
+    else:
+        kind = RINGS.get(kind, kind)
+        ends = adopt(module, kind, *descriptors(kind))
     try:
         yield ends
     finally:
         close(*ends)
+
+
+def open_rings(connection):
+    """Whether what it sends, and what it receives, goes through shared memory."""
+    return importlib.import_module("mproc_ext._core").open_rings(connection)
+
+
+def ringed_pair(module, kind):
+    """The ends of a Pipe() that has been used, so that there are rings."""
+    reader, writer = module.Pipe(duplex=kind == "rings")
+    for source, target in ((writer, reader), (reader, writer)):
+        if source.writable:
+            for number in range(6):
+                source.send(number)
+                assert target.recv() == number
+            assert not target.poll()
+    assert open_rings(writer) == (True, writer.readable)
+    assert open_rings(reader) == (reader.writable, True)
+    return reader, writer
 
 
 @contextlib.contextmanager
