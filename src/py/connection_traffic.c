@@ -441,12 +441,14 @@ static int receive_joined(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t 
     return status == -EXDEV ? -EXDEV : -1;
 }
 
-/* A message has come through the descriptor. */
+/* A message has come through the descriptor, where there mostly is none behind it. */
 static void count_read(ConnectionObject *self)
 {
     mpx_duct_t *duct = mpx_end_receives_from(&self->end);
-    if (MPX_UNLIKELY(duct != NULL))
-        mpx_duct_count_read(duct);
+    if (MPX_LIKELY(duct == NULL))
+        return;
+    mpx_duct_count_read(duct);
+    (void)!mpx_duct_settle(duct, mpx_connection_fd(self), 0);
 }
 
 /* At the descriptor's end: whether there is something in the ring all the same, which came later.

@@ -213,7 +213,9 @@ int mpx_dumps_pickle(module_state_t *state, mpx_namespace_t *namespace, PyObject
     size_t before = out->size;
     int status = is_plain(state, namespace, &cls);
     if (MPX_LIKELY(status > 0)) {
-        status = pickle(state, object, out, false);
+        status = mpx_scalar_write(object, out);
+        if (status > 0)
+            status = pickle(state, object, out, false);
     } else if (status == 0) {
         status = dumps_by_class(state->module, cls, object, out, false);
         Py_DECREF(cls);
@@ -312,8 +314,10 @@ PyObject *mpx_loads_pickle(module_state_t *state, mpx_namespace_t *namespace, co
 {
     PyObject *cls;
     int status = is_plain(state, namespace, &cls);
-    if (MPX_LIKELY(status > 0))
-        return mpx_unpickle(state->module, data, size, NULL, false);
+    if (MPX_LIKELY(status > 0)) {
+        PyObject *object = mpx_scalar_read(data, size);
+        return object != NULL ? object : mpx_unpickle(state->module, data, size, NULL, false);
+    }
     if (status < 0)
         return NULL;
     PyObject *pickle = PyBytes_FromStringAndSize(data, (Py_ssize_t)size);

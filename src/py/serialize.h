@@ -115,6 +115,14 @@ int mpx_dumps_pickle(module_state_t *state, mpx_namespace_t *namespace, PyObject
 PyObject *mpx_loads_pickle(module_state_t *state, mpx_namespace_t *namespace, const char *data,
                            size_t size);
 
+/* serialize_scalar.c: appends the pickle of an object without parts: 0; 1 where it is another one; or
+ * -1 with an exception. */
+int mpx_scalar_write(PyObject *object, mpx_buffer_t *out);
+
+/* serialize_scalar.c: the object of such a pickle, NULL without an exception where it is another
+ * one. */
+PyObject *mpx_scalar_read(const char *data, size_t size);
+
 /* serialize.c: whether the namespace's class is the standard library's: then messages of plain
  * trees are read without Python code of the program's. */
 bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace);
