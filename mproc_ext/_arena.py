@@ -17,8 +17,12 @@ _seats_taken = set()
 
 def hand_over(shared):
     """What a child needs to become a holder of the object: the beginning of its pickled state."""
+    return hand_over_slot(*_core.arena_of(shared))
+
+
+def hand_over_slot(identity, fd, slot):
+    """The same of a slot of the arena behind a descriptor."""
     popen = context.get_spawning_popen()
-    identity, fd, slot = _core.arena_of(shared)
     seats = popen.__dict__.setdefault("_arena_seats", {})
     if identity not in seats:
         seats[identity] = _core.arena_seat(identity), reduction.DupFd(fd)

@@ -5,7 +5,7 @@ library's, whose connections may have the other end.  Who may connect to a liste
 is proved, is the standard library's code; what comes out is our Connection.
 """
 
-from mproc_ext import _core, _modules, reduction
+from mproc_ext import _core, _modules, context, reduction
 
 _std = _modules.overlay(__name__)
 _graft = _modules.grafter(__name__)
@@ -107,6 +107,32 @@ XmlClient = _graft(_std.XmlClient)
 _xml_dumps = _graft(_std._xml_dumps)  # they share a global with XmlClient
 _xml_loads = _graft(_std._xml_loads)
 
-reduce_connection = _graft(_std.reduce_connection)
+_reduce_connection = _graft(_std.reduce_connection)
+
+
+def reduce_connection(conn):
+    """How a connection is pickled.  For a child of ours that is being started an end of a Pipe()
+    keeps its shared memory; else what is pickled is its descriptor."""
+    is_for_child = isinstance(context.get_spawning_popen(), _core.Child)
+    parts = _core.end_parts(conn) if is_for_child else None
+    if parts is None:
+        return _reduce_connection(conn)
+    from mproc_ext import _arena
+
+    place, fd, side, is_socket, life = parts
+    fd, life = reduction.DupFd(fd), reduction.DupFd(life) if life >= 0 else None
+    state = (fd, conn.readable, conn.writable, _arena.hand_over_slot(*place), side, is_socket, life)
+    return _rebuild_end, state
+
+
+def _rebuild_end(fd, readable, writable, place, side, is_socket, life):
+    from mproc_ext import _arena
+
+    conn = Connection(fd.detach(), readable, writable)
+    life = -1 if life is None else life.detach()
+    _core.adopt_end(conn, *_arena.take_over(*place), side, is_socket, life)
+    return conn
+
+
 rebuild_connection = _graft(_std.rebuild_connection)
 reduction.register(Connection, reduce_connection)

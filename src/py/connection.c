@@ -13,6 +13,7 @@
 
 #include "class_version.h"
 #include "mpx_os.h"
+#include "shared.h"
 
 /* The standard library's way. */
 static PyObject *super(PyObject *self, const char *name, PyObject *const *args, Py_ssize_t nargs,
@@ -772,6 +773,50 @@ static PyObject *join_ends(PyObject *module, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(
+    end_parts_doc,
+    "end_parts(connection, /)\n--\n\n"
+    "What a child needs to have shared memory with the connection's other end: (identity\n"
+    "of the arena, its descriptor, slot), descriptor of the connection, side, whether it is a\n"
+    "socket, another descriptor or -1.  None where there is nothing.");
+
+static PyObject *end_parts(PyObject *module, PyObject *object)
+{
+    mpx_end_parts_t parts;
+    if (!PyObject_TypeCheck(object, module_state(module)->connection_type) ||
+        !mpx_end_parts(&mpx_connection(object)->end, &parts))
+        Py_RETURN_NONE;
+    mpx_arena_id_t id = mpx_arena_id(parts.arena);
+    return Py_BuildValue("(y#iI)iIii", (const char *)&id, (Py_ssize_t)sizeof(id),
+                         mpx_arena_fd(parts.arena), parts.slot,
+                         mpx_connection_fd(mpx_connection(object)), parts.side,
+                         (int)parts.is_socket, parts.life);
+}
+
+PyDoc_STRVAR(adopt_end_doc,
+             "adopt_end(connection, identity, slot, side, is_socket, life, /)\n--\n\n"
+             "In the child: give the connection what the parent has handed over.");
+
+static PyObject *adopt_end(PyObject *module, PyObject *args)
+{
+    PyObject *object, *identity;
+    unsigned int slot, side;
+    int is_socket, life;
+    if (!PyArg_ParseTuple(args, "O!SIIii:adopt_end", module_state(module)->connection_type, &object,
+                          &identity, &slot, &side, &is_socket, &life))
+        return NULL;
+    mpx_place_t place;
+    if (mpx_place_take(&place, identity, slot) < 0)
+        return NULL;
+    mpx_end_parts_t parts = {place.arena, slot, side & 1, is_socket != 0, life};
+    int status = mpx_end_adopt(&mpx_connection(object)->end, &parts);
+    if (status < 0) {
+        mpx_slot_drop(place.arena, slot);
+        return mpx_raise(status);
+    }
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(open_rings_doc,
              "open_rings(connection, /)\n--\n\n"
              "Whether short messages go through shared memory: (what it sends, what "
@@ -790,6 +835,8 @@ static PyObject *open_rings(PyObject *module, PyObject *object)
 }
 
 static PyMethodDef functions[] = {
+    {"adopt_end", adopt_end, METH_VARARGS, adopt_end_doc},
+    {"end_parts", end_parts, METH_O, end_parts_doc},
     {"open_rings", open_rings, METH_O, open_rings_doc},
     {"join_ends", join_ends, METH_VARARGS, join_ends_doc},
     {"serve_connections", serve_connections, METH_VARARGS, serve_connections_doc},

@@ -31,7 +31,8 @@
 
 /* In the slot. */
 typedef struct {
-    uint64_t key; /* the heap's */
+    uint64_t key;           /* the heap's */
+    mpx_heap_owner_t owner; /* of the blocks */
     mpx_atomic_u64 blocks[2];
     mpx_atomic_u32 closings;
 } room_t;
@@ -61,27 +62,37 @@ static mpx_rings_t *rings_of(mpx_ring_end_t *end)
 
 /* ---- Making ---------------------------------------------------------------------------------- */
 
-static mpx_rings_t *make_rings(bool is_pair)
+/* Rings in a slot that this process holds; a new one is all zero. */
+static mpx_rings_t *new_rings(bool is_pair, mpx_arena_t *arena, mpx_slot_t slot)
 {
-    mpx_rings_t *rings = PyMem_RawCalloc(1, sizeof(*rings));
+    room_t *room = mpx_slot_at(arena, slot);
+    mpx_rings_t *rings = room == NULL ? NULL : PyMem_RawCalloc(1, sizeof(*rings));
     if (rings == NULL)
         return NULL;
     rings->is_pair = is_pair;
-    int status = mpx_arena_home(&rings->arena);
-    if (status == 0)
-        status = mpx_slot_new(rings->arena, &rings->slot);
-    if (status == 0) {
-        status = mpx_heap_owner_new(rings->arena, rings->slot, &rings->owner);
-        if (status < 0)
-            mpx_slot_drop(rings->arena, rings->slot);
-    }
-    if (status < 0) {
-        PyMem_RawFree(rings);
-        return NULL;
-    }
-    rings->room = mpx_slot_at(rings->arena, rings->slot);
+    rings->arena = arena;
+    rings->slot = slot;
+    rings->room = room;
+    rings->owner = room->owner;
     if (is_pair)
         mpx_u32_fetch_add_relaxed(&pairs, 1);
+    return rings;
+}
+
+static mpx_rings_t *make_rings(bool is_pair)
+{
+    mpx_arena_t *arena;
+    mpx_slot_t slot;
+    mpx_heap_owner_t owner;
+    if (mpx_arena_home(&arena) < 0 || mpx_slot_new(arena, &slot) < 0)
+        return NULL;
+    mpx_rings_t *rings = NULL;
+    if (mpx_heap_owner_new(arena, slot, &owner) == 0) {
+        ((room_t *)mpx_slot_at(arena, slot))->owner = owner;
+        rings = new_rings(is_pair, arena, slot);
+    }
+    if (rings == NULL)
+        mpx_slot_drop(arena, slot);
     return rings;
 }
 
@@ -131,6 +142,30 @@ static int give_life(mpx_ring_end_t *end, int life)
     return status;
 }
 
+/* The program may have closed it, and have another file under the number. */
+static int own_life(mpx_ring_end_t *end)
+{
+    mpx_file_info_t info;
+    int life = (int)mpx_u32_load_relaxed(&end->life);
+    bool is_own = life >= 0 && mpx_os_file_info(life, &info) == 0 &&
+                  info.id.device == end->life_file.device && info.id.inode == end->life_file.inode;
+    return is_own ? life : -1;
+}
+
+static void join(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int life)
+{
+    bool is_pair = rings->is_pair;
+    if (is_pair)
+        (void)!give_life(end, life); /* else it is not recognised, and left alone */
+    mpx_u32_fetch_add_relaxed(&rings->users, 1);
+    end->joined = rings;
+    end->side = side;
+    end->is_socket = is_pair;
+    end->sends = is_pair || side == 1;
+    end->receives = is_pair || side == 0;
+    mpx_ptr_store_release(&end->rings, rings); /* P0: with P1 */
+}
+
 void mpx_ends_join(mpx_ring_end_t *first, int first_fd, mpx_ring_end_t *second, int second_fd,
                    bool duplex)
 {
@@ -148,16 +183,30 @@ void mpx_ends_join(mpx_ring_end_t *first, int first_fd, mpx_ring_end_t *second, 
                 close(lives[i]);
             continue;
         }
-        if (duplex)
-            (void)!give_life(ends[i], lives[i]); /* else it is not recognised, and left alone */
-        mpx_u32_fetch_add_relaxed(&rings->users, 1);
-        ends[i]->joined = rings;
-        ends[i]->side = i;
-        ends[i]->is_socket = duplex;
-        ends[i]->sends = duplex || i == 1;
-        ends[i]->receives = duplex || i == 0;
-        mpx_ptr_store_release(&ends[i]->rings, rings); /* P0: with P1 */
+        join(ends[i], rings, i, lives[i]);
     }
+}
+
+bool mpx_end_parts(mpx_ring_end_t *end, mpx_end_parts_t *parts)
+{
+    mpx_rings_t *rings = rings_of(end);
+    if (rings == NULL || mpx_arena_fd(rings->arena) < 0)
+        return false;
+    *parts = (mpx_end_parts_t){rings->arena, rings->slot, end->side, end->is_socket, -1};
+    if (end->is_socket)
+        parts->life = own_life(end);
+    return !end->is_socket || parts->life >= 0;
+}
+
+int mpx_end_adopt(mpx_ring_end_t *end, const mpx_end_parts_t *parts)
+{
+    mpx_rings_t *rings = new_rings(parts->is_socket, parts->arena, parts->slot);
+    if (rings == NULL)
+        return -ENOMEM;
+    if (parts->life >= 0)
+        (void)fcntl(parts->life, F_SETFD, FD_CLOEXEC); /* it came through an exec */
+    join(end, rings, parts->side, parts->life);
+    return 0;
 }
 
 /* ---- Ducts ----------------------------------------------------------------------------------- */
@@ -207,16 +256,6 @@ void mpx_end_count_sent(mpx_ring_end_t *end)
 }
 
 /* ---- The other end --------------------------------------------------------------------------- */
-
-/* The program may have closed it, and have another file under the number. */
-static int own_life(mpx_ring_end_t *end)
-{
-    mpx_file_info_t info;
-    int life = (int)mpx_u32_load_relaxed(&end->life);
-    bool is_own = life >= 0 && mpx_os_file_info(life, &info) == 0 &&
-                  info.id.device == end->life_file.device && info.id.inode == end->life_file.inode;
-    return is_own ? life : -1;
-}
 
 struct pollfd mpx_end_polls(mpx_ring_end_t *end)
 {

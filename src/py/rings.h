@@ -63,6 +63,21 @@ void mpx_end_count_sent(mpx_ring_end_t *end);
 void mpx_ends_join(mpx_ring_end_t *first, int first_fd, mpx_ring_end_t *second, int second_fd,
                    bool duplex);
 
+/* What a child needs that is to have this end; false where there is nothing. */
+typedef struct {
+    mpx_arena_t *arena;
+    mpx_slot_t slot;
+    unsigned side;
+    bool is_socket;
+    int life; /* or -1 */
+} mpx_end_parts_t;
+
+bool mpx_end_parts(mpx_ring_end_t *end, mpx_end_parts_t *parts);
+
+/* In the child, which holds the slot, and owns the life: both are the end's from then on. 0 or a
+ * negative errno; then the connection is plain, and what was left of the other end is there. */
+int mpx_end_adopt(mpx_ring_end_t *end, const mpx_end_parts_t *parts);
+
 /* Leaves, as far as that is possible: where the descriptor has no room for what is in the ring, the
  * rest stays there, and goes on being received. */
 void mpx_end_leave(mpx_ring_end_t *end, int fd);

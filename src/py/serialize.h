@@ -115,8 +115,8 @@ int mpx_dumps_pickle(module_state_t *state, mpx_namespace_t *namespace, PyObject
 PyObject *mpx_loads_pickle(module_state_t *state, mpx_namespace_t *namespace, const char *data,
                            size_t size);
 
-/* serialize_scalar.c: appends the pickle of an object without parts: 0; 1 where it is another one; or
- * -1 with an exception. */
+/* serialize_scalar.c: appends the pickle of an object without parts: 0; 1 where it is another one;
+ * or -1 with an exception. */
 int mpx_scalar_write(PyObject *object, mpx_buffer_t *out);
 
 /* serialize_scalar.c: the object of such a pickle, NULL without an exception where it is another
