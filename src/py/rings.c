@@ -163,7 +163,7 @@ static void join(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int lif
     end->is_socket = is_pair;
     end->sends = is_pair || side == 1;
     end->receives = is_pair || side == 0;
-    mpx_ptr_store_release(&end->rings, rings); /* P0: with P1 */
+    mpx_ptr_store_relaxed(&end->rings, rings); /* nobody else has the connection yet */
 }
 
 void mpx_ends_join(mpx_ring_end_t *first, int first_fd, mpx_ring_end_t *second, int second_fd,
@@ -214,7 +214,7 @@ int mpx_end_adopt(mpx_ring_end_t *end, const mpx_end_parts_t *parts)
 static mpx_duct_t *find_duct(mpx_rings_t *rings, unsigned side)
 {
     size_t size;
-    mpx_duct_t *duct = mpx_ptr_load_acquire(&rings->ducts[side]); /* P1: with P0 */
+    mpx_duct_t *duct = mpx_ptr_load_acquire(&rings->ducts[side]); /* D13: with D12 */
     if (MPX_LIKELY(duct != NULL))
         return duct;
     uint64_t block = mpx_u64_load_acquire(&rings->room->blocks[side]); /* D11: with D10 */
@@ -223,7 +223,7 @@ static mpx_duct_t *find_duct(mpx_rings_t *rings, unsigned side)
     duct = mpx_heap_at(rings->arena, block, &size);
     if (duct == NULL || !mpx_duct_is_sound(duct, size))
         return NULL;
-    mpx_ptr_store_release(&rings->ducts[side], duct); /* P0: with P1 */
+    mpx_ptr_store_release(&rings->ducts[side], duct); /* D12: with D13 */
     return duct;
 }
 
