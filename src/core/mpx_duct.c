@@ -366,13 +366,23 @@ static bool go_on(mpx_duct_t *duct, uint64_t from, uint64_t to)
     return true;
 }
 
+/* Under the mutex: whether the descriptor is in the middle of a message. One of a dead process has
+ * no end, as with the standard library. */
+static bool is_written_to(const mpx_duct_t *duct)
+{
+    const mpx_process_id_t id = {.pid = (pid_t)(uint32_t)duct->writing,
+                                 .start = (uint32_t)(duct->writing >> 32)};
+    return duct->writing != 0 &&
+           (duct->writing == mpx_os_own_word() || mpx_os_process_alive(id) != 0);
+}
+
 /* Under the mutex: 0 where the ring is empty, -EAGAIN where there is no room. */
 static int empty_to(mpx_duct_t *duct, int fd, bool is_socket)
 {
     batch_t batch;
     while (!mpx_duct_is_empty(duct)) {
-        if (duct->moving || duct->doubtful) {
-            return -EAGAIN; /* the receiver is to settle that */
+        if (duct->moving || duct->doubtful || is_written_to(duct)) {
+            return -EAGAIN; /* the receiver, or the writer, is to be done with that */
         }
         int status = gather(duct, &batch);
         if (status < 0) {
@@ -422,6 +432,7 @@ static int begin_locked(mpx_duct_t *duct, int fd, mpx_outflow_t *out)
         return status;
     }
     duct->written++;
+    duct->writing = mpx_outflow_left(out) > 0 ? mpx_os_own_word() : 0;
     if (mpx_u32_load_relaxed(&duct->opened)) {
         (void)mpx_u64_fetch_and_acq_rel(&duct->tail, ~ASLEEP);
     }
@@ -435,6 +446,19 @@ int mpx_duct_begin(mpx_duct_t *duct, int fd, mpx_outflow_t *out, int64_t deadlin
         status = begin_locked(duct, fd, out);
         mpx_mutex_unlock(&duct->senders);
         wake_waiting_senders(duct);
+    }
+    return status;
+}
+
+int mpx_duct_finish(mpx_duct_t *duct, int fd, bool is_socket, int64_t deadline)
+{
+    int status = lock(duct, deadline);
+    if (status == 0) {
+        duct->writing = 0;
+        if (mpx_u32_load_relaxed(&duct->stopped)) {
+            status = empty_to(duct, fd, is_socket); /* which who stopped it could not */
+        }
+        mpx_mutex_unlock(&duct->senders);
     }
     return status;
 }
@@ -536,7 +560,7 @@ int mpx_duct_settle(mpx_duct_t *duct, int fd, int64_t deadline)
     if (status < 0) {
         return status;
     }
-    if (mpx_os_unread(fd) == 0) {
+    if (duct->writing == 0 && mpx_os_unread(fd) == 0) {
         settle_move(duct);
         duct->written = 0;
         mpx_u32_store_relaxed(&duct->read, 0);

@@ -66,6 +66,7 @@ typedef struct {
     uint32_t moving;    /* note: the messages between the positions go to the descriptor */
     uint32_t moving_after, moving_count; /* so many, the first one after so many written */
     uint64_t moving_from, moving_to;
+    uint64_t writing; /* the process that is in the middle of a message, as its word, or 0 */
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 tail_seen; /* as head_seen, of receivers */
     mpx_atomic_u32 read;                                  /* messages, from the descriptor */
@@ -93,10 +94,13 @@ MPX_NODISCARD int mpx_duct_put(mpx_duct_t *duct, const void *data, size_t size, 
 /* Waits until receivers have taken something: 0, -ETIMEDOUT or -EINTR. */
 MPX_NODISCARD int mpx_duct_wait_for_room(mpx_duct_t *duct, mpx_wait_mood_t *mood, int64_t deadline);
 
-/* Begins to write a message to the descriptor, after what is in the ring. 0: a part of it has been
- * written, and the rest follows by mpx_outflow_write; -EAGAIN: there is no room; -EBUSY, -EINTR as
- * above; or what a write says. */
+/* Begins to write a message to the descriptor, after what is in the ring. 0: all of it has been
+ * written; or a part, and the rest follows by mpx_outflow_write, and mpx_duct_finish. -EAGAIN:
+ * there is no room; -EBUSY, -EINTR as above; or what a write says. */
 MPX_NODISCARD int mpx_duct_begin(mpx_duct_t *duct, int fd, mpx_outflow_t *out, int64_t deadline);
+
+/* The rest of a message has been written that was begun so. */
+MPX_NODISCARD int mpx_duct_finish(mpx_duct_t *duct, int fd, bool is_socket, int64_t deadline);
 
 /* Nothing goes through the ring from now on, and what is in it goes to the descriptor. -EAGAIN:
  * there is no room there for all of it, the rest has stayed; else as mpx_duct_begin, and then it

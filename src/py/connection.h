@@ -25,6 +25,7 @@
 /* A message that is being sent, by a call that a handler may have interrupted. */
 typedef struct mpx_sending {
     mpx_outflow_t out;
+    mpx_duct_t *duct;           /* by which it was begun, and has to be finished, or NULL */
     struct mpx_sending *before; /* which is to be finished first, or NULL */
     uint64_t process;           /* which sends it, as its word */
 } mpx_sending_t;

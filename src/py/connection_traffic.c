@@ -20,28 +20,35 @@
 
 typedef struct {
     ConnectionObject *connection;
-    mpx_outflow_t *out; /* or NULL: of receiving */
-    size_t size;        /* at most, of what it transfers */
+    mpx_sending_t *sending; /* or NULL: of receiving */
+    mpx_outflow_t *out;     /* of sending, or NULL */
+    size_t size;            /* at most, of what it transfers */
 } step_t;
 
-/* The duct through which a message goes that is about to be begun, or NULL. */
-static mpx_duct_t *duct_of(const step_t *step)
+/* Whether a message is about to be begun; the rest of one has no header. */
+static bool begins(const mpx_outflow_t *out)
 {
-    const mpx_outflow_t *out = step->out;
-    bool begins = out->header_size > 0 && out->done == 0; /* the rest of one has no header */
-    return begins ? mpx_end_sends_to(&step->connection->end) : NULL;
+    return out->header_size > 0 && out->done == 0;
+}
+
+/* Of an end of a Pipe() with rings. */
+static int begin(const step_t *step, int fd)
+{
+    mpx_duct_t *duct = mpx_end_sends_to(&step->connection->end);
+    int status = duct == NULL ? mpx_end_begin(&step->connection->end, fd, step->out)
+                              : mpx_duct_begin(duct, fd, step->out, 0);
+    if (status == 0 && mpx_outflow_left(step->out) > 0)
+        step->sending->duct = duct;
+    return status == -EBUSY ? -EAGAIN : status;
 }
 
 static int transfer(const step_t *step, int fd, const mpx_stream_wait_t *wait)
 {
     ConnectionObject *self = step->connection;
-    if (step->out != NULL) {
-        mpx_duct_t *duct = duct_of(step);
-        if (MPX_LIKELY(duct == NULL))
-            return mpx_outflow_write(step->out, fd, wait);
-        int status = mpx_duct_begin(duct, fd, step->out, 0);
-        return status == -EBUSY ? -EAGAIN : status;
-    }
+    if (step->out != NULL && mpx_end_is_joined(&self->end) && begins(step->out))
+        return begin(step, fd);
+    if (step->out != NULL)
+        return mpx_outflow_write(step->out, fd, wait);
     self->in.is_socket = mpx_u32_load_relaxed(&self->is_socket);
     if (!self->in.has_size)
         return mpx_inflow_read_header(&self->in, fd, wait);
@@ -91,7 +98,7 @@ static int wait_joined(const step_t *step, int fd, int64_t deadline)
     if (mpx_end_was_left(&self->end, &polled[1]))
         return 1;
     int status = polled[0].revents == 0 ? 0 : transfer(step, fd, NULL);
-    mpx_duct_t *duct = sends ? duct_of(step) : NULL;
+    mpx_duct_t *duct = sends && begins(step->out) ? mpx_end_sends_to(&self->end) : NULL;
     if (status == -EAGAIN && duct != NULL)
         (void)!mpx_duct_wait_for_room(duct, mood, mpx_os_deadline(UNSETTLED));
     return status == -EAGAIN ? 0 : status;
@@ -214,6 +221,22 @@ static void keep_rest(ConnectionObject *self, const mpx_sending_t *sending)
     drop_rest(self);
     self->rest.out = (mpx_outflow_t){.data = copy, .size = left};
     self->rest.process = sending->process;
+    self->rest.duct = sending->duct;
+}
+
+/* Tells the duct that was told of the beginning. */
+static void finish(ConnectionObject *self, mpx_sending_t *sending)
+{
+    mpx_duct_t *duct = sending->duct;
+    bool is_socket = sending->out.is_socket;
+    int fd = mpx_connection_fd(self), status = -EBUSY;
+    sending->duct = NULL;
+    if (MPX_LIKELY(duct == NULL) || sending->process != mpx_os_own_word())
+        return;
+    Py_BEGIN_ALLOW_THREADS
+    while (status == -EBUSY || status == -EINTR)
+        status = mpx_duct_finish(duct, fd, is_socket, mpx_piece_of(MPX_NEVER));
+    Py_END_ALLOW_THREADS
 }
 
 /* Writes what is left of the messages that were begun before this one, and then this one: 0; or a
@@ -225,7 +248,7 @@ static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
     if (status < 0)
         return status;
     while (mpx_outflow_left(&sending->out) > 0 && sending->process == mpx_os_own_word()) {
-        const step_t step = {self, &sending->out, mpx_outflow_left(&sending->out)};
+        const step_t step = {self, sending, &sending->out, mpx_outflow_left(&sending->out)};
         status = take_step(&step);
         if (status < 0) {
             if (status != -EINTR)
@@ -233,6 +256,7 @@ static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
             return status;
         }
     }
+    finish(self, sending);
     return 0;
 }
 
@@ -266,6 +290,7 @@ static int send_in_turn(ConnectionObject *self, const char *data, size_t size)
 MPX_COLD static int send_slowly(ConnectionObject *self, mpx_duct_t *duct, const char *data,
                                 size_t size, int status)
 {
+    uint64_t process = mpx_os_own_word();
     while (status == -EAGAIN || status == -EBUSY) {
         bool is_full = status == -EAGAIN;
         int64_t deadline = is_full ? mpx_os_deadline(SLOWNESS) : mpx_piece_of(MPX_NEVER);
@@ -275,10 +300,13 @@ MPX_COLD static int send_slowly(ConnectionObject *self, mpx_duct_t *duct, const 
         if (!is_full || status == 0)
             status = mpx_duct_put(duct, data, size, deadline);
         Py_END_ALLOW_THREADS
-        if (status == -EINTR && PyErr_CheckSignals() < 0)
-            return -EINTR;
-        if (status == -EINTR)
-            status = mpx_duct_try_put(duct, data, size);
+        if (status == -EINTR) {
+            if (PyErr_CheckSignals() < 0)
+                return -EINTR;
+            if (process != mpx_os_own_word())
+                return 0; /* a child that a handler has forked: its parent sends it */
+            status = mpx_end_is_joined(&self->end) ? mpx_duct_try_put(duct, data, size) : -EXDEV;
+        }
         if (status == -ETIMEDOUT || mpx_end_is_alone(&self->end, mpx_connection_fd(self)))
             return status == 0 ? 0 : -EAGAIN;
     }
@@ -383,6 +411,17 @@ static int wait_for_message(ConnectionObject *self, mpx_duct_t *duct, int fd, in
     return mpx_end_was_left(&self->end, &polled[1]) ? 1 : polled[0].revents != 0 ? -EXDEV : 0;
 }
 
+/* As mpx_wait_on; -EINTR also for an exception of another error. */
+static bool goes_on(int *status, int64_t deadline)
+{
+    if (*status != -EINTR && *status != -ETIMEDOUT) {
+        mpx_raise(*status);
+        *status = -EINTR;
+        return false;
+    }
+    return mpx_wait_on(status, deadline);
+}
+
 /* Takes what is in the ring: 0, -EAGAIN, -EXDEV, or -ENOMEM and -EPROTO with an exception. */
 static int take_from_ring(ConnectionObject *self, mpx_duct_t *duct, mpx_buffer_t *message)
 {
@@ -430,7 +469,7 @@ static int receive_joined(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t 
             status = -EXDEV;
             break;
         }
-        if (status < 0 && !mpx_wait_on(&status, MPX_NEVER))
+        if (status < 0 && !goes_on(&status, MPX_NEVER))
             break;
         status = -EXDEV;
     }
@@ -580,7 +619,7 @@ static int poll_joined(ConnectionObject *self, int64_t deadline)
             status = status == 0 ? -ETIMEDOUT : status > 0 ? 0 : status;
         }
         Py_END_ALLOW_THREADS
-        if ((status == -EINTR || status == -ETIMEDOUT) && !mpx_wait_on(&status, deadline))
+        if (status < 0 && !goes_on(&status, deadline))
             return status == -EINTR ? -1 : 0;
     }
 }

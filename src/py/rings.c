@@ -34,6 +34,7 @@ typedef struct {
     uint64_t key;           /* the heap's */
     mpx_heap_owner_t owner; /* of the blocks */
     mpx_atomic_u64 blocks[2];
+    mpx_mutex_t beginners; /* of messages, where there is no duct; and of ducts */
     mpx_atomic_u32 closings;
 } room_t;
 
@@ -239,20 +240,49 @@ mpx_duct_t *mpx_end_receives_from(mpx_ring_end_t *end)
     return rings == NULL ? NULL : find_duct(rings, !end->side);
 }
 
-void mpx_end_count_sent(mpx_ring_end_t *end)
+/* A duct for what the end sends. Who is writing a message without one has the mutex; later ones go
+ * by the duct, so that the receiver, once it has opened that, finds nothing that came by another
+ * way.
+ */
+static void make_duct(mpx_ring_end_t *end, mpx_rings_t *rings)
 {
-    mpx_rings_t *rings = rings_of(end);
     mpx_block_t block;
     void *address;
     uint64_t none = 0;
-    if (rings == NULL || mpx_u32_fetch_add_relaxed(&end->sent, 1) != FEW ||
-        mpx_u64_load_relaxed(&rings->room->blocks[end->side]) != 0)
-        return;
     if (mpx_heap_new_until(rings->arena, rings->owner, sizeof(mpx_duct_t), &block, &address, 0) < 0)
         return;
     mpx_duct_init(address, end->is_socket);
-    if (!mpx_u64_cas_release(&rings->room->blocks[end->side], &none, block)) /* D10: with D11 */
+    bool is_made = false;
+    if (mpx_mutex_try_lock(&rings->room->beginners) >= 0) {
+        is_made = mpx_u64_cas_release(&rings->room->blocks[end->side], &none, block);
+        mpx_mutex_unlock(&rings->room->beginners); /* D10: with D11 */
+    }
+    if (!is_made)
         (void)mpx_heap_free(rings->arena, block, rings->owner);
+}
+
+void mpx_end_count_sent(mpx_ring_end_t *end)
+{
+    mpx_rings_t *rings = rings_of(end);
+    if (rings == NULL || mpx_u64_load_relaxed(&rings->room->blocks[end->side]) != 0 ||
+        mpx_u32_fetch_add_relaxed(&end->sent, 1) < FEW)
+        return;
+    mpx_u32_store_relaxed(&end->sent, 0); /* if it comes to nothing now */
+    make_duct(end, rings);
+}
+
+int mpx_end_begin(mpx_ring_end_t *end, int fd, mpx_outflow_t *out)
+{
+    mpx_rings_t *rings = rings_of(end);
+    if (rings == NULL)
+        return mpx_outflow_write(out, fd, NULL);
+    int status = mpx_mutex_try_lock(&rings->room->beginners);
+    if (status < 0)
+        return status;
+    uint64_t block = mpx_u64_load_relaxed(&rings->room->blocks[end->side]);
+    status = block == 0 || block == NEVER ? mpx_outflow_write(out, fd, NULL) : -EAGAIN;
+    mpx_mutex_unlock(&rings->room->beginners);
+    return status;
 }
 
 /* ---- The other end --------------------------------------------------------------------------- */
