@@ -439,5 +439,6 @@ int mpx_fds_peek(int socket_fd)
 void mpx_fds_drop(int socket_fd)
 {
     char byte;
-    (void)!recv(socket_fd, &byte, 1, MSG_DONTWAIT);
+    while (recv(socket_fd, &byte, 1, MSG_DONTWAIT) == 1) {
+    }
 }

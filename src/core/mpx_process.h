@@ -81,7 +81,7 @@ MPX_NODISCARD ssize_t mpx_fds_recv(int socket_fd, void *data, size_t size, int *
  * -EAGAIN: there is no message. */
 MPX_NODISCARD int mpx_fds_peek(int socket_fd);
 
-/* Drops that message, and its descriptor. */
+/* Drops all such messages, and their descriptors. */
 void mpx_fds_drop(int socket_fd);
 
 #endif

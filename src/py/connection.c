@@ -768,8 +768,7 @@ static PyObject *join_ends(PyObject *module, PyObject *args)
         Py_RETURN_NONE; /* the program has put something else in the place of the class */
     ConnectionObject *ends[2] = {mpx_connection(first), mpx_connection(second)};
     if (ends[0]->end.joined == NULL && ends[1]->end.joined == NULL && !mpx_polls_otherwise())
-        mpx_ends_join(&ends[0]->end, mpx_connection_fd(ends[0]), &ends[1]->end,
-                      mpx_connection_fd(ends[1]), duplex);
+        mpx_ends_join(&ends[0]->end, &ends[1]->end, duplex);
     Py_RETURN_NONE;
 }
 

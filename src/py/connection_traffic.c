@@ -323,7 +323,7 @@ static int send_joined(ConnectionObject *self, const char *data, size_t size)
         return -EAGAIN;
     }
     if (duct == NULL) {
-        mpx_end_count_sent(&self->end);
+        mpx_end_count_sent(&self->end, mpx_connection_fd(self));
         return -EAGAIN;
     }
     int status = mpx_duct_try_put(duct, data, size);

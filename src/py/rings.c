@@ -14,9 +14,9 @@
 /* So many messages go through the descriptor before a duct is made: most pipes see only a few. */
 #define FEW 4
 
-/* A process has rings for so many pairs of sockets. Their copies in trust count for the kernel's
- * limit of those that are on the way, which is the user's. */
-#define MOST_PAIRS 64
+/* A process puts so many copies in trust: they count for the kernel's limit of those that are on
+ * the way, which is the user's. */
+#define MOST_IN_TRUST 128
 
 /* How long the other end may be gone unnoticed, where no process has closed it but one has ended.
  */
@@ -51,10 +51,11 @@ struct mpx_rings {
     mpx_heap_owner_t owner;
     room_t *room;
     mpx_atomic_ptr ducts[2]; /* where they are in this process, or NULL */
+    mpx_atomic_u32 trusted;  /* of this process's copies in trust, those for these rings */
 };
 
-/* Rings of socket pairs in this process. */
-static mpx_atomic_u32 pairs;
+/* Copies that this process has put in trust. */
+static mpx_atomic_u32 in_trust;
 
 static mpx_rings_t *rings_of(mpx_ring_end_t *end)
 {
@@ -75,8 +76,6 @@ static mpx_rings_t *new_rings(bool is_pair, mpx_arena_t *arena, mpx_slot_t slot)
     rings->slot = slot;
     rings->room = room;
     rings->owner = room->owner;
-    if (is_pair)
-        mpx_u32_fetch_add_relaxed(&pairs, 1);
     return rings;
 }
 
@@ -101,8 +100,8 @@ static void drop_rings(mpx_rings_t *rings)
 {
     if (mpx_u32_fetch_add_acq_rel(&rings->users, UINT32_MAX) != 1)
         return;
-    if (rings->is_pair)
-        mpx_u32_fetch_add_relaxed(&pairs, UINT32_MAX);
+    mpx_u32_fetch_add_relaxed(&in_trust,
+                              (uint32_t) - (int32_t)mpx_u32_load_relaxed(&rings->trusted));
     mpx_slot_drop(rings->arena, rings->slot);
     (void)mpx_heap_free_all(rings->arena, rings->owner);
     PyMem_RawFree(rings);
@@ -117,21 +116,19 @@ static bool is_large_enough(int fd, bool is_socket)
     return fcntl(fd, F_GETPIPE_SZ) >= PIPE_BUFFER && access("/proc/self/fd", X_OK) == 0;
 }
 
-/* Two sockets, each of which has a copy of the other side's descriptor in its queue. */
-static int make_lives(int lives[2], const int fds[2])
+static int make_lives(int lives[2])
 {
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, lives) < 0)
         return -errno;
     for (int i = 0; i < 2; i++)
         lives[i] = mpx_os_above_stdio(lives[i]);
-    int status = lives[0] < 0 ? lives[0] : lives[1] < 0 ? lives[1] : 0;
-    for (int i = 0; status == 0 && i < 2; i++)
-        status = mpx_fds_send(lives[i], "", 1, &fds[i], 1);
-    for (int i = 0; status < 0 && i < 2; i++) {
+    if (lives[0] >= 0 && lives[1] >= 0)
+        return 0;
+    for (int i = 0; i < 2; i++) {
         if (lives[i] >= 0)
             close(lives[i]);
     }
-    return status;
+    return -EMFILE;
 }
 
 static int give_life(mpx_ring_end_t *end, int life)
@@ -167,15 +164,11 @@ static void join(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int lif
     mpx_ptr_store_relaxed(&end->rings, rings); /* nobody else has the connection yet */
 }
 
-void mpx_ends_join(mpx_ring_end_t *first, int first_fd, mpx_ring_end_t *second, int second_fd,
-                   bool duplex)
+void mpx_ends_join(mpx_ring_end_t *first, mpx_ring_end_t *second, bool duplex)
 {
     mpx_ring_end_t *ends[2] = {first, second};
-    int fds[2] = {first_fd, second_fd}, lives[2] = {-1, -1};
-    if (!is_large_enough(first_fd, duplex) || (duplex && !is_large_enough(second_fd, duplex)) ||
-        (duplex && mpx_u32_load_relaxed(&pairs) >= MOST_PAIRS))
-        return;
-    if (duplex && make_lives(lives, fds) < 0)
+    int lives[2] = {-1, -1};
+    if (duplex && make_lives(lives) < 0)
         return;
     mpx_rings_t *rings = make_rings(duplex);
     for (unsigned i = 0; i < 2; i++) {
@@ -240,35 +233,52 @@ mpx_duct_t *mpx_end_receives_from(mpx_ring_end_t *end)
     return rings == NULL ? NULL : find_duct(rings, !end->side);
 }
 
+/* A copy of the end, for the other one. */
+static bool put_in_trust(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
+{
+    int life = end->is_socket ? own_life(end) : -1;
+    if (!end->is_socket)
+        return true;
+    if (life < 0 || mpx_u32_load_relaxed(&in_trust) >= MOST_IN_TRUST ||
+        mpx_fds_send(life, "", 1, &fd, 1) < 0)
+        return false;
+    mpx_u32_fetch_add_relaxed(&in_trust, 1);
+    mpx_u32_fetch_add_relaxed(&rings->trusted, 1);
+    return true;
+}
+
 /* A duct for what the end sends. Who is writing a message without one has the mutex; later ones go
  * by the duct, so that the receiver, once it has opened that, finds nothing that came by another
  * way.
  */
-static void make_duct(mpx_ring_end_t *end, mpx_rings_t *rings)
+static void make_duct(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
 {
     mpx_block_t block;
     void *address;
     uint64_t none = 0;
-    if (mpx_heap_new_until(rings->arena, rings->owner, sizeof(mpx_duct_t), &block, &address, 0) < 0)
+    if (!is_large_enough(fd, end->is_socket) ||
+        mpx_heap_new_until(rings->arena, rings->owner, sizeof(mpx_duct_t), &block, &address, 0) < 0)
         return;
     mpx_duct_init(address, end->is_socket);
     bool is_made = false;
     if (mpx_mutex_try_lock(&rings->room->beginners) >= 0) {
-        is_made = mpx_u64_cas_release(&rings->room->blocks[end->side], &none, block);
+        if (mpx_u64_load_relaxed(&rings->room->blocks[end->side]) == 0 &&
+            put_in_trust(end, rings, fd))
+            is_made = mpx_u64_cas_release(&rings->room->blocks[end->side], &none, block);
         mpx_mutex_unlock(&rings->room->beginners); /* D10: with D11 */
     }
     if (!is_made)
         (void)mpx_heap_free(rings->arena, block, rings->owner);
 }
 
-void mpx_end_count_sent(mpx_ring_end_t *end)
+void mpx_end_count_sent(mpx_ring_end_t *end, int fd)
 {
     mpx_rings_t *rings = rings_of(end);
     if (rings == NULL || mpx_u64_load_relaxed(&rings->room->blocks[end->side]) != 0 ||
         mpx_u32_fetch_add_relaxed(&end->sent, 1) < FEW)
         return;
     mpx_u32_store_relaxed(&end->sent, 0); /* if it comes to nothing now */
-    make_duct(end, rings);
+    make_duct(end, rings, fd);
 }
 
 int mpx_end_begin(mpx_ring_end_t *end, int fd, mpx_outflow_t *out)

@@ -11,10 +11,10 @@
  * end's end is a reason to leave, too: what the descriptor says then is what counts.
  *
  * Trust. To write into its own descriptor an end needs the other one's. (Of a pipe it opens its own
- * again.) Each end of a socket pair has a second socket, its *life*. In the queue of that there is
- * one message with a copy of the other end: so the copy is no process's, and who takes it takes it
- * for all. Since it keeps the other end open, that one's end is seen by the life's, which has the
- * other life as its peer; and who leaves drops the copy.
+ * again.) Each end of a socket pair has a second socket, its *life*, whose peer is the other end's.
+ * Who makes a duct sends a copy of its end through its life, where it stays in the queue: so the
+ * copy is no process's, and who takes it takes it for all. Since it keeps the end open, that one's
+ * end is seen by the life's; and who leaves drops the copy.
  *
  * What fails here is no error: the connection is plain then.
  */
@@ -57,15 +57,14 @@ mpx_duct_t *mpx_end_sends_to(mpx_ring_end_t *end);
 mpx_duct_t *mpx_end_receives_from(mpx_ring_end_t *end);
 
 /* A message is about to be sent without a duct: after some, one is made. */
-void mpx_end_count_sent(mpx_ring_end_t *end);
+void mpx_end_count_sent(mpx_ring_end_t *end, int fd);
 
 /* Begins to write a message without a duct, as mpx_outflow_write does. -EAGAIN: also where there is
  * one by now. */
 MPX_NODISCARD int mpx_end_begin(mpx_ring_end_t *end, int fd, mpx_outflow_t *out);
 
 /* Joins two new ends; without success, they stay plain. */
-void mpx_ends_join(mpx_ring_end_t *first, int first_fd, mpx_ring_end_t *second, int second_fd,
-                   bool duplex);
+void mpx_ends_join(mpx_ring_end_t *first, mpx_ring_end_t *second, bool duplex);
 
 /* What a child needs that is to have this end; false where there is nothing. */
 typedef struct {
