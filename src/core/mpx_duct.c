@@ -554,26 +554,34 @@ static void settle_move(mpx_duct_t *duct)
     duct->moving = 0;
 }
 
+static void settle_locked(mpx_duct_t *duct)
+{
+    settle_move(duct);
+    duct->writing = 0;
+    duct->written = 0;
+    mpx_u32_store_relaxed(&duct->read, 0);
+    duct->doubtful = 0;
+    MPX_STEP(duct_settled);
+    if (!mpx_u32_load_relaxed(&duct->opened)) {
+        mpx_u32_store_relaxed(&duct->opened, 1);
+        (void)mpx_u64_fetch_and_acq_rel(&duct->tail, ~ASLEEP);
+    }
+    mpx_u32_store_release(&duct->aside, 0); /* D6: with D7 */
+}
+
 int mpx_duct_settle(mpx_duct_t *duct, int fd, int64_t deadline)
 {
     int status = lock(duct, deadline);
     if (status < 0) {
         return status;
     }
-    if (duct->writing == 0 && mpx_os_unread(fd) == 0) {
-        settle_move(duct);
-        duct->written = 0;
-        mpx_u32_store_relaxed(&duct->read, 0);
-        duct->doubtful = 0;
-        MPX_STEP(duct_settled);
-        if (!mpx_u32_load_relaxed(&duct->opened)) {
-            mpx_u32_store_relaxed(&duct->opened, 1);
-            (void)mpx_u64_fetch_and_acq_rel(&duct->tail, ~ASLEEP);
-        }
-        mpx_u32_store_release(&duct->aside, 0); /* D6: with D7 */
+    if (is_written_to(duct) || mpx_os_unread(fd) != 0) {
+        status = -EAGAIN;
+    } else {
+        settle_locked(duct);
     }
     mpx_mutex_unlock(&duct->senders);
-    return 0;
+    return status;
 }
 
 bool mpx_duct_announce_sleep(mpx_duct_t *duct)

@@ -146,19 +146,21 @@ static int open_fd(ConnectionObject *self)
     return fd;
 }
 
-/* Whether there is a duct to receive from, which is told that the descriptor is empty. */
+/* Tells the duct to receive from, if there is one, that the descriptor is empty: whether the ring
+ * is what to look at. */
 static bool settle(ConnectionObject *self, int fd)
 {
     mpx_duct_t *duct = mpx_end_receives_from(&self->end);
     if (duct == NULL)
         return false;
-    if (mpx_duct_settle(duct, fd, 0) == -EBUSY) {
+    int status = mpx_duct_settle(duct, fd, 0);
+    if (status == -EBUSY) {
         int64_t piece = mpx_piece_of(MPX_NEVER);
-        Py_BEGIN_ALLOW_THREADS(void)
-        !mpx_duct_settle(duct, fd, piece); /* if not, then the next time */
+        Py_BEGIN_ALLOW_THREADS
+        status = mpx_duct_settle(duct, fd, piece);
         Py_END_ALLOW_THREADS
     }
-    return true;
+    return status == 0;
 }
 
 /* Does a part of it: 0; or a negative errno, -EINTR with an exception. */
@@ -307,8 +309,12 @@ MPX_COLD static int send_slowly(ConnectionObject *self, mpx_duct_t *duct, const 
                 return 0; /* a child that a handler has forked: its parent sends it */
             status = mpx_end_is_joined(&self->end) ? mpx_duct_try_put(duct, data, size) : -EXDEV;
         }
-        if (status == -ETIMEDOUT || mpx_end_is_alone(&self->end, mpx_connection_fd(self)))
-            return status == 0 ? 0 : -EAGAIN;
+        if (status == -ETIMEDOUT)
+            return -EAGAIN;
+        if (status != 0 && mpx_end_is_alone(&self->end, mpx_connection_fd(self))) {
+            mpx_connection_leave(self);
+            return -EAGAIN;
+        }
     }
     return status == 0 ? 0 : -EAGAIN;
 }
@@ -401,8 +407,12 @@ static int wait_for_message(ConnectionObject *self, mpx_duct_t *duct, int fd, in
         if (mpx_duct_has_something(duct) || mpx_connection_fd(self) != fd)
             return 0;
     }
-    if (!mpx_duct_announce_sleep(duct))
-        return 0;
+    if (!mpx_duct_announce_sleep(duct)) {
+        if (mpx_duct_has_message(duct))
+            return 0;
+        /* Who writes to the descriptor is not done, and may have been stopped. */
+        deadline = Py_MIN(deadline, mpx_os_deadline(UNSETTLED));
+    }
     int ready = mpx_os_poll(polled, 2, deadline);
     if (ready <= 0)
         return ready == 0 ? -ETIMEDOUT : ready;
@@ -588,6 +598,8 @@ static int look_joined(ConnectionObject *self, int fd)
         (void)settle(self, fd);
         return mpx_duct_has_message(duct) ? 1 : 0;
     }
+    if (polled[0].revents & POLLIN)
+        return 1;
     return mpx_end_was_left(&self->end, &polled[1]) || polled[0].revents == 0 ? -EXDEV : 1;
 }
 
