@@ -253,8 +253,10 @@ static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
         const step_t step = {self, sending, &sending->out, mpx_outflow_left(&sending->out)};
         status = take_step(&step);
         if (status < 0) {
-            if (status != -EINTR)
+            if (status != -EINTR) {
+                finish(self, sending); /* nothing will follow */
                 mpx_raise(status);
+            }
             return status;
         }
     }

@@ -55,11 +55,9 @@ def adopt(module, kind, reading, writing):
 @contextlib.contextmanager
 def open_pair(module, kind):
     """(one that reads, one that writes), closed in the end."""
+    ends = make_pair(module, kind)
     if kind in RINGS and OURS and module is not theirs:
-        ends = ringed_pair(module, kind)
-    else:
-        kind = RINGS.get(kind, kind)
-        ends = adopt(module, kind, *descriptors(kind))
+        open_the_rings(*ends)
     try:
         yield ends
     finally:
@@ -71,9 +69,15 @@ def open_rings(connection):
     return importlib.import_module("mproc_ext._core").open_rings(connection)
 
 
-def ringed_pair(module, kind):
-    """The ends of a Pipe() that has been used, so that there are rings."""
-    reader, writer = module.Pipe(duplex=kind == "rings")
+def make_pair(module, kind):
+    """(one that reads, one that writes)"""
+    if kind in RINGS:
+        return module.Pipe(duplex=kind == "rings")
+    return adopt(module, kind, *descriptors(kind))
+
+
+def open_the_rings(reader, writer):
+    """Use the ends of a Pipe() until their messages go through shared memory."""
     for source, target in ((writer, reader), (reader, writer)):
         if source.writable:
             for number in range(6):
@@ -82,7 +86,6 @@ def ringed_pair(module, kind):
             assert not target.poll()
     assert open_rings(writer) == (True, writer.readable)
     assert open_rings(reader) == (reader.writable, True)
-    return reader, writer
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
 """Kill the peers of conversations, over and over: connection_storm.py CONVERSATIONS; see --help.
 
-Every conversation goes through a pipe or a socket of its own, between a process that survives and
-one that is forked for it and killed at a random moment: while it sends, receives or answers
-messages of 1 byte to 2 MB, which have numbers and checksums.  Sometimes several threads of the
-survivor send at once.
+Every conversation goes through a pipe, a socket or a Pipe() of its own, between a process that
+survives and one that is forked for it and killed at a random moment: while it sends, receives or
+answers messages of 1 byte to 2 MB, which have numbers and checksums.  Sometimes several threads of
+the survivor send at once.
 
 The survivor has to see whole messages in order, all of which the peer had sent, and then the end:
 EOFError, or the OSError that says that a message is missing its end, or what the system says of a
@@ -38,11 +38,14 @@ import time
 HERE = pathlib.Path(__file__).parent
 sys.path += [str(HERE), str(HERE.parent / "sync")]
 
-from connection_helpers import KINDS, adopt, descriptors, fds, number_of, stamped  # noqa: E402
+from connection_helpers import KINDS, RINGS, fds, make_pair, number_of, stamped  # noqa: E402
 
+ONE_WAY = ["pipe", "one-way ring"]
+BOTH_WAYS = [kind for kind in (*KINDS, *RINGS) if kind not in ONE_WAY]
 WORKERS = 4
 SIZES = [1, 10, 100, 1_000, 16_000, 17_000, 70_000, 300_000, 2_000_000]
 WEIGHTS = [20, 20, 20, 20, 10, 10, 8, 5, 2]
+LEAVES = 0.003  # of the messages
 LONGEST = 0.2  # seconds that a peer lives
 THREADS = 3  # that send at once
 MEMORY = 30 << 20  # bytes that a worker may grow by, once it has warmed up
@@ -79,8 +82,15 @@ def memory():
 # ---- Messages --------------------------------------------------------------------------------
 
 
+def leave_now_and_then(connection):
+    """Who asks a Pipe() for its descriptor gets a plain connection from then on."""
+    if random.random() < LEAVES:
+        connection.fileno()
+
+
 def send(connection, number):
     """In one of the ways that there are; the number says in which."""
+    leave_now_and_then(connection)
     data = stamped(number, random.choices(SIZES, WEIGHTS)[0])
     if number % 3 == 0:
         connection.send_bytes(data)
@@ -92,6 +102,7 @@ def send(connection, number):
 
 def receive(connection, number):
     """The number of the message; the expected one says in which way it comes."""
+    leave_now_and_then(connection)
     if number % 3 == 0:
         return number_of(connection.recv_bytes())
     if number % 3 == 1:
@@ -263,11 +274,11 @@ class Worker:
     def converse(self, conversation):
         random.seed(f"{self.seed} {self.index} {conversation}")
         role = random.choice(self.roles)
-        kind = random.choice(KINDS[1:] if role == "asks" else KINDS)
+        kind = random.choice(BOTH_WAYS if role == "asks" else BOTH_WAYS + ONE_WAY)
         self.what = f"a survivor that {role} through a {kind}, conversation {conversation}"
         survive, peer = ROLES[role]
         self.words.set(self.index, SENT, 0)
-        reader, writer = adopt(self.module, kind, *descriptors(kind))
+        reader, writer = make_pair(self.module, kind)
         mine, other = (writer, reader) if role.startswith("sends") else (reader, writer)
         self.number = 0
         pid = os.fork()
