@@ -366,13 +366,15 @@ static bool go_on(mpx_duct_t *duct, uint64_t from, uint64_t to)
     return true;
 }
 
-/* Under the mutex: whether the descriptor is in the middle of a message. One of a dead process has
- * no end, as with the standard library. */
+/* In the place of a process: the message has no end. */
+#define TORN UINT64_C(1)
+
+/* Under the mutex: whether the descriptor is in the middle of a message. */
 static bool is_written_to(const mpx_duct_t *duct)
 {
     const mpx_process_id_t id = {.pid = (pid_t)(uint32_t)duct->writing,
                                  .start = (uint32_t)(duct->writing >> 32)};
-    return duct->writing != 0 &&
+    return duct->writing > TORN &&
            (duct->writing == mpx_os_own_word() || mpx_os_process_alive(id) != 0);
 }
 
@@ -383,6 +385,10 @@ static int empty_to(mpx_duct_t *duct, int fd, bool is_socket)
     while (!mpx_duct_is_empty(duct)) {
         if (duct->moving || duct->doubtful || is_written_to(duct)) {
             return -EAGAIN; /* the receiver, or the writer, is to be done with that */
+        }
+        if (duct->writing != 0) { /* by a dead one: this would be taken for the rest of it */
+            (void)go_on(duct, head_now(duct), tail_now(duct));
+            continue;
         }
         int status = gather(duct, &batch);
         if (status < 0) {
@@ -461,6 +467,14 @@ int mpx_duct_finish(mpx_duct_t *duct, int fd, bool is_socket, int64_t deadline)
         mpx_mutex_unlock(&duct->senders);
     }
     return status;
+}
+
+void mpx_duct_tear(mpx_duct_t *duct, int64_t deadline)
+{
+    if (lock(duct, deadline) == 0) {
+        duct->writing = TORN;
+        mpx_mutex_unlock(&duct->senders);
+    }
 }
 
 int mpx_duct_stop(mpx_duct_t *duct, int fd, bool is_socket, int64_t deadline)

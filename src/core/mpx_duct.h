@@ -102,6 +102,10 @@ MPX_NODISCARD int mpx_duct_begin(mpx_duct_t *duct, int fd, mpx_outflow_t *out, i
 /* The rest of a message has been written that was begun so. */
 MPX_NODISCARD int mpx_duct_finish(mpx_duct_t *duct, int fd, bool is_socket, int64_t deadline);
 
+/* It will never be: its reader finds the end in the middle of it, and nothing of what came after.
+ */
+void mpx_duct_tear(mpx_duct_t *duct, int64_t deadline);
+
 /* Nothing goes through the ring from now on, and what is in it goes to the descriptor. -EAGAIN:
  * there is no room there for all of it, the rest has stayed; else as mpx_duct_begin, and then it
  * may not have been stopped. */

@@ -130,7 +130,7 @@ static int close_handle(ConnectionObject *self)
     if (close((int)handle) < 0)
         status = -errno;
     Py_END_ALLOW_THREADS
-    mpx_end_close(&self->end);
+    mpx_connection_end(self);
     if (status < 0)
         mpx_raise(status);
     return status;

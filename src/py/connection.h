@@ -92,6 +92,9 @@ static inline void mpx_connection_leave(ConnectionObject *self)
         mpx_end_leave(&self->end, mpx_connection_fd(self));
 }
 
+/* The descriptor has been closed in this process. */
+void mpx_connection_end(ConnectionObject *self);
+
 /* Gives up what was left of a message, and of one that was being received. */
 void mpx_connection_forget(ConnectionObject *self);
 

@@ -95,7 +95,8 @@ static int wait_joined(const step_t *step, int fd, int64_t deadline)
         return ready == 0 ? -ETIMEDOUT : ready;
     if (mpx_connection_fd(self) != fd)
         return 0;
-    if (mpx_end_was_left(&self->end, &polled[1]))
+    bool has_no_reader = sends && (polled[0].revents & (POLLERR | POLLHUP | POLLNVAL));
+    if (has_no_reader || mpx_end_was_left(&self->end, &polled[1]))
         return 1;
     int status = polled[0].revents == 0 ? 0 : transfer(step, fd, NULL);
     mpx_duct_t *duct = sends && begins(step->out) ? mpx_end_sends_to(&self->end) : NULL;
@@ -203,8 +204,21 @@ static bool has_rest(const ConnectionObject *self)
     return mpx_outflow_left(&self->rest.out) > 0;
 }
 
+/* Tells the duct that a message has no end. Without it the duct waits for that as long as this
+ * process lives. */
+static void tear(mpx_sending_t *sending)
+{
+    mpx_duct_t *duct = sending->duct;
+    sending->duct = NULL;
+    if (MPX_LIKELY(duct == NULL) || sending->process != mpx_os_own_word())
+        return;
+    Py_BEGIN_ALLOW_THREADS
+    mpx_duct_tear(duct, mpx_os_deadline(MPX_NANOS_PER_SEC));
+    Py_END_ALLOW_THREADS
+}
+
 /* Keeps what is left of a message that the reader has the beginning of. */
-static void keep_rest(ConnectionObject *self, const mpx_sending_t *sending)
+static void keep_rest(ConnectionObject *self, mpx_sending_t *sending)
 {
     const mpx_outflow_t *out = &sending->out;
     size_t left = mpx_outflow_left(out), in_header = 0;
@@ -212,6 +226,7 @@ static void keep_rest(ConnectionObject *self, const mpx_sending_t *sending)
     if (copy == NULL) {
         /* The reader would take the next message for the rest of this one. */
         mpx_u32_store_relaxed(&self->writable, false);
+        tear(sending);
         return;
     }
     if (out->done < out->header_size) {
@@ -254,7 +269,7 @@ static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
         status = take_step(&step);
         if (status < 0) {
             if (status != -EINTR) {
-                finish(self, sending); /* nothing will follow */
+                tear(sending);
                 mpx_raise(status);
             }
             return status;
@@ -667,8 +682,15 @@ int mpx_connection_poll(ConnectionObject *self, int64_t deadline)
     return ready < 0 ? -1 : 1;
 }
 
+void mpx_connection_end(ConnectionObject *self)
+{
+    tear(&self->rest);
+    mpx_end_close(&self->end);
+}
+
 void mpx_connection_forget(ConnectionObject *self)
 {
+    tear(&self->rest);
     drop_rest(self);
     mpx_buffer_free(&self->content);
     mpx_end_forget(&self->end);

@@ -313,6 +313,14 @@ bool mpx_end_was_left(mpx_ring_end_t *end, const struct pollfd *polled)
 }
 
 /* A socket's other end is seen by its life; a pipe's, where it can be written to. */
+static bool has_no_other_end(mpx_ring_end_t *end, int fd)
+{
+    struct pollfd polled[2] = {{.fd = fd}, mpx_end_polls(end)};
+    if (mpx_os_poll(polled, 2, 0) <= 0)
+        return false;
+    return polled[0].revents != 0 || mpx_end_was_left(end, &polled[1]);
+}
+
 bool mpx_end_is_alone(mpx_ring_end_t *end, int fd)
 {
     mpx_rings_t *rings = rings_of(end);
@@ -325,10 +333,7 @@ bool mpx_end_is_alone(mpx_ring_end_t *end, int fd)
         return false;
     mpx_u64_store_relaxed(&end->next_look, (uint64_t)(now + LOOK_INTERVAL));
     mpx_u32_store_relaxed(&end->closings, closings);
-    struct pollfd polled[2] = {{.fd = fd}, mpx_end_polls(end)};
-    if (mpx_os_poll(polled, 2, 0) <= 0)
-        return false;
-    return polled[0].revents != 0 || mpx_end_was_left(end, &polled[1]);
+    return has_no_other_end(end, fd);
 }
 
 /* ---- Leaving --------------------------------------------------------------------------------- */
@@ -388,7 +393,7 @@ void mpx_end_leave(mpx_ring_end_t *end, int fd)
     if (rings == NULL)
         return;
     Py_BEGIN_ALLOW_THREADS
-    bool is_done = !end->sends || stop(end, rings, end->side, fd);
+    bool is_done = !end->sends || stop(end, rings, end->side, fd) || has_no_other_end(end, fd);
     is_done = (!end->receives || stop_receiving(end, rings, fd)) && is_done;
     if (is_done && mpx_ptr_exchange_acq_rel(&end->rings, NULL) != NULL && end->is_socket) {
         int life = own_life(end);
