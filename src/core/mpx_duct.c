@@ -34,6 +34,11 @@ void mpx_duct_init(mpx_duct_t *duct, bool is_socket)
     mpx_u64_store_relaxed(&duct->tail, ASLEEP);
 }
 
+void mpx_duct_belong_to(mpx_duct_t *duct, const mpx_file_id_t *file)
+{
+    duct->file = *file;
+}
+
 bool mpx_duct_is_sound(const mpx_duct_t *duct, size_t size)
 {
     return size >= sizeof(*duct) && duct->magic == MAGIC && duct->most <= MPX_DUCT_MOST;
@@ -378,10 +383,21 @@ static bool is_written_to(const mpx_duct_t *duct)
            (duct->writing == mpx_os_own_word() || mpx_os_process_alive(id) != 0);
 }
 
+static bool belongs_to(const mpx_duct_t *duct, int fd)
+{
+    mpx_file_info_t info;
+    return duct->file.inode == 0 ||
+           (mpx_os_file_info(fd, &info) == 0 && info.id.device == duct->file.device &&
+            info.id.inode == duct->file.inode);
+}
+
 /* Under the mutex: 0 where the ring is empty, -EAGAIN where there is no room. */
 static int empty_to(mpx_duct_t *duct, int fd, bool is_socket)
 {
     batch_t batch;
+    if (!mpx_duct_is_empty(duct) && !belongs_to(duct, fd)) {
+        return -EBADF;
+    }
     while (!mpx_duct_is_empty(duct)) {
         if (duct->moving || duct->doubtful || is_written_to(duct)) {
             return -EAGAIN; /* the receiver, or the writer, is to be done with that */

@@ -55,6 +55,7 @@ typedef struct {
     mpx_atomic_u32 stopped;
     mpx_atomic_u32 aside;  /* there may be something in the descriptor */
     mpx_atomic_u32 opened; /* the receiver knows of the ring */
+    mpx_file_id_t file;    /* of the descriptor; all zero: it is not looked at */
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 tail;
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 head;
@@ -77,6 +78,10 @@ typedef struct {
 /* Makes one of memory that nobody else has yet. Until the receiver has opened it, by reading the
  * descriptor to its end, all messages go through that. */
 void mpx_duct_init(mpx_duct_t *duct, bool is_socket);
+
+/* Of a new one: what is in the ring is written to this file only. The program may have closed the
+ * descriptor, and have another one under the number: then it is -EBADF. */
+void mpx_duct_belong_to(mpx_duct_t *duct, const mpx_file_id_t *file);
 
 /* Whether there is one in so many bytes of memory. */
 bool mpx_duct_is_sound(const mpx_duct_t *duct, size_t size);

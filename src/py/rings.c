@@ -131,6 +131,14 @@ static int make_lives(int lives[2])
     return -EMFILE;
 }
 
+/* The program may have closed a descriptor, and have another file under the number. */
+static bool is_file(int fd, const mpx_file_id_t *file)
+{
+    mpx_file_info_t info;
+    return fd >= 0 && mpx_os_file_info(fd, &info) == 0 && info.id.device == file->device &&
+           info.id.inode == file->inode;
+}
+
 static int give_life(mpx_ring_end_t *end, int life)
 {
     mpx_file_info_t info;
@@ -140,14 +148,10 @@ static int give_life(mpx_ring_end_t *end, int life)
     return status;
 }
 
-/* The program may have closed it, and have another file under the number. */
 static int own_life(mpx_ring_end_t *end)
 {
-    mpx_file_info_t info;
     int life = (int)mpx_u32_load_relaxed(&end->life);
-    bool is_own = life >= 0 && mpx_os_file_info(life, &info) == 0 &&
-                  info.id.device == end->life_file.device && info.id.inode == end->life_file.inode;
-    return is_own ? life : -1;
+    return is_file(life, &end->life_file) ? life : -1;
 }
 
 static void join(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int life)
@@ -255,11 +259,13 @@ static void make_duct(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
 {
     mpx_block_t block;
     void *address;
+    mpx_file_info_t info;
     uint64_t none = 0;
-    if (!is_large_enough(fd, end->is_socket) ||
+    if (mpx_os_file_info(fd, &info) < 0 || !is_large_enough(fd, end->is_socket) ||
         mpx_heap_new_until(rings->arena, rings->owner, sizeof(mpx_duct_t), &block, &address, 0) < 0)
         return;
     mpx_duct_init(address, end->is_socket);
+    mpx_duct_belong_to(address, &info.id);
     bool is_made = false;
     if (mpx_mutex_try_lock(&rings->room->beginners) >= 0) {
         if (mpx_u64_load_relaxed(&rings->room->blocks[end->side]) == 0 &&

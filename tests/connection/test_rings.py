@@ -5,6 +5,7 @@ import contextlib
 import copy
 import fcntl
 import gc
+import importlib
 import os
 import pickle
 import random
@@ -40,7 +41,7 @@ from connection_helpers import (
 )
 from sync_helpers import LIMIT, Task, handler, outcome, run_program, wait_until
 
-from mproc_ext import reduction
+from mproc_ext import reduction, resource_sharer
 
 LONG = bytes(range(256)) * 800
 
@@ -107,6 +108,8 @@ def by_pickle(connection, module):
     again = pickle.loads(bytes(reduction.ForkingPickler.dumps(connection)))
     assert (again.readable, again.writable) == (connection.readable, connection.writable)
     again.close()
+    for sharer in (resource_sharer, importlib.import_module("mproc_ext._stdlib.resource_sharer")):
+        sharer.stop(LIMIT)  # it has a socket, in a thread
 
 
 def by_copy(connection, module):
