@@ -198,8 +198,9 @@ static inline bool has_room(mpx_duct_t *duct, uint64_t tail, uint64_t length)
 static inline int put_locked(mpx_duct_t *duct, const void *data, size_t size)
 {
     uint64_t tail = mpx_u64_load_relaxed(&duct->tail), at = tail;
-    if (MPX_UNLIKELY((tail & ASLEEP) || mpx_u32_load_relaxed(&duct->stopped))) {
-        return -EXDEV;
+    if (MPX_UNLIKELY((tail & ASLEEP) || duct->writing != 0 ||
+                     mpx_u32_load_relaxed(&duct->stopped))) {
+        return -EXDEV; /* behind the rest of a long one, for which there may be no room yet */
     }
     uint64_t length = record_length(size), filling = left_behind(at);
     filling = length > filling ? filling : 0;
