@@ -449,21 +449,45 @@ static bool goes_on(int *status, int64_t deadline)
     return mpx_wait_on(status, deadline);
 }
 
-/* Takes what is in the ring: 0, -EAGAIN, -EXDEV, or -ENOMEM and -EPROTO with an exception. */
-static int take_from_ring(ConnectionObject *self, mpx_duct_t *duct, mpx_buffer_t *message)
+/* The oldest message in the ring, if it has at most that many bytes (below 0: any number). */
+static int try_get(mpx_duct_t *duct, Py_ssize_t most, mpx_buffer_t *message, size_t *size)
+{
+    size_t room = message->capacity;
+    if (most >= 0 && (size_t)most < room)
+        room = (size_t)most;
+    return mpx_duct_try_get(duct, message->data, room, size);
+}
+
+/* Takes what is in the ring: 0, -EAGAIN, -EXDEV, -E2BIG: it is longer than wanted, and stays; or
+ * -ENOMEM and -EPROTO with an exception. */
+static int take_from_ring(ConnectionObject *self, mpx_duct_t *duct, Py_ssize_t most,
+                          mpx_buffer_t *message)
 {
     size_t size;
-    int status = mpx_duct_try_get(duct, message->data, message->capacity, &size);
+    int status = try_get(duct, most, message, &size);
     if (MPX_UNLIKELY(status == -ENOBUFS)) {
+        if (most >= 0 && size > (size_t)most)
+            return -E2BIG;
         if (mpx_buffer_grow(message, size) < 0)
             return -ENOMEM;
-        status = mpx_duct_try_get(duct, message->data, message->capacity, &size);
+        status = try_get(duct, most, message, &size);
         status = status == -ENOBUFS ? -EAGAIN : status; /* another one, which is longer */
     }
     if (MPX_UNLIKELY(status == -EPROTO))
         mpx_raise_message(status, "the connection's shared memory is damaged", NULL);
     message->size = status == 0 ? size : 0;
     return status;
+}
+
+/* A message that is longer than wanted. Its content is to be found in the descriptor, of which the
+ * header is read: -EXDEV. Else it is gone: 1. */
+MPX_COLD static int refuse(ConnectionObject *self, mpx_duct_t *duct, mpx_buffer_t *message)
+{
+    mpx_connection_leave(self);
+    if (!mpx_end_is_joined(&self->end))
+        return -EXDEV;
+    int status = take_from_ring(self, duct, -1, message);
+    return status == 0 ? 1 : status;
 }
 
 /* 0, 1 and -1 as of mpx_connection_receive; -EXDEV: it comes through the descriptor. */
@@ -473,7 +497,9 @@ static int receive_joined(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t 
     int status = -EXDEV;
     mpx_take_buffer(self->module, message);
     while ((duct = mpx_end_receives_from(&self->end)) != NULL) {
-        status = take_from_ring(self, duct, message);
+        status = take_from_ring(self, duct, most, message);
+        if (status == -E2BIG)
+            status = refuse(self, duct, message);
         if (status != -EAGAIN)
             break;
         int fd = open_fd(self);
@@ -500,8 +526,8 @@ static int receive_joined(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t 
             break;
         status = -EXDEV;
     }
-    if (status == 0)
-        return most >= 0 && message->size > (size_t)most ? 1 : 0;
+    if (status >= 0)
+        return status;
     mpx_give_buffer(self->module, message);
     *message = (mpx_buffer_t){.data = NULL};
     return status == -EXDEV ? -EXDEV : -1;
@@ -561,13 +587,13 @@ static int receive_in_turn(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t
 }
 
 /* Without a turn, which only the descriptor needs. */
-static bool receive_from_ring(ConnectionObject *self, mpx_buffer_t *message)
+static bool receive_from_ring(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t *message)
 {
     mpx_duct_t *duct = mpx_end_receives_from(&self->end);
     if (duct == NULL)
         return false;
     mpx_take_buffer(self->module, message);
-    if (MPX_LIKELY(mpx_duct_try_get(duct, message->data, message->capacity, &message->size) == 0))
+    if (MPX_LIKELY(try_get(duct, most, message, &message->size) == 0))
         return true;
     mpx_give_buffer(self->module, message);
     *message = (mpx_buffer_t){.data = NULL};
@@ -576,8 +602,8 @@ static bool receive_from_ring(ConnectionObject *self, mpx_buffer_t *message)
 
 int mpx_connection_receive(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t *message)
 {
-    if (mpx_end_is_joined(&self->end) && receive_from_ring(self, message))
-        return most >= 0 && message->size > (size_t)most ? 1 : 0;
+    if (mpx_end_is_joined(&self->end) && receive_from_ring(self, most, message))
+        return 0;
     if (mpx_turn_take(&self->receiver) < 0)
         return -1;
     int status = receive_in_turn(self, most, message);

@@ -501,11 +501,10 @@ def test_closed_behind_our_back(ours, flow):
     program = f"""
 import os, sys, time
 sys.path[:0] = {sys.path!r}
-import importlib
-from connection_helpers import ringed_pair, theirs
+from connection_helpers import make_pair, open_the_rings
 from mproc_ext import connection as ours
-flow = {flow!r}
-reader, writer = ringed_pair(ours, flow)
+reader, writer = make_pair(ours, {flow!r})
+open_the_rings(reader, writer)
 os.closerange(3, 200)
 def keeps_failing(call):
     deadline = time.monotonic() + {LIMIT}
