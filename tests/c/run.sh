@@ -3,6 +3,7 @@
 #
 #   run.sh title tally-file runner without... -- program...
 #
+# A list "pidfd:test_process:test_liveness" is for these programs alone; no list at all is "".
 # The last line is "N passed, N failed"; the same two numbers go to the tally file.
 set -u
 title=$1 tally=$2 runner=$3
@@ -16,8 +17,12 @@ shift
 
 passed=0 failed=0
 for list in $lists; do
-    [ "$list" = nothing ] && without='' || without=$list
+    without=${list%%:*}
+    [ "$without" = nothing ] && without=''
     for program; do
+        case "$list:" in
+        *:*:*) case "$list:" in *":${program##*/}:"*) ;; *) continue ;; esac ;;
+        esac
         # shellcheck disable=SC2086  # the runner is a command line
         output=$(MPROC_EXT_WITHOUT=$without $runner "$program" 2>&1)
         status=$?
@@ -29,7 +34,7 @@ for list in $lists; do
             ok=${ok:-0} bad=1
         fi
         if [ "$bad" -ne 0 ]; then
-            printf '%s, without %s (status %d):\n%s\n' "$program" "$list" "$status" "$output"
+            printf '%s, without %s (status %d):\n%s\n' "$program" "${list%%:*}" "$status" "$output"
         fi
         passed=$((passed + ok)) failed=$((failed + bad))
     done
