@@ -1,8 +1,8 @@
 """Fixtures that give both packages, so that the stdlib says what is right.
 
 With MPROC_EXT_TESTS=ours `package` is ours alone: what the stdlib does depends on the Python, and
-not on how the core was built, so CI asks it once on a Python. A test that compares the two (`both`)
-does so always.
+not on how the core was built, so CI asks on one Python. A test that compares the two (`both`) asks
+always.
 """
 
 import importlib

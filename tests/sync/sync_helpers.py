@@ -113,8 +113,8 @@ class Task(threading.Thread):
 
 def asleep_in(wait, *arguments):
     """A task that is seen asleep in wait(*arguments, seconds), which ends by itself.  Where the
-    machine is too busy for that to be seen within a second, it gets more of them."""
-    for seconds in (1.0, 5.0, LIMIT):
+    machine is too busy for that to be seen within so little, it gets more."""
+    for seconds in (0.3, 1.0, 5.0, LIMIT):
         began = time.monotonic()
         task = Task(wait, *arguments, seconds)
         try:
