@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #ifdef MPX_MEMCHECK
-#include <valgrind/memcheck.h>
+#    include <valgrind/memcheck.h>
 #endif
 
 /* ---- Checks ---------------------------------------------------------------------------------- */
