@@ -650,3 +650,566 @@ class Script:
 def test_random_scripts(modules, ours, duplex, seeds):
     for seed in range(seeds * 10, seeds * 10 + 10):
         Script(modules, duplex, seed).run(150)
+
+
+# ---- How much there is room for ------------------------------------------------------------------
+
+
+def count_taken(module, duplex, size):
+    """How many messages of a size can be sent to nobody."""
+    reader, writer = module.Pipe(duplex)
+    for number in range(10):
+        writer.send(number)
+        reader.recv()
+    assert not reader.poll()
+    sent = 0
+
+    def send():
+        nonlocal sent
+        with contextlib.suppress(OSError):
+            while True:
+                writer.send_bytes(bytes(size))
+                sent += 1
+
+    task = Task(send)
+    wait_until_blocked(task)
+    before = sent
+    wait_until_blocked(task)
+    assert sent == before
+    reader.close()
+    task.get()
+    writer.close()
+    return sent
+
+
+@pytest.mark.parametrize("duplex", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 100, 600, 1020, 2045, 3000, 4092, 4093, 16368, 20_000])
+def test_as_many_as_the_stdlib_takes(modules, ours, duplex, size):
+    """So that no program waits for itself where it did not before; and not without end."""
+    them, us = (count_taken(module, duplex, size) for module in modules)
+    assert them <= us
+    assert us * (size + 4) < 8 << 20
+
+
+def test_who_is_stopped_holds_up_the_sender(ends):
+    reader, writer = ends
+    pid = fork(lambda: [reader.recv_bytes() for _ in range(3000)])
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+    task = sending(writer, lambda: [writer.send_bytes(bytes(1000)) for _ in range(3000)])
+    wait_until_blocked(task)
+    os.kill(pid, signal.SIGCONT)
+    task.get()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+# ---- Who has the ends ----------------------------------------------------------------------------
+
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def says_the_end(connection):
+    assert connection.poll(LIMIT)
+    with pytest.raises((EOFError, ConnectionResetError)):
+        connection.recv()
+
+
+def test_the_end_of_one_of_many_children(ours, flow):
+    """Each was forked with all ends that there were before."""
+    children = []
+    for number in range(12):
+        reader, writer = ringed_pair(ours, flow)
+
+        def child(writer=writer, number=number):
+            writer.send(number)
+            while True:
+                signal.pause()
+
+        pid = fork(child)
+        writer.close()
+        children.append((pid, reader))
+    for number, (_, reader) in enumerate(children):
+        assert reader.recv() == number
+    random.Random(1).shuffle(children)
+    while children:
+        pid, reader = children.pop()
+        os.kill(pid, signal.SIGKILL)
+        assert ended(pid) == -signal.SIGKILL
+        says_the_end(reader)
+        reader.close()
+        assert not any(other.poll() for _, other in children)
+
+
+def test_a_copy_that_was_not_closed(ends):
+    """No end comes, as long as somebody might send; then it does."""
+    reader, writer = ends
+    assert ended(fork(lambda: writer.send("from a child"))) == 0
+    assert reader.recv() == "from a child"
+    assert not reader.poll(0.05)
+    writer.close()
+    says_the_end(reader)
+
+
+def test_a_grandchild_sends_on(ends):
+    reader, writer = ends
+    told, tell = os.pipe()
+
+    def grandchild():
+        os.read(told, 1)
+        writer.send("from a grandchild")
+
+    pid = fork(lambda: fork(grandchild))
+    writer.close()
+    assert ended(pid) == 0
+    assert not reader.poll(0.01)
+    os.write(tell, b"x")
+    assert reader.recv() == "from a grandchild"
+    says_the_end(reader)
+    os.close(told)
+    os.close(tell)
+
+
+def test_many_processes_send(ends):
+    """Without a lock, which short messages do not need."""
+    reader, writer = ends
+    count, each = 6, 400
+
+    def child(who):
+        for number in range(each):
+            writer.send_bytes(stamped(who * each + number, 8 + number % 1500))
+
+    pids = [fork(lambda who=who: child(who)) for who in range(count)]
+    found = [number_of(reader.recv_bytes()) for _ in range(count * each)]
+    assert sorted(found) == list(range(count * each))
+    for who in range(count):
+        mine = [number for number in found if number // each == who]
+        assert mine == sorted(mine)
+    assert [ended(pid) for pid in pids] == [0] * count
+    assert not reader.poll()
+
+
+def test_a_child_only_asks(ends):
+    """For the descriptor, while its parent goes on sending."""
+    reader, writer = ends
+    for end in (reader, writer):
+        pid = fork(end.fileno)
+        for number in range(2000):
+            writer.send(number)
+            assert reader.recv() == number
+        assert ended(pid) == 0
+        writer.send("more")
+        assert reader.recv() == "more"
+
+
+@leaving
+def test_a_child_leaves_with_messages(ends, ours, leave):
+    reader, writer = ends
+    for number in range(30):
+        writer.send(number)
+    pid = fork(lambda: leave(reader, ours))
+    assert ended(pid) == 0
+    assert [reader.recv() for _ in range(30)] == list(range(30))
+    writer.send(30)
+    assert reader.recv() == 30
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("size", [100, 3000, 300_000])
+def test_a_fork_while_others_are_at_it(ends, size):
+    """Of a process whose threads send and receive: the child has no part in that."""
+    reader, writer = ends
+    count = 2_000_000 // (size + 5000)
+    sender = sending(
+        writer, lambda: [writer.send_bytes(stamped(number, size)) for number in range(count)]
+    )
+    receiver = Task(lambda: [number_of(reader.recv_bytes()) for _ in range(count)])
+    pids = []
+    while sender.is_alive() and len(pids) < 20:
+        pids.append(fork(lambda: None))
+    assert receiver.get() == list(range(count))
+    sender.get()
+    assert [ended(pid) for pid in pids] == [0] * len(pids)
+    writer.close()
+    says_the_end(reader)
+
+
+def test_an_exec_closes_them(ends):
+    reader, writer = ends
+    told, tell = os.pipe()
+
+    def child():
+        os.dup2(told, 0)
+        os.execv("/bin/cat", ["cat"])
+
+    pid = fork(child)
+    os.close(told)
+    writer.send("last")
+    writer.close()
+    assert reader.recv() == "last"
+    says_the_end(reader)
+    os.close(tell)
+    assert ended(pid) == 0
+
+
+# ---- Death ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [8, 3000, 12_000, 300_000])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sender_is_killed(ours, flow, size, seed):
+    """What it has sent comes whole and in order, then the end."""
+    reader, writer = ringed_pair(ours, flow)
+
+    def child():
+        number = 0
+        while True:
+            writer.send_bytes(stamped(number, size))
+            number += 1
+
+    pid = fork(child)
+    writer.close()
+    for number in range(random.Random(seed).randrange(1, 200)):
+        assert number_of(reader.recv_bytes()) == number
+    os.kill(pid, signal.SIGKILL)
+    number += 1
+    with pytest.raises((EOFError, OSError)) as caught:
+        while True:
+            assert number_of(reader.recv_bytes()) == number
+            number += 1
+    assert ended(pid) == -signal.SIGKILL
+    if size < 4000:
+        assert caught.type in (EOFError, ConnectionResetError)
+    reader.close()
+
+
+@pytest.mark.parametrize("size", [8, 3000, 300_000])
+def test_a_receiver_is_killed(ours, flow, size):
+    reader, writer = ringed_pair(ours, flow)
+
+    def child():
+        while True:
+            reader.recv_bytes()
+
+    pid = fork(child)
+    reader.close()
+    for _ in range(50):
+        writer.send_bytes(bytes(size))
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        while True:
+            writer.send_bytes(bytes(size))
+    with pytest.raises(BrokenPipeError):
+        writer.send_bytes(b"")
+    assert ended(pid) == -signal.SIGKILL
+    writer.close()
+
+
+def test_a_receiver_has_ended(both, ours, flow):
+    """A send after join() fails."""
+    for ctx in both:
+        for _ in range(20):
+            reader, writer = ctx.Pipe(flow == "rings")
+            for number in range(10):
+                writer.send(number)
+                reader.recv()
+            reader.poll()
+            process = ctx.Process(target=reader.recv)
+            process.start()
+            reader.close()
+            writer.send("the last")
+            process.join()
+            with pytest.raises(BrokenPipeError):
+                writer.send("to nobody")
+            writer.close()
+
+
+def test_one_that_waits_for_room_sees_the_end(ours, flow):
+    reader, writer = ringed_pair(ours, flow)
+    pid = fork(signal.pause)
+    reader.close()
+    task = Task(outcome, lambda: [writer.send_bytes(bytes(1000)) for _ in range(3000)])
+    wait_until_blocked(task)
+    os.kill(pid, signal.SIGKILL)
+    ended(pid)
+    assert task.get()[0] in ("BrokenPipeError", "ConnectionResetError")
+    writer.close()
+
+
+# ---- Descriptors and memory ----------------------------------------------------------------------
+
+
+def test_no_descriptor_is_free(ends, ours):
+    """While they leave: nothing is lost."""
+    reader, writer = ends
+    for number in range(30):
+        writer.send(number)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, fds())) + 3, limits[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open("/dev/null", os.O_RDONLY))
+        reader.fileno()
+        found = [reader.recv() for _ in range(30)]
+        writer.send("more")
+        found.append(reader.recv())
+        writer.fileno()
+        writer.send("still more")
+        found.append(reader.recv())
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert found == [*range(30), "more", "still more"]
+    assert not reader.poll()
+
+
+def use_and_drop(module, duplex, how):
+    reader, writer = module.Pipe(duplex)
+    for number in range(7):
+        writer.send(number)
+        assert reader.recv() == number
+    writer.send("unread")
+    if how == "left":
+        reader.fileno()
+    elif how == "closed":
+        close(reader, writer)
+    elif how == "cycle":
+        reader.self = writer.other = [reader, writer]
+    elif how == "forked":
+        ended(fork(reader.recv))
+
+
+@pytest.mark.parametrize("duplex", [True, False])
+@pytest.mark.parametrize("how", ["dropped", "left", "closed", "cycle", "forked"])
+def test_nothing_is_left_of_many(ours, duplex, how):
+    count = 60 if how == "forked" else 600
+    core = importlib.import_module("mproc_ext._core")
+    use_and_drop(ours, duplex, how)
+    gc.collect()
+    before, stats = fds(), core.heap_stats()
+    for number in range(count):
+        use_and_drop(ours, duplex, how)
+        if number % 20 == 0:
+            gc.collect()
+    gc.collect()
+    assert fds() == before
+    assert core.heap_stats()["blocks"] == stats["blocks"]
+
+
+def test_more_pairs_than_have_rings(ours):
+    """Further ones are plain, and do the same."""
+    pairs = [ours.Pipe() for _ in range(150)]
+    for _ in range(8):
+        for number, (one, other) in enumerate(pairs):
+            one.send(number)
+            other.send(-number)
+        for number, (one, other) in enumerate(pairs):
+            assert (other.recv(), one.recv()) == (number, -number)
+    for number, (one, other) in enumerate(pairs):
+        one.send(number)
+        one.close()
+        assert other.recv() == number
+        says_the_end(other)
+        other.close()
+    one, other = ringed_pair(ours, "rings")  # there is room again
+    close(one, other)
+
+
+def test_few_descriptors(ours):
+    """A process that may have 64."""
+    program = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import mproc_ext
+from mproc_ext.connection import Pipe
+pairs = []
+try:
+    while True:
+        pairs.append(Pipe())
+except OSError as error:
+    assert error.errno == 24, error
+assert len(pairs) >= 8
+pairs.pop()
+for _ in range(8):
+    for number, (one, other) in enumerate(pairs):
+        one.send(number)
+        other.send(-number)
+        assert (other.recv(), one.recv()) == (number, -number)
+print("fine")
+"""
+    assert run_program("-c", program).strip() == "fine"
+
+
+# ---- Signals -------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(*_):
+    raise Stop
+
+
+def test_a_handler_raises_while_there_is_no_room(ends):
+    """The message that was not begun is not sent; those before it are."""
+    reader, writer = ends
+    sent = 0
+    with handler(stop):
+        task = signal_when_blocked()
+        with pytest.raises(Stop):
+            while True:
+                writer.send_bytes(stamped(sent, 1000))
+                sent += 1
+        task.get()
+    assert [number_of(reader.recv_bytes()) for _ in range(sent)] == list(range(sent))
+    writer.send_bytes(b"after")
+    assert reader.recv_bytes() == b"after"
+
+
+@pytest.mark.parametrize("size", [200_001, 500_000])
+def test_a_handler_raises_in_the_middle(ends, size):
+    """The rest comes before the next message, however short that is."""
+    reader, writer = ends
+    with handler(stop):
+        task = signal_when_blocked()
+        with pytest.raises(Stop):
+            while True:
+                writer.send_bytes(stamped(7, size))
+        task.get()
+    tasks = sending(writer, writer.send_bytes, b"after")
+    while (message := reader.recv_bytes()) != b"after":
+        assert number_of(message) == 7
+    tasks.get()
+    writer.send_bytes(b"short")
+    assert reader.recv_bytes() == b"short"
+
+
+def test_a_handler_raises_while_it_is_asleep(ends):
+    reader, writer = ends
+    for _ in range(3):
+        with handler(stop):
+            task = signal_when_blocked()
+            with pytest.raises(Stop):
+                reader.recv()
+            task.get()
+        writer.send("kept")
+        assert reader.recv() == "kept"
+
+
+def test_a_handler_receives(ends):
+    """What has arrived is its; then the one that it interrupted goes on."""
+    reader, writer = ends
+    found = []
+
+    def receive(*_):
+        writer.send("first")
+        found.append(reader.recv())
+        writer.send("second")
+
+    with handler(receive):
+        task = signal_when_blocked()
+        found.append(reader.recv())
+        task.get()
+    assert found == ["first", "second"]
+
+
+def test_a_handler_sends(ends):
+    """While a send waits for room: both come, once."""
+    reader, writer = ends
+    count = 300
+    receivers = []
+
+    def send(*_):
+        receivers.append(Task(lambda: [reader.recv_bytes() for _ in range(count + 1)]))
+        writer.send_bytes(b"from the handler" * 300)
+
+    with handler(send):
+        task = signal_when_blocked()
+        for number in range(count):
+            writer.send_bytes(b"%d" % number * 1500)
+        task.get()
+    found = receivers[0].get()
+    found.remove(b"from the handler" * 300)
+    assert found == [b"%d" % number * 1500 for number in range(count)]
+
+
+@pytest.mark.parametrize("size", [3000, 300_000])
+def test_a_handler_forks(ends, size):
+    """While a send waits for room: the child does not send it, too."""
+    reader, writer = ends
+    count, pids, receivers = 300, [], []
+
+    def divide(*_):
+        pid = os.fork()
+        if pid == 0:
+            return
+        pids.append(pid)
+        receivers.append(Task(lambda: [number_of(reader.recv_bytes()) for _ in range(count)]))
+
+    with handler(divide):
+        task = signal_when_blocked()
+        main = os.getpid()
+        try:
+            for number in range(count):
+                writer.send_bytes(stamped(number, size))
+                if os.getpid() != main:
+                    os._exit(0)
+        finally:
+            if os.getpid() != main:
+                os._exit(1)
+        task.get()
+    assert receivers[0].get() == list(range(count))
+    assert ended(pids[0]) == 0
+    assert not reader.poll()
+
+
+# ---- Threads -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_threads(ends, ours, seed):
+    """Each message once, each sender's in order, while somebody leaves."""
+    reader, writer = ends
+    chance = random.Random(seed)
+    sizes = [8, 8, 100, 1000, 4100, 15_000, 20_000, 250_000]
+    each, count = 150, 4
+    plans = [[chance.choice(sizes[: 4 + seed]) for _ in range(each)] for _ in range(count)]
+    moment = chance.randrange(each)
+    reached = threading.Event()
+
+    def send(who):
+        for number, size in enumerate(plans[who]):
+            if number == moment:
+                reached.set()
+            writer.send_bytes(stamped(who * each + number, size))
+
+    senders = [sending(writer, send, who) for who in range(count)]
+    lock = threading.Lock()
+    found = [[] for _ in range(count)]
+    left = count * each
+
+    def receive(who):
+        nonlocal left
+        while True:
+            with lock:
+                if left == 0:
+                    return
+                left -= 1
+            found[who].append(number_of(reader.recv_bytes()))
+
+    receivers = [Task(receive, who) for who in range(count)]
+    assert reached.wait(LIMIT)
+    chance.choice(WAYS)(chance.choice(ends), ours)
+    for task in (*senders, *receivers):
+        task.get()
+    assert sorted(sum(found, [])) == list(range(count * each))
+    for numbers in found:
+        for who in range(count):
+            mine = [number for number in numbers if number // each == who]
+            assert mine == sorted(mine)
+    assert not reader.poll()
