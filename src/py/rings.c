@@ -45,6 +45,7 @@ MPX_STATIC_ASSERT(sizeof(room_t) <= MPX_SLOT_ROOM, "it lies in a slot");
 
 struct mpx_rings {
     mpx_atomic_u32 users; /* connections in this process */
+    mpx_atomic_u32 ends;  /* those of them that have not been closed, nor left */
     bool is_pair;
     mpx_arena_t *arena;
     mpx_slot_t slot;
@@ -96,15 +97,29 @@ static mpx_rings_t *make_rings(bool is_pair)
     return rings;
 }
 
+static void forget_trust(mpx_rings_t *rings)
+{
+    mpx_u32_fetch_add_relaxed(&in_trust, 0 - mpx_u32_exchange_acq_rel(&rings->trusted, 0));
+}
+
 static void drop_rings(mpx_rings_t *rings)
 {
     if (mpx_u32_fetch_add_acq_rel(&rings->users, UINT32_MAX) != 1)
         return;
-    mpx_u32_fetch_add_relaxed(&in_trust,
-                              (uint32_t) - (int32_t)mpx_u32_load_relaxed(&rings->trusted));
+    forget_trust(rings);
     mpx_slot_drop(rings->arena, rings->slot);
     (void)mpx_heap_free_all(rings->arena, rings->owner);
     PyMem_RawFree(rings);
+}
+
+/* The end has nothing more to do with the rings, if it had until now: these, or NULL. Copies in
+ * trust are gone with the last end that this process has. */
+static mpx_rings_t *part(mpx_ring_end_t *end)
+{
+    mpx_rings_t *rings = mpx_ptr_exchange_acq_rel(&end->rings, NULL);
+    if (rings != NULL && mpx_u32_fetch_add_acq_rel(&rings->ends, UINT32_MAX) == 1)
+        forget_trust(rings);
+    return rings;
 }
 
 static bool is_large_enough(int fd, bool is_socket)
@@ -160,6 +175,7 @@ static void join(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int lif
     if (is_pair)
         (void)!give_life(end, life); /* else it is not recognised, and left alone */
     mpx_u32_fetch_add_relaxed(&rings->users, 1);
+    mpx_u32_fetch_add_relaxed(&rings->ends, 1);
     end->joined = rings;
     end->side = side;
     end->is_socket = is_pair;
@@ -401,7 +417,7 @@ void mpx_end_leave(mpx_ring_end_t *end, int fd)
     Py_BEGIN_ALLOW_THREADS
     bool is_done = !end->sends || stop(end, rings, end->side, fd) || has_no_other_end(end, fd);
     is_done = (!end->receives || stop_receiving(end, rings, fd)) && is_done;
-    if (is_done && mpx_ptr_exchange_acq_rel(&end->rings, NULL) != NULL && end->is_socket) {
+    if (is_done && part(end) != NULL && end->is_socket) {
         int life = own_life(end);
         if (life >= 0)
             mpx_fds_drop(life);
@@ -412,7 +428,7 @@ void mpx_end_leave(mpx_ring_end_t *end, int fd)
 
 void mpx_end_close(mpx_ring_end_t *end)
 {
-    mpx_rings_t *rings = mpx_ptr_exchange_acq_rel(&end->rings, NULL);
+    mpx_rings_t *rings = part(end);
     if (end->joined != NULL)
         close_life(end);
     if (rings != NULL) /* now that the other end can see it */
