@@ -674,7 +674,7 @@ static int poll_joined(ConnectionObject *self, int64_t deadline)
             status = status == 0 ? -ETIMEDOUT : status > 0 ? 0 : status;
         }
         Py_END_ALLOW_THREADS
-        if (status < 0 && !goes_on(&status, deadline))
+        if (status < 0 && status != -EXDEV && !goes_on(&status, deadline))
             return status == -EINTR ? -1 : 0;
     }
 }
