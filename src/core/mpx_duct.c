@@ -300,8 +300,10 @@ static void append(batch_t *batch, const mpx_outflow_t *out, mpx_atomic_u64 *wor
     batch->size += out->size;
 }
 
-/* Under the mutex: the first messages of the ring. */
-static int gather(mpx_duct_t *duct, batch_t *batch)
+/* Under the mutex: the first messages of the ring. Of a pipe's one, since so its sender would have
+ * written it: the kernel fills pages in another way with other pieces, and who sends to nobody is
+ * to find as much room as without a ring. */
+static int gather(mpx_duct_t *duct, batch_t *batch, bool is_socket)
 {
     uint64_t end = tail_now(duct), at = head_now(duct);
     batch->from = batch->to = at;
@@ -329,7 +331,7 @@ static int gather(mpx_duct_t *duct, batch_t *batch)
         at += record_length(size);
         batch->to = at;
         batch->count++;
-        if (batch->data != NULL) {
+        if (batch->data != NULL || !is_socket) {
             break;
         }
     }
@@ -407,7 +409,7 @@ static int empty_to(mpx_duct_t *duct, int fd, bool is_socket)
             (void)go_on(duct, head_now(duct), tail_now(duct));
             continue;
         }
-        int status = gather(duct, &batch);
+        int status = gather(duct, &batch, is_socket);
         if (status < 0) {
             return status;
         }
