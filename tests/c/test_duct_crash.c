@@ -1,0 +1,398 @@
+/* test_duct_crash.c - the duct when processes are killed: senders and receivers at each step, and
+ * at random. What was sent comes once and in order; of a message whose call did not return, nothing
+ * or all.
+ */
+#include "duct_peer.h"
+
+#include <signal.h>
+#include <sys/wait.h>
+
+/* ---- A sender -------------------------------------------------------------------------------- */
+
+/* The victim's numbers, and where those of another sender begin. */
+enum { BATCHES = 3, EACH = 6, ALL = BATCHES * EACH, OTHERS = 100, MANY = 40 };
+
+/* What a process did before it died. */
+struct scene {
+    struct way *way;
+    struct receiver *in;
+    mpx_atomic_u32 sent; /* calls of the victim that returned */
+    mpx_atomic_u32 taken;
+};
+
+static const char *step;  /* where the victim dies */
+static unsigned armed_at; /* from which batch on */
+
+/* Several pieces for the descriptor, one of them long. */
+static size_t planned_size(const struct way *way, uint32_t number)
+{
+    static const size_t sizes[EACH] = {10, 3000, 3000, 9000, 20, 4092};
+    size_t size = sizes[number % EACH];
+    return size < way->most ? size : way->most;
+}
+
+static unsigned char planned[MPX_DUCT_RING];
+
+/* Into the ring where it goes there, else through the descriptor. There is room. */
+static void send_planned(struct way *way, uint32_t number)
+{
+    size_t size = planned_size(way, number);
+    fill(planned, number, size);
+    int status = mpx_duct_try_put(&way->duct, planned, size);
+    if (status != 0) {
+        CHECK_EQ(status, -EXDEV);
+        mpx_outflow_t out;
+        mpx_outflow_begin(&out, (const char *)planned, size);
+        out.is_socket = way->is_socket;
+        CHECK_EQ(mpx_duct_begin(&way->duct, way->writer, &out, much_later()), 0);
+        CHECK_EQ(mpx_outflow_left(&out), 0);
+    }
+}
+
+/* A message that goes through the descriptor anyway, after what is in the ring. */
+static void send_aside_planned(struct way *way, uint32_t number)
+{
+    mpx_outflow_t out;
+    fill(planned, number, planned_size(way, number));
+    mpx_outflow_begin(&out, (const char *)planned, planned_size(way, number));
+    out.is_socket = way->is_socket;
+    CHECK_EQ(mpx_duct_begin(&way->duct, way->writer, &out, much_later()), 0);
+    CHECK_EQ(mpx_outflow_left(&out), 0);
+}
+
+/* Batches of messages, all but the last of each into the ring; the last takes them along. In the
+ * end it stops the duct. */
+static void send_plan(void *argument)
+{
+    struct scene *scene = argument;
+    struct way *way = scene->way;
+    for (uint32_t number = 0; number < ALL; number++) {
+        if (number == armed_at * EACH) {
+            signal_at_step(step, SIGKILL);
+        }
+        if (number % EACH == EACH - 1 && number != ALL - 1) {
+            send_aside_planned(way, number);
+        } else {
+            send_planned(way, number);
+        }
+        mpx_u32_fetch_add_relaxed(&scene->sent, 1);
+    }
+    if (armed_at == BATCHES) {
+        signal_at_step(step, SIGKILL);
+    }
+    CHECK_EQ(mpx_duct_stop(&way->duct, way->writer, way->is_socket, much_later()), 0);
+}
+
+static void check_planned(const struct scene *scene, uint32_t number)
+{
+    CHECK_EQ(scene->in->size, planned_size(scene->way, number));
+    CHECK(is_as_filled(scene->in->bytes, number, scene->in->size));
+}
+
+static bool is_planned(const struct scene *scene, uint32_t number)
+{
+    return scene->in->size == planned_size(scene->way, number) &&
+           is_as_filled(scene->in->bytes, number, scene->in->size);
+}
+
+static struct scene *open_scene(bool is_socket)
+{
+    struct scene *scene = shared_memory(sizeof(*scene));
+    scene->way = open_way(is_socket);
+    scene->in = new_receiver();
+    settle(scene->way);
+    return scene;
+}
+
+static void close_scene(struct scene *scene)
+{
+    free(scene->in);
+    close_way(scene->way);
+    free_shared_memory(scene, sizeof(*scene));
+}
+
+/* Sends as much as anybody would, waiting for room. */
+static void send_others(void *argument)
+{
+    struct scene *scene = argument;
+    for (uint32_t i = 0; i < MANY; i++) {
+        CHECK_EQ(send_number(scene->way, OTHERS + i, much_later()), 0);
+    }
+}
+
+static bool is_other(const struct scene *scene, uint32_t number)
+{
+    return scene->in->size == size_of(number) &&
+           is_as_filled(scene->in->bytes, number, scene->in->size);
+}
+
+/* Receives what the victim has sent, from number `next` on, and all of another one. */
+static void receive_rest(struct scene *scene, uint32_t next, uint32_t others)
+{
+    uint32_t sent = mpx_u32_load_relaxed(&scene->sent), other = 0;
+    while (next < sent || other < others) {
+        CHECK_EQ(receive(scene->way, scene->in, much_later()), 0);
+        if (other < others && is_other(scene, OTHERS + other)) {
+            other++;
+        } else {
+            CHECK(next <= sent); /* one that was not returned from at most */
+            check_planned(scene, next);
+            if (!is_planned(scene, next)) {
+                return;
+            }
+            next++;
+        }
+    }
+    if (next == sent && receive_now(scene->way, scene->in) == 0) {
+        check_planned(scene, next);
+    }
+    check_nothing(scene->way, scene->in);
+}
+
+/* It is used on: by the ring, if it has not been stopped. */
+static void check_usable(struct scene *scene)
+{
+    check_nothing(scene->way, scene->in);
+    pid_t sender = start_process(send_others, scene);
+    for (uint32_t i = 0; i < MANY; i++) {
+        check_next(scene->way, scene->in, OTHERS + i);
+    }
+    CHECK_EQ(wait_for(sender), 0);
+    check_nothing(scene->way, scene->in);
+    CHECK_EQ(
+        mpx_duct_stop(&scene->way->duct, scene->way->writer, scene->way->is_socket, much_later()),
+        0);
+    check_nothing(scene->way, scene->in);
+}
+
+static bool kill_sender(struct scene *scene)
+{
+    int status = wait_for(start_process(send_plan, scene));
+    CHECK(was_killed(status) || status == 0);
+    return was_killed(status);
+}
+
+/* How often there was a death. */
+static uint32_t check_sender_killed(bool is_socket, bool goes_on)
+{
+    struct scene *scene = open_scene(is_socket);
+    bool died = kill_sender(scene);
+    pid_t other = goes_on ? start_process(send_others, scene) : 0;
+    receive_rest(scene, 0, goes_on ? MANY : 0);
+    CHECK(!goes_on || wait_for(other) == 0);
+    check_usable(scene);
+    close_scene(scene);
+    return died;
+}
+
+static void check_sender_killed_at(const char *site, unsigned least)
+{
+    uint32_t deaths = 0;
+    step = site;
+    for (armed_at = 0; armed_at <= BATCHES; armed_at++) {
+        for (int kind = 0; kind < KINDS; kind++) {
+            deaths += check_sender_killed(kind, false);
+            deaths += check_sender_killed(kind, true);
+        }
+    }
+    CHECK(deaths >= least);
+}
+
+TEST(a_sender_killed_while_it_puts)
+{
+    check_sender_killed_at("duct_written", 4 * BATCHES);
+    check_sender_killed_at("duct_put", 4 * BATCHES);
+}
+
+TEST(a_sender_killed_while_it_writes)
+{
+    check_sender_killed_at("duct_aside", 4 * (BATCHES - 1));
+    check_sender_killed_at("duct_begun", 4 * (BATCHES - 1));
+    check_sender_killed_at("duct_stopping", 4 * (BATCHES + 1));
+}
+
+TEST(a_sender_killed_with_the_mutex)
+{
+    static const char *const steps[] = {"mutex_announced", "owned_taken", "mutex_releasing",
+                                        "mutex_released", "mutex_woken"};
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(steps); i++) {
+        check_sender_killed_at(steps[i], 4 * (BATCHES + 1));
+    }
+}
+
+/* ---- A receiver ------------------------------------------------------------------------------ */
+
+static void receive_until_killed(void *argument)
+{
+    struct scene *scene = argument;
+    signal_at_step(step, SIGKILL);
+    for (uint32_t next = 0; next < ALL; next++) {
+        CHECK_EQ(receive(scene->way, scene->in, much_later()), 0);
+        check_planned(scene, next);
+        mpx_u32_fetch_add_relaxed(&scene->taken, 1);
+    }
+    CHECK_EQ(receive_now(scene->way, scene->in), -EAGAIN); /* it settles */
+}
+
+/* `hands`: a message may be lost with it. */
+static void check_receiver_killed_at(const char *site, uint32_t hands)
+{
+    for (int kind = 0; kind < KINDS; kind++) {
+        struct scene *scene = open_scene(kind);
+        step = NULL;
+        armed_at = BATCHES + 1;
+        CHECK(!kill_sender(scene));
+        /* Which has stopped it; what comes now is as it was before. */
+        mpx_u32_store_relaxed(&scene->way->duct.stopped, 0);
+        step = site;
+        pid_t pid = start_process(receive_until_killed, scene);
+        int status = wait_for(pid);
+        CHECK(was_killed(status) || status == 0);
+        receive_rest(scene, mpx_u32_load_relaxed(&scene->taken) + (was_killed(status) ? hands : 0),
+                     0);
+        check_usable(scene);
+        close_scene(scene);
+    }
+}
+
+TEST(a_receiver_killed_while_it_settles)
+{
+    check_receiver_killed_at("duct_settling", 0);
+    check_receiver_killed_at("duct_settled", 0);
+}
+
+static void take_one(void *argument)
+{
+    struct scene *scene = argument;
+    signal_at_step(step, SIGKILL);
+    CHECK_EQ(receive_now(scene->way, scene->in), 0);
+}
+
+TEST(a_receiver_killed_while_it_takes)
+{
+    static const char *const steps[] = {"duct_copied", "duct_taken"};
+    for (uint32_t hands = 0; hands < MPX_ARRAY_LENGTH(steps); hands++) {
+        for (int kind = 0; kind < KINDS; kind++) {
+            struct scene *scene = open_scene(kind);
+            for (uint32_t number = 0; number < 5; number++) {
+                send_planned(scene->way, number);
+                mpx_u32_fetch_add_relaxed(&scene->sent, 1);
+            }
+            step = steps[hands];
+            CHECK(was_killed(wait_for(start_process(take_one, scene))));
+            receive_rest(scene, hands, 0);
+            check_usable(scene);
+            close_scene(scene);
+        }
+    }
+}
+
+/* ---- A storm --------------------------------------------------------------------------------- */
+
+enum { KILLS = 400, IDS = 40000, OF_AN_ID = 1000 };
+
+struct storm {
+    struct way *way;
+    mpx_atomic_u32 turns, ids, over, broken, received;
+    mpx_atomic_u32 returned[IDS]; /* messages of each sender whose call has returned */
+    mpx_atomic_u32 got[IDS];
+};
+
+/* Nothing that the descriptor would take only in parts. */
+static size_t storm_size(const struct way *way, uint32_t number)
+{
+    static const uint32_t most[] = {1, 8, 40, 40, 200, 1000, 4000, 16000};
+    uint32_t mixed = number * UINT32_C(2654435761);
+    size_t size = 8 + (mixed >> 8) % most[(mixed >> 2) % MPX_ARRAY_LENGTH(most)];
+    return size < way->most ? size : way->most;
+}
+
+static void count_broken(struct storm *storm, bool is_right)
+{
+    mpx_u32_fetch_add_relaxed(&storm->broken, !is_right);
+}
+
+static void send_for_ever(void *argument)
+{
+    static unsigned char bytes[MPX_DUCT_RING];
+    struct storm *storm = argument;
+    struct way *way = storm->way;
+    unsigned seed = (unsigned)getpid();
+    for (;;) {
+        uint32_t id = mpx_u32_fetch_add_relaxed(&storm->ids, 1);
+        for (uint32_t i = 0; id < IDS && i < OF_AN_ID; i++) {
+            uint32_t number = id * OF_AN_ID + i;
+            size_t size = storm_size(way, number);
+            mpx_wait_mood_t mood = {0};
+            fill(bytes, number, size);
+            int status = rand_r(&seed) % 16 == 0 ? send_aside(way, bytes, size, &mood, much_later())
+                                                 : send_bytes(way, bytes, size, much_later());
+            count_broken(storm, status == 0);
+            mpx_u32_fetch_add_relaxed(&storm->returned[id], 1);
+            mpx_u32_fetch_add_relaxed(&storm->turns, 1);
+        }
+    }
+}
+
+/* Each sender's come in order, without a gap. */
+static void receive_all(void *argument)
+{
+    struct storm *storm = argument;
+    struct receiver *in = new_receiver();
+    for (;;) {
+        bool is_over = mpx_u32_load_relaxed(&storm->over);
+        int status = receive(storm->way, in, mpx_os_deadline(20 * MPX_NANOS_PER_MILLI));
+        if (status == -EAGAIN && is_over) {
+            break;
+        }
+        struct head head = {0, 0};
+        if (status == 0) {
+            memcpy(&head, in->bytes, sizeof(head));
+            uint32_t id = head.number / OF_AN_ID;
+            bool is_right = id < IDS && in->size == storm_size(storm->way, head.number) &&
+                            is_as_filled(in->bytes, head.number, in->size);
+            count_broken(storm, is_right);
+            if (is_right) {
+                uint32_t before = mpx_u32_fetch_add_relaxed(&storm->got[id], 1);
+                count_broken(storm, before == head.number % OF_AN_ID);
+            }
+            mpx_u32_fetch_add_relaxed(&storm->received, 1);
+        } else {
+            count_broken(storm, status == -EAGAIN);
+        }
+    }
+    check_nothing(storm->way, in);
+    free(in);
+}
+
+static void storm_of(bool is_socket)
+{
+    struct storm *storm = shared_memory(sizeof(*storm));
+    storm->way = open_way(is_socket);
+    pid_t receiver = start_process(receive_all, storm);
+    kill_at_random(send_for_ever, storm, &storm->turns, emulated() ? KILLS / 10 : KILLS);
+    mpx_u32_store_relaxed(&storm->over, 1);
+    CHECK_EQ(wait_for(receiver), 0);
+    CHECK_EQ(mpx_u32_load_relaxed(&storm->broken), 0);
+    CHECK(mpx_u32_load_relaxed(&storm->received) > 0);
+    uint32_t wrong = 0;
+    for (uint32_t id = 0; id < IDS; id++) {
+        uint32_t got = mpx_u32_load_relaxed(&storm->got[id]);
+        uint32_t returned = mpx_u32_load_relaxed(&storm->returned[id]);
+        wrong += got < returned || got > returned + 1;
+    }
+    CHECK_EQ(wrong, 0);
+    CHECK(mpx_u32_load_relaxed(&storm->ids) < IDS);
+    close_way(storm->way);
+    free_shared_memory(storm, sizeof(*storm));
+}
+
+TEST(killed_at_random_through_a_pipe)
+{
+    storm_of(false);
+}
+
+TEST(killed_at_random_through_sockets)
+{
+    storm_of(true);
+}
