@@ -12,9 +12,10 @@
 
 #define MAGIC UINT64_C(0x00ff746375647fff)
 
-/* In the lowest bit of the words: positions are multiples of WORD. */
+/* In the lowest bits of the words: positions are multiples of WORD. */
 #define ASLEEP UINT64_C(1) /* of tail: write to the descriptor, which wakes the receiver */
 #define WANTED UINT64_C(1) /* of head: somebody waits for room */
+#define MOVED  UINT64_C(2) /* of head: the messages before it may come back, see empty_to */
 
 #define WORD 8
 #define MASK (MPX_DUCT_RING - 1)
@@ -53,7 +54,7 @@ bool mpx_duct_is_open(mpx_duct_t *duct)
 
 static inline uint64_t position(uint64_t word)
 {
-    return word & ~UINT64_C(1);
+    return word & ~(uint64_t)(WORD - 1);
 }
 
 static inline uint64_t tail_now(mpx_duct_t *duct)
@@ -224,6 +225,7 @@ static void note_death(mpx_duct_t *duct, int status)
 {
     if (MPX_UNLIKELY(status == MPX_OWNER_DIED)) {
         duct->doubtful = 1;
+        duct->moving = (mpx_u64_load_acquire(&duct->head) & MOVED) != 0; /* D3: with D2 */
     }
 }
 
@@ -362,12 +364,13 @@ static int write_batch(batch_t *batch, int fd, bool is_socket)
     return status;
 }
 
-/* Under the mutex: `head` from one position to the other, unless it is another by now. */
+/* Under the mutex: `head` from a position to another one, with MOVED or without; unless somebody
+ * has taken a message, or put these back, meanwhile. */
 static bool go_on(mpx_duct_t *duct, uint64_t from, uint64_t to)
 {
     uint64_t head = mpx_u64_load_relaxed(&duct->head);
     do {
-        if (position(head) != from) {
+        if ((head & ~WANTED) != from) {
             return false;
         }
     } while (!mpx_u64_cas_acq_rel(&duct->head, &head, to | (head & WANTED))); /* D2: with D3 */
@@ -394,7 +397,11 @@ static bool belongs_to(const mpx_duct_t *duct, int fd)
             info.id.inode == duct->file.inode);
 }
 
-/* Under the mutex: 0 where the ring is empty, -EAGAIN where there is no room. */
+/* Under the mutex: 0 where the ring is empty, -EAGAIN where there is no room.
+ *
+ * Who takes messages to write them notes before where they are, and how many had been written then.
+ * MOVED, which comes with the step that takes them and goes with the one that is the end of it,
+ * says that the note counts. */
 static int empty_to(mpx_duct_t *duct, int fd, bool is_socket)
 {
     batch_t batch;
@@ -414,30 +421,26 @@ static int empty_to(mpx_duct_t *duct, int fd, bool is_socket)
             return status;
         }
         duct->moving_from = batch.from;
-        duct->moving_to = batch.to;
         duct->moving_after = duct->written;
         duct->moving_count = batch.count;
-        mpx_compiler_barrier(); /* whoever dies here leaves no note, or a whole one */
-        duct->moving = 1;
-        MPX_STEP(duct_move_noted);
         mpx_u32_store_release(&duct->aside, 1); /* D6: with D7 */
-        if (!go_on(duct, batch.from, batch.to)) {
-            duct->moving = 0; /* a receiver was sooner */
-            continue;
+        MPX_STEP(duct_move_noted);
+        if (!go_on(duct, batch.from, batch.to | MOVED)) {
+            if (head_now(duct) == batch.from) {
+                return -EPROTO;
+            }
+            continue; /* a receiver was sooner */
         }
         MPX_STEP(duct_move_taken);
         status = write_batch(&batch, fd, is_socket);
         MPX_STEP(duct_move_written);
         if (status < 0) {
-            (void)go_on(duct, batch.to, batch.from);
-        } else {
-            duct->written += batch.count;
-        }
-        MPX_STEP(duct_move_counted);
-        duct->moving = 0;
-        if (status < 0) {
+            (void)go_on(duct, batch.to | MOVED, batch.from);
             return status;
         }
+        duct->written += batch.count;
+        MPX_STEP(duct_move_counted);
+        (void)go_on(duct, batch.to | MOVED, batch.to);
     }
     return 0;
 }
@@ -579,9 +582,11 @@ int mpx_duct_try_get(mpx_duct_t *duct, void *buffer, size_t capacity, size_t *si
  * back. */
 static void settle_move(mpx_duct_t *duct)
 {
-    uint32_t read = mpx_u32_load_relaxed(&duct->read) - duct->moving_after;
-    if (duct->moving && read < duct->moving_count) {
-        (void)go_on(duct, duct->moving_to, duct->moving_from);
+    uint64_t head = mpx_u64_load_acquire(&duct->head) & ~WANTED; /* D3: with D2 */
+    if (head & MOVED) {
+        uint32_t read = mpx_u32_load_relaxed(&duct->read) - duct->moving_after;
+        bool is_unwritten = read < duct->moving_count;
+        (void)go_on(duct, head, position(is_unwritten ? duct->moving_from : head));
     }
     MPX_STEP(duct_settling);
     duct->moving = 0;

@@ -15,6 +15,7 @@
  *
  *     tail   position | the receiver sleeps         senders, under the mutex
  *     head   position | somebody waits for room     receivers, and senders that empty the ring
+ *                     | what is before it is on its way to the descriptor
  *
  * A position is the number of bytes that were ever put. A message becomes visible by one exchange
  * of `tail`, which fails where the receiver has gone to sleep meanwhile; it is taken by one of
@@ -23,9 +24,11 @@
  *
  * Death. Whoever is killed before such an exchange has done nothing, whoever is killed after it is
  * done; but for who empties the ring to the descriptor, which takes two steps: to take the
- * messages, and to write them. It notes before what it is about to do. The kernel writes so few
- * bytes as a whole or not at all; which it was is known to the receiver, who counts what it reads,
- * once it has read the descriptor to its end. Then it puts the messages back, or not.
+ * messages, and to write them. It notes before what it is about to do, and `head` says that the
+ * note counts, from the exchange that takes them until they are written and counted. The kernel
+ * writes so few bytes as a whole or not at all; which it was is known to the receiver, who counts
+ * what it reads, once it has read the descriptor to its end. Then it puts the messages back, or
+ * not.
  *
  * The caller writes to the descriptor one message at a time, and reads it so: it has a lock of its
  * own process for each. Several processes that send long messages mix them, as they would with the
@@ -64,9 +67,9 @@ typedef struct {
     uint64_t head_seen; /* `head`, as it was at some time */
     uint32_t written;   /* messages, to the descriptor since it was empty last */
     uint32_t doubtful;  /* a sender died with the mutex: `written` may be wrong */
-    uint32_t moving;    /* note: the messages between the positions go to the descriptor */
-    uint32_t moving_after, moving_count; /* so many, the first one after so many written */
-    uint64_t moving_from, moving_to;
+    uint32_t moving;    /* a dead one was moving messages from the ring to the descriptor */
+    uint32_t moving_after, moving_count; /* note: so many, the first one after so many written */
+    uint64_t moving_from;                /* from there to `head` */
     uint64_t writing; /* the process that is in the middle of a message, as its word, or 0 */
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 tail_seen; /* as head_seen, of receivers */

@@ -204,6 +204,15 @@ TEST(a_sender_killed_while_it_puts)
     check_sender_killed_at("duct_put", 4 * BATCHES);
 }
 
+TEST(a_sender_killed_while_it_moves)
+{
+    static const char *const steps[] = {"duct_move_noted", "duct_move_taken", "duct_move_written",
+                                        "duct_move_counted"};
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(steps); i++) {
+        check_sender_killed_at(steps[i], 4 * (BATCHES + 1));
+    }
+}
+
 TEST(a_sender_killed_while_it_writes)
 {
     check_sender_killed_at("duct_aside", 4 * (BATCHES - 1));
@@ -283,6 +292,108 @@ TEST(a_receiver_killed_while_it_takes)
             receive_rest(scene, hands, 0);
             check_usable(scene);
             close_scene(scene);
+        }
+    }
+}
+
+/* ---- Both ------------------------------------------------------------------------------------ */
+
+static const char *const moves[] = {"duct_move_noted", "duct_move_taken", "duct_move_written",
+                                    "duct_move_counted"};
+
+static const char *second_step;
+
+static void settle_until_killed(void *argument)
+{
+    struct scene *scene = argument;
+    struct way *way = scene->way;
+    for (;;) { /* reads what is there, and settles */
+        if (read_aside(way, scene->in) == -EALREADY) {
+            return;
+        }
+        check_planned(scene, mpx_u32_fetch_add_relaxed(&scene->taken, 1));
+        signal_at_step(second_step, SIGKILL);
+    }
+}
+
+/* A sender that moves, and then who settles that. */
+TEST(a_receiver_killed_where_a_sender_was)
+{
+    static const char *const steps[] = {"duct_settling", "duct_settled"};
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(moves) * MPX_ARRAY_LENGTH(steps); i++) {
+        for (armed_at = 1; armed_at <= BATCHES; armed_at++) {
+            for (int kind = 0; kind < KINDS; kind++) {
+                struct scene *scene = open_scene(kind);
+                step = moves[i / 2];
+                second_step = steps[i % 2];
+                CHECK(kill_sender(scene));
+                int status = wait_for(start_process(settle_until_killed, scene));
+                CHECK(was_killed(status));
+                receive_rest(scene, mpx_u32_load_relaxed(&scene->taken), 0);
+                check_usable(scene);
+                close_scene(scene);
+            }
+        }
+    }
+}
+
+static void take_with_a_stop(void *argument)
+{
+    struct scene *scene = argument;
+    size_t size;
+    signal_at_step("duct_copied", SIGSTOP);
+    int status = mpx_duct_try_get(&scene->way->duct, scene->in->bytes, LONGEST, &size);
+    CHECK(status == 0 || status == -EXDEV);
+    scene->in->size = size;
+    if (status == 0) {
+        check_planned(scene, mpx_u32_fetch_add_relaxed(&scene->taken, 1));
+    }
+}
+
+static void move(void *argument)
+{
+    struct scene *scene = argument;
+    signal_at_step(step, SIGKILL);
+    (void)!mpx_duct_stop(&scene->way->duct, scene->way->writer, scene->way->is_socket,
+                         much_later());
+}
+
+static void settle_and_die(void *argument)
+{
+    struct scene *scene = argument;
+    signal_at_step(second_step, SIGKILL);
+    settle(scene->way);
+}
+
+/* One has copied a message when somebody moves it, and dies; perhaps it is put back by one who dies
+ * as well. It is taken, or it comes again: not both. */
+static void check_copied(const char *dies_at, const char *settler_dies_at, bool is_socket)
+{
+    struct scene *scene = open_scene(is_socket);
+    send_planned(scene->way, 0);
+    mpx_u32_fetch_add_relaxed(&scene->sent, 1);
+    pid_t taker = start_process(take_with_a_stop, scene);
+    wait_until_stopped(taker);
+    step = dies_at;
+    second_step = settler_dies_at;
+    CHECK(was_killed(wait_for(start_process(move, scene))));
+    if (settler_dies_at != NULL && mpx_os_unread(scene->way->reader) == 0) {
+        CHECK(was_killed(wait_for(start_process(settle_and_die, scene))));
+    }
+    kill(taker, SIGCONT);
+    CHECK_EQ(wait_for(taker), 0);
+    receive_rest(scene, mpx_u32_load_relaxed(&scene->taken), 0);
+    check_usable(scene);
+    close_scene(scene);
+}
+
+TEST(one_has_copied_what_is_moved)
+{
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(moves); i++) {
+        for (int kind = 0; kind < KINDS; kind++) {
+            check_copied(moves[i], NULL, kind);
+            check_copied(moves[i], "duct_settling", kind);
+            check_copied(moves[i], "duct_settled", kind);
         }
     }
 }
