@@ -67,9 +67,11 @@ static inline uint64_t head_now(mpx_duct_t *duct)
     return position(mpx_u64_load_acquire(&duct->head)); /* D3: with D2 */
 }
 
+/* What is being moved may come back. */
 bool mpx_duct_is_empty(mpx_duct_t *duct)
 {
-    return tail_now(duct) == head_now(duct);
+    uint64_t tail = tail_now(duct);
+    return (mpx_u64_load_acquire(&duct->head) & ~WANTED) == tail; /* D3: with D2 */
 }
 
 bool mpx_duct_has_something(mpx_duct_t *duct)
@@ -420,6 +422,9 @@ static int empty_to(mpx_duct_t *duct, int fd, bool is_socket)
         if (status < 0) {
             return status;
         }
+        if (batch.count == 0) {
+            return mpx_duct_is_empty(duct) ? 0 : -EPROTO; /* receivers were sooner */
+        }
         duct->moving_from = batch.from;
         duct->moving_after = duct->written;
         duct->moving_count = batch.count;
@@ -448,7 +453,7 @@ static int empty_to(mpx_duct_t *duct, int fd, bool is_socket)
 /* Under the mutex. */
 static int begin_locked(mpx_duct_t *duct, int fd, mpx_outflow_t *out)
 {
-    int status = duct->moving ? -EAGAIN : empty_to(duct, fd, out->is_socket);
+    int status = empty_to(duct, fd, out->is_socket);
     if (status < 0) {
         return status;
     }

@@ -143,7 +143,7 @@ bool mpx_duct_has_something(mpx_duct_t *duct);
 /* Whether the next message is in the ring. */
 bool mpx_duct_has_message(mpx_duct_t *duct);
 
-/* Whether the ring is empty. */
+/* Whether the ring is empty, and stays so but for what is put. */
 bool mpx_duct_is_empty(mpx_duct_t *duct);
 
 /* A message was read from the descriptor. */

@@ -398,6 +398,29 @@ TEST(one_has_copied_what_is_moved)
     }
 }
 
+/* Whoever stops it after that does not say that the ring is empty: it may come back. */
+TEST(stopped_by_another_one_after_a_death)
+{
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(moves); i++) {
+        for (int kind = 0; kind < KINDS; kind++) {
+            struct scene *scene = open_scene(kind);
+            struct way *way = scene->way;
+            send_planned(way, 0);
+            mpx_u32_fetch_add_relaxed(&scene->sent, 1);
+            step = moves[i];
+            CHECK(was_killed(wait_for(start_process(move, scene))));
+            int status = mpx_duct_stop(&way->duct, way->writer, way->is_socket, much_later());
+            CHECK(status == 0 || status == -EAGAIN);
+            CHECK_EQ(mpx_duct_is_empty(&way->duct), status == 0);
+            CHECK(mpx_duct_is_stopped(&way->duct));
+            CHECK(status == -EAGAIN || mpx_os_unread(way->reader) > 0);
+            receive_rest(scene, 0, 0);
+            CHECK_EQ(mpx_duct_stop(&way->duct, way->writer, way->is_socket, much_later()), 0);
+            close_scene(scene);
+        }
+    }
+}
+
 /* ---- A storm --------------------------------------------------------------------------------- */
 
 enum { KILLS = 400, IDS = 40000, OF_AN_ID = 1000 };
