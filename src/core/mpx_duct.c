@@ -222,11 +222,12 @@ static inline int put_locked(mpx_duct_t *duct, const void *data, size_t size)
     return is_put ? 0 : -EXDEV;
 }
 
-/* What the mutex says where its last owner died. */
+/* What the mutex says where its last owner died. Where nothing is aside, nothing has been written
+ * that it could have left uncounted. */
 static void note_death(mpx_duct_t *duct, int status)
 {
     if (MPX_UNLIKELY(status == MPX_OWNER_DIED)) {
-        duct->doubtful = 1;
+        duct->doubtful |= mpx_u32_load_relaxed(&duct->aside);
         duct->moving = (mpx_u64_load_acquire(&duct->head) & MOVED) != 0; /* D3: with D2 */
     }
 }

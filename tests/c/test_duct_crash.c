@@ -421,6 +421,21 @@ TEST(stopped_by_another_one_after_a_death)
     }
 }
 
+/* With nothing in the descriptor, a dead one leaves no doubt about what is there. */
+TEST(stopped_after_one_died_who_put)
+{
+    for (int kind = 0; kind < KINDS; kind++) {
+        struct scene *scene = open_scene(kind);
+        struct way *way = scene->way;
+        step = "duct_put";
+        armed_at = 0;
+        CHECK(kill_sender(scene));
+        CHECK_EQ(mpx_duct_stop(&way->duct, way->writer, way->is_socket, much_later()), 0);
+        receive_rest(scene, 0, 0);
+        close_scene(scene);
+    }
+}
+
 /* ---- A storm --------------------------------------------------------------------------------- */
 
 enum { KILLS = 400, IDS = 40000, OF_AN_ID = 1000 };
