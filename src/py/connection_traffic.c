@@ -73,9 +73,9 @@ static int transfer_without_gil(const step_t *step, int fd, const mpx_stream_wai
     return status;
 }
 
-/* Who sends waits for a receiver where there is room, but what somebody who died has left in the
- * duct is to be settled before. */
-#define UNSETTLED (5 * MPX_NANOS_PER_MILLI)
+/* Who sends may have to wait for a receiver to settle what somebody who died has left in the duct;
+ * who receives, for a sender who is not yet done with a message that has come. Neither is told. */
+#define UNSETTLED MPX_NANOS_PER_MILLI
 
 /* Of an end of a Pipe() with rings: 0, a negative errno; or 1: nobody has the other end. */
 static int wait_joined(const step_t *step, int fd, int64_t deadline)
@@ -90,7 +90,9 @@ static int wait_joined(const step_t *step, int fd, int64_t deadline)
         if (status != -EAGAIN || mpx_connection_fd(self) != fd)
             return status == -EAGAIN ? 0 : status;
     }
-    int ready = mpx_os_poll(polled, 2, deadline);
+    bool is_unsettled = !sends && !has_begun(step) && mpx_end_receives_from(&self->end) != NULL;
+    int64_t soon = mpx_os_deadline(UNSETTLED);
+    int ready = mpx_os_poll(polled, 2, is_unsettled ? Py_MIN(deadline, soon) : deadline);
     if (ready <= 0)
         return ready == 0 ? -ETIMEDOUT : ready;
     if (mpx_connection_fd(self) != fd)
@@ -102,7 +104,7 @@ static int wait_joined(const step_t *step, int fd, int64_t deadline)
     mpx_duct_t *duct = sends && begins(step->out) ? mpx_end_sends_to(&self->end) : NULL;
     if (status == -EAGAIN && duct != NULL)
         (void)!mpx_duct_wait_for_room(duct, mood, mpx_os_deadline(UNSETTLED));
-    return status == -EAGAIN ? 0 : status;
+    return status == -EAGAIN ? -ETIMEDOUT : status;
 }
 
 static int wait_joined_without_gil(const step_t *step, int fd)

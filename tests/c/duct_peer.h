@@ -201,7 +201,7 @@ static inline int read_aside(struct way *way, struct receiver *receiver)
         if ((status == -EAGAIN || status == -EPIPE) && !mpx_inflow_has_begun(in)) {
             int settled = mpx_duct_settle(&way->duct, way->reader, much_later());
             bool is_end = status == -EPIPE && !mpx_duct_has_something(&way->duct);
-            return settled < 0 ? settled : is_end ? -EPIPE : -EALREADY;
+            return settled < 0 && settled != -EAGAIN ? settled : is_end ? -EPIPE : -EALREADY;
         }
         if (status < 0) {
             return status;
@@ -269,10 +269,11 @@ static inline void check_nothing(struct way *way, struct receiver *receiver)
     CHECK_EQ(poll(&look, 1, 0), 0);
 }
 
-/* So that messages go through the ring. */
+/* So that messages go through the ring, unless there is something in the descriptor. */
 static inline void settle(struct way *way)
 {
-    CHECK_EQ(mpx_duct_settle(&way->duct, way->reader, much_later()), 0);
+    int status = mpx_duct_settle(&way->duct, way->reader, much_later());
+    CHECK_EQ(status, mpx_os_unread(way->reader) > 0 ? -EAGAIN : 0);
 }
 
 /* Both positions, as if so many bytes had been put and taken. */
