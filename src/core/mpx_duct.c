@@ -92,16 +92,22 @@ static mpx_atomic_u32 *futex_of(mpx_atomic_u64 *word)
     return (mpx_atomic_u32 *)(void *)word;
 }
 
-static void wake_senders(mpx_duct_t *duct)
+static void wake_sleepers(mpx_duct_t *duct)
 {
     (void)!mpx_os_futex_wake(futex_of(&duct->head), INT_MAX);
+}
+
+/* Who says after this that it waits sees what was done before. */
+static void wake_senders(mpx_duct_t *duct)
+{
+    (void)mpx_u64_fetch_and_acq_rel(&duct->head, ~WANTED); /* D2: with D3 */
+    wake_sleepers(duct);
 }
 
 /* The same where `head` says that there may be some. */
 static void wake_waiting_senders(mpx_duct_t *duct)
 {
     if (MPX_UNLIKELY(mpx_u64_load_relaxed(&duct->head) & WANTED)) {
-        (void)mpx_u64_fetch_and_acq_rel(&duct->head, ~WANTED); /* D2: with D3 */
         wake_senders(duct);
     }
 }
@@ -265,7 +271,15 @@ int mpx_duct_put(mpx_duct_t *duct, const void *data, size_t size, int64_t deadli
     return status;
 }
 
-/* Receivers wake who sleeps here when half of the ring is free. */
+/* Whether who sleeps would be woken: by who takes messages that are there, or settles what may come
+ * back. With WANTED in `head`, so that they see it. */
+static bool has_waker(mpx_duct_t *duct, uint64_t head)
+{
+    return (tail_now(duct) != position(head) || (head & MOVED)) && !mpx_duct_is_stopped(duct);
+}
+
+/* Receivers wake who sleeps here when half of the ring is free; one that dies before leaves this to
+ * the next look. */
 int mpx_duct_wait_for_room(mpx_duct_t *duct, mpx_wait_mood_t *mood, int64_t deadline)
 {
     uint64_t head = mpx_u64_load_relaxed(&duct->head), now = head;
@@ -275,15 +289,22 @@ int mpx_duct_wait_for_room(mpx_duct_t *duct, mpx_wait_mood_t *mood, int64_t dead
             return 0;
         }
     }
-    if (position(now) != position(head) || mpx_duct_is_stopped(duct)) {
+    if (position(now) != position(head)) {
         return 0;
     }
     if (!(now & WANTED) &&
         !mpx_u64_cas_acquire(&duct->head, &now, now | WANTED)) { /* D3: with D2 */
         return 0;
     }
-    int status = mpx_os_futex_wait(futex_of(&duct->head), (uint32_t)(now | WANTED), deadline);
-    return status == -EAGAIN ? 0 : status;
+    MPX_STEP(duct_waiting);
+    if (!has_waker(duct, now)) {
+        return 0;
+    }
+    int status = mpx_wait_a_while(futex_of(&duct->head), (uint32_t)(now | WANTED), deadline);
+    if (status == MPX_WAIT_LOOK) {
+        return mpx_os_now() < deadline ? 0 : -ETIMEDOUT;
+    }
+    return status;
 }
 
 /* ---- Emptying the ring to the descriptor ----------------------------------------------------- */
@@ -513,7 +534,7 @@ int mpx_duct_stop(mpx_duct_t *duct, int fd, bool is_socket, int64_t deadline)
         MPX_STEP(duct_stopping);
         mpx_u32_store_release(&duct->stopped, 1); /* D4: with D5 */
         mpx_mutex_unlock(&duct->senders);
-        wake_waiting_senders(duct);
+        wake_senders(duct);
     }
     return status;
 }
@@ -578,7 +599,7 @@ int mpx_duct_try_get(mpx_duct_t *duct, void *buffer, size_t capacity, size_t *si
         }
         MPX_STEP(duct_taken);
         if (MPX_UNLIKELY(wakes)) {
-            wake_senders(duct);
+            wake_sleepers(duct);
         }
         return 0;
     }

@@ -99,7 +99,7 @@ bool mpx_duct_is_sound(const mpx_duct_t *duct, size_t size);
 MPX_NODISCARD int mpx_duct_try_put(mpx_duct_t *duct, const void *data, size_t size);
 MPX_NODISCARD int mpx_duct_put(mpx_duct_t *duct, const void *data, size_t size, int64_t deadline);
 
-/* Waits until receivers have taken something: 0, -ETIMEDOUT or -EINTR. */
+/* Waits until receivers have taken something, or a while: 0, -ETIMEDOUT or -EINTR. */
 MPX_NODISCARD int mpx_duct_wait_for_room(mpx_duct_t *duct, mpx_wait_mood_t *mood, int64_t deadline);
 
 /* Begins to write a message to the descriptor, after what is in the ring. 0: all of it has been

@@ -436,6 +436,123 @@ TEST(stopped_after_one_died_who_put)
     }
 }
 
+/* ---- Who waits for room ---------------------------------------------------------------------- */
+
+static void wait_until_wanted(struct way *way)
+{
+    while (!(mpx_u64_load_relaxed(&way->duct.head) & 1)) {
+        usleep(100);
+    }
+    usleep(1000);
+}
+
+static void put_with_a_stop(void *argument)
+{
+    struct scene *scene = argument;
+    mpx_wait_mood_t mood = {0};
+    static unsigned char bytes[1000];
+    int status;
+    inject("recovery", 0, 0, ALWAYS);
+    while ((status = mpx_duct_put(&scene->way->duct, bytes, sizeof(bytes), much_later())) == 0) {
+    }
+    CHECK_EQ(status, -EAGAIN);
+    signal_at_step("duct_waiting", SIGSTOP);
+    CHECK_EQ(mpx_duct_wait_for_room(&scene->way->duct, &mood, much_later()), 0);
+}
+
+/* All has been taken, or it is stopped, when one is about to sleep: nobody would wake it. */
+TEST(nobody_sleeps_for_room_that_there_is)
+{
+    for (int kind = 0; kind < KINDS; kind++) {
+        for (int stops = 0; stops < 2; stops++) {
+            struct scene *scene = open_scene(kind);
+            struct way *way = scene->way;
+            pid_t pid = start_process(put_with_a_stop, scene);
+            wait_until_stopped(pid);
+            if (stops) {
+                inject(way->is_socket ? "stream_send" : "stream_write_now", EAGAIN, 0, 1);
+                CHECK_EQ(mpx_duct_stop(&way->duct, way->writer, way->is_socket, much_later()),
+                         -EAGAIN);
+                inject_nothing();
+            } else {
+                while (receive_now(way, scene->in) == 0) {
+                }
+            }
+            kill(pid, SIGCONT);
+            CHECK_EQ(wait_for(pid), 0);
+            close_scene(scene);
+        }
+    }
+}
+
+TEST(who_comes_after_all_was_taken_does_not_wait)
+{
+    for (int kind = 0; kind < KINDS; kind++) {
+        struct scene *scene = open_scene(kind);
+        mpx_wait_mood_t mood = {0};
+        send_planned(scene->way, 0);
+        mpx_u32_fetch_add_relaxed(&scene->sent, 1);
+        receive_rest(scene, 0, 0);
+        inject("recovery", 0, 0, ALWAYS);
+        CHECK_EQ(mpx_duct_wait_for_room(&scene->way->duct, &mood, much_later()), 0);
+        close_scene(scene);
+    }
+}
+
+static void take_until_killed(void *argument)
+{
+    struct scene *scene = argument;
+    struct way *way = scene->way;
+    size_t size;
+    while (used_bytes(way) > MPX_DUCT_RING / 2 + 3000) {
+        CHECK_EQ(mpx_duct_try_get(&way->duct, scene->in->bytes, LONGEST, &size), 0);
+        mpx_u32_fetch_add_relaxed(&scene->taken, 1);
+    }
+    for (;;) {
+        signal_at_step("duct_taken", SIGKILL);
+        if (!(mpx_u64_load_relaxed(&way->duct.head) & 1)) {
+            return;
+        }
+        CHECK_EQ(mpx_duct_try_get(&way->duct, scene->in->bytes, LONGEST, &size), 0);
+    }
+}
+
+static void wait_in_a_full_ring(void *argument)
+{
+    struct scene *scene = argument;
+    mpx_wait_mood_t mood = {0};
+    static unsigned char bytes[1000];
+    int status;
+    while ((status = mpx_duct_put(&scene->way->duct, bytes, sizeof(bytes), much_later())) !=
+           -EAGAIN) {
+        CHECK_EQ(status, 0);
+    }
+    while (status == -EAGAIN) {
+        status = mpx_duct_wait_for_room(&scene->way->duct, &mood, much_later());
+        CHECK_EQ(status, 0);
+        status = mpx_duct_put(&scene->way->duct, bytes, sizeof(bytes), much_later());
+    }
+    CHECK_EQ(status, 0);
+}
+
+/* A receiver dies before it wakes who waits. */
+TEST(a_wake_that_is_lost)
+{
+    for (int kind = 0; kind < KINDS; kind++) {
+        struct scene *scene = open_scene(kind);
+        pid_t sender = start_process(wait_in_a_full_ring, scene);
+        wait_until_wanted(scene->way);
+        int status = 0, kills = 0;
+        while (mpx_u64_load_relaxed(&scene->way->duct.head) & 1) {
+            status = wait_for(start_process(take_until_killed, scene));
+            kills += was_killed(status);
+        }
+        CHECK(kills > 0);
+        CHECK_EQ(wait_for(sender), 0);
+        close_scene(scene);
+    }
+}
+
 /* ---- A storm --------------------------------------------------------------------------------- */
 
 enum { KILLS = 400, IDS = 40000, OF_AN_ID = 1000 };
