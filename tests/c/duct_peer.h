@@ -200,6 +200,10 @@ static inline int read_aside(struct way *way, struct receiver *receiver)
         }
         if ((status == -EAGAIN || status == -EPIPE) && !mpx_inflow_has_begun(in)) {
             int settled = mpx_duct_settle(&way->duct, way->reader, much_later());
+            if (settled == -EAGAIN) { /* something has come, or its writer is not done yet */
+                sched_yield();
+                return -EALREADY;
+            }
             bool is_end = status == -EPIPE && !mpx_duct_has_something(&way->duct);
             return settled < 0 && settled != -EAGAIN ? settled : is_end ? -EPIPE : -EALREADY;
         }
