@@ -640,12 +640,16 @@ int mpx_duct_settle(mpx_duct_t *duct, int fd, int64_t deadline)
     if (status < 0) {
         return status;
     }
-    if (is_written_to(duct) || mpx_os_unread(fd) != 0) {
+    int unread = mpx_os_unread(fd);
+    if (unread < 0) {
+        status = unread;
+    } else if (unread > 0 || is_written_to(duct)) {
         status = -EAGAIN;
     } else {
         settle_locked(duct);
     }
     mpx_mutex_unlock(&duct->senders);
+    wake_waiting_senders(duct); /* for this, where a dead one was moving */
     return status;
 }
 

@@ -517,6 +517,15 @@ TEST(the_end_comes_after_the_ring)
     }
 }
 
+TEST_OF_BOTH(it_is_not_settled_where_the_kernel_does_not_say)
+{
+    inject("unread", EIO, 0, 1);
+    CHECK_EQ(mpx_duct_settle(&way->duct, way->reader, much_later()), -EIO);
+    inject_nothing();
+    CHECK_EQ(try_put(way, 0, 10), -EXDEV);
+    check_nothing(way, in);
+}
+
 static void put_with_a_stop(void *argument)
 {
     signal_at_step("duct_written", SIGSTOP);

@@ -499,6 +499,34 @@ TEST(who_comes_after_all_was_taken_does_not_wait)
     }
 }
 
+static void send_one_other(void *argument)
+{
+    struct scene *scene = argument;
+    inject("recovery", 0, 0, ALWAYS);
+    CHECK_EQ(send_number(scene->way, OTHERS, much_later()), 0);
+}
+
+/* Where a dead one has left something to be settled, who settles it wakes who waits for that. */
+TEST(who_settles_wakes)
+{
+    for (size_t i = 1; i < MPX_ARRAY_LENGTH(moves); i++) {
+        for (int kind = 0; kind < KINDS; kind++) {
+            struct scene *scene = open_scene(kind);
+            struct way *way = scene->way;
+            send_planned(way, 0); /* all that there is */
+            mpx_u32_fetch_add_relaxed(&scene->sent, 1);
+            step = moves[i];
+            CHECK(was_killed(wait_for(start_process(move, scene))));
+            mpx_u32_store_relaxed(&way->duct.stopped, 0);
+            pid_t other = start_process(send_one_other, scene);
+            wait_until_wanted(way);
+            receive_rest(scene, 0, 1);
+            CHECK_EQ(wait_for(other), 0);
+            close_scene(scene);
+        }
+    }
+}
+
 static void take_until_killed(void *argument)
 {
     struct scene *scene = argument;
