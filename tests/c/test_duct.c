@@ -408,6 +408,96 @@ TEST_OF_BOTH(a_full_descriptor)
     check_nothing(way, in);
 }
 
+/* ---- In the middle of a long message --------------------------------------------------------- */
+
+/* The beginning of a longest message, as much as there is room for. */
+static mpx_outflow_t begin_long(struct way *way, uint32_t number)
+{
+    static unsigned char bytes[LONGEST];
+    mpx_outflow_t out;
+    fill(bytes, number, LONGEST);
+    mpx_outflow_begin(&out, (const char *)bytes, LONGEST);
+    out.is_socket = way->is_socket;
+    CHECK_EQ(mpx_duct_begin(&way->duct, way->writer, &out, much_later()), 0);
+    CHECK(out.done > 0 && mpx_outflow_left(&out) > 0);
+    return out;
+}
+
+static void write_more(struct way *way, struct receiver *in, mpx_outflow_t *out)
+{
+    while (mpx_outflow_left(out) > 0) {
+        CHECK_EQ(mpx_outflow_write(out, way->writer, NULL), 0);
+        CHECK_EQ(receive_now(way, in), mpx_outflow_left(out) > 0 ? -EAGAIN : 0);
+    }
+}
+
+TEST_OF_BOTH(nothing_comes_between)
+{
+    settle(way);
+    CHECK_EQ(try_put(way, 1, 10), 0);
+    mpx_outflow_t out = begin_long(way, 2);
+    CHECK_EQ(try_put(way, 3, 10), -EXDEV);
+    check_message(way, in, 1, 10);
+    CHECK_EQ(receive_now(way, in), -EAGAIN);
+    CHECK_EQ(mpx_os_unread(way->reader), 0);
+    CHECK_EQ(mpx_duct_settle(&way->duct, way->reader, much_later()), -EAGAIN);
+    CHECK(!mpx_duct_announce_sleep(&way->duct));
+    write_more(way, in, &out);
+    CHECK(is_as_filled(in->bytes, 2, LONGEST));
+    CHECK_EQ(try_put(way, 3, 10), -EXDEV);
+    CHECK_EQ(mpx_duct_settle(&way->duct, way->reader, much_later()), -EAGAIN);
+    CHECK_EQ(mpx_duct_finish(&way->duct, way->writer, way->is_socket, much_later()), 0);
+    CHECK_EQ(try_put(way, 3, 10), 0);
+    check_message(way, in, 3, 10);
+    check_nothing(way, in);
+}
+
+static void begin_and_end(void *argument)
+{
+    (void)begin_long(argument, 1);
+}
+
+/* As after one that was killed: the message has no end, and the next one is taken for that. */
+TEST_OF_BOTH(a_writer_is_gone)
+{
+    settle(way);
+    CHECK_EQ(wait_for(start_process(begin_and_end, way)), 0);
+    CHECK_EQ(try_put(way, 2, 10), -EXDEV);
+    while (mpx_os_unread(way->reader) > 0) {
+        CHECK_EQ(receive_now(way, in), -EAGAIN);
+    }
+    CHECK_EQ(begin(way, 2, 10), 0);
+    CHECK_EQ(mpx_os_unread(way->reader), 14);
+    CHECK_EQ(receive_now(way, in), -EAGAIN);
+    mpx_inflow_reset(&in->in);
+    check_nothing(way, in);
+    CHECK_EQ(wait_for(start_process(begin_and_end, way)), 0);
+    while (mpx_os_unread(way->reader) > 0) {
+        CHECK_EQ(receive_now(way, in), -EAGAIN);
+    }
+    mpx_inflow_reset(&in->in);
+    check_nothing(way, in); /* settled all the same */
+    CHECK_EQ(begin(way, 3, 10), 0);
+    check_message(way, in, 3, 10);
+}
+
+TEST_OF_BOTH(a_writer_gives_up)
+{
+    settle(way);
+    (void)begin_long(way, 1);
+    CHECK_EQ(mpx_duct_settle(&way->duct, way->reader, much_later()), -EAGAIN);
+    while (mpx_os_unread(way->reader) > 0) {
+        CHECK_EQ(receive_now(way, in), -EAGAIN);
+    }
+    mpx_inflow_reset(&in->in);
+    CHECK_EQ(mpx_duct_settle(&way->duct, way->reader, much_later()), -EAGAIN);
+    mpx_duct_tear(&way->duct, much_later());
+    CHECK_EQ(try_put(way, 2, 10), -EXDEV);
+    check_nothing(way, in);
+}
+
+/* ---- Stopping -------------------------------------------------------------------------------- */
+
 TEST_OF_BOTH(stopped_where_there_is_room)
 {
     settle(way);
