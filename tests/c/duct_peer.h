@@ -43,6 +43,12 @@ static inline struct way *open_way(bool is_socket)
     return way;
 }
 
+/* Where a write to it fails: see mpx_os_write_now. */
+static inline const char *write_site(const struct way *way)
+{
+    return way->is_socket || !mpx_os_has(MPX_HAS_NOWAIT) ? "stream_send" : "stream_write_now";
+}
+
 static inline void close_way(struct way *way)
 {
     close(way->reader);

@@ -470,7 +470,7 @@ TEST(nobody_sleeps_for_room_that_there_is)
             pid_t pid = start_process(put_with_a_stop, scene);
             wait_until_stopped(pid);
             if (stops) {
-                inject(way->is_socket ? "stream_send" : "stream_write_now", EAGAIN, 0, 1);
+                inject(write_site(way), EAGAIN, 0, 1);
                 CHECK_EQ(mpx_duct_stop(&way->duct, way->writer, way->is_socket, much_later()),
                          -EAGAIN);
                 inject_nothing();
@@ -517,7 +517,7 @@ TEST(who_settles_wakes)
             mpx_u32_fetch_add_relaxed(&scene->sent, 1);
             step = moves[i];
             CHECK(was_killed(wait_for(start_process(move, scene))));
-            mpx_u32_store_relaxed(&way->duct.stopped, 0);
+            CHECK_EQ(mpx_duct_put(&way->duct, "", 0, much_later()), -EAGAIN);
             pid_t other = start_process(send_one_other, scene);
             wait_until_wanted(way);
             receive_rest(scene, 0, 1);
