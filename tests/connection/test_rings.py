@@ -39,7 +39,7 @@ from connection_helpers import (
     theirs,
     wait_until_blocked,
 )
-from sync_helpers import LIMIT, Task, handler, outcome, run_program, wait_until
+from sync_helpers import LIMIT, Task, handler, is_asleep, outcome, run_program, wait_until
 
 from mproc_ext import reduction, resource_sharer
 
@@ -420,6 +420,25 @@ def test_the_end_comes(numbered, ours, who, leave):
     assert read_all(reading) == framed(b"last")
     with pytest.raises(EOFError):
         reader.recv()
+
+
+@pytest.mark.parametrize("size", [0, 10, 100, 600, 2045, 3000, 4092, 16_000])
+@pytest.mark.parametrize("total", [10_000, 40_000, 60_000, 90_000, 250_000])
+def test_all_that_was_sent(numbered, size, total):
+    """Before anybody received something: there is no more in the ring than goes to the descriptor,
+    whether the sender has ended or waits for room."""
+    reader, writer, reading, _ = numbered
+    count = total // (size + 4)
+    pid = fork(lambda: [writer.send_bytes(bytes(size)) for _ in range(count)])
+    writer.close()
+    wait_until(lambda: is_dead(pid) or is_asleep(pid, pid, on_futex=False))
+    assert reader.fileno() == reading
+    assert read_all(reading) == framed(bytes(size)) * count
+    assert ended(pid) == 0
+
+
+def is_dead(pid):
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 # ---- The number of a descriptor ------------------------------------------------------------------
