@@ -193,14 +193,44 @@ MPX_NODISCARD static inline int find_record(mpx_duct_t *duct, uint64_t *at, uint
 
 /* ---- Putting --------------------------------------------------------------------------------- */
 
+/* A pipe has 16 pages. What does not go on in a page begins the next one: so any two that follow
+ * each other have more than 4096 bytes of content, and so many bytes of messages have room in all.
+ * A socket takes more of large pieces, but of small ones not even that. */
+#define WEIGHT (15 * 2048)
+
+/* Under the mutex: notes what was written. */
+static inline void weigh(mpx_duct_t *duct, size_t size, bool is_socket)
+{
+    duct->weight += size + (is_socket ? 2048 : 0);
+}
+
+/* Under the mutex: how many bytes of records there may be. All of a ring goes to an empty
+ * descriptor, since records are longer than messages are there. */
+static inline uint64_t most_in_ring(mpx_duct_t *duct)
+{
+    if (MPX_LIKELY(!mpx_u32_load_relaxed(&duct->aside))) {
+        return MPX_DUCT_RING;
+    }
+    return duct->weight < WEIGHT ? WEIGHT - duct->weight : 0;
+}
+
 /* Under the mutex: whether there is room for so many bytes. */
 static inline bool has_room(mpx_duct_t *duct, uint64_t tail, uint64_t length)
 {
-    if (MPX_LIKELY(tail - duct->head_seen + length <= MPX_DUCT_RING)) {
+    uint64_t most = most_in_ring(duct);
+    if (MPX_LIKELY(tail - duct->head_seen + length <= most)) {
         return true;
     }
     duct->head_seen = head_now(duct);
-    return tail - duct->head_seen + length <= MPX_DUCT_RING;
+    return tail - duct->head_seen + length <= most;
+}
+
+/* When receivers have read so many messages, they may be done with all soon. */
+#define PROGRESS 32
+
+static bool is_worth_waiting(mpx_duct_t *duct)
+{
+    return mpx_u32_load_relaxed(&duct->read) - duct->read_seen >= PROGRESS;
 }
 
 /* Under the mutex. */
@@ -213,8 +243,11 @@ static inline int put_locked(mpx_duct_t *duct, const void *data, size_t size)
     }
     uint64_t length = record_length(size), filling = left_behind(at);
     filling = length > filling ? filling : 0;
-    if (MPX_UNLIKELY(duct->moving) || !has_room(duct, tail, filling + length)) {
+    if (MPX_UNLIKELY(duct->moving)) {
         return -EAGAIN; /* what a dead one was moving may come back */
+    }
+    if (MPX_UNLIKELY(!has_room(duct, tail, filling + length))) {
+        return tail != duct->head_seen || is_worth_waiting(duct) ? -EAGAIN : -EXDEV;
     }
     if (MPX_UNLIKELY(filling > 0)) {
         mpx_u64_store_relaxed(word_at(duct, at), record_word(at, FILLING));
@@ -283,9 +316,11 @@ static bool has_waker(mpx_duct_t *duct, uint64_t head)
 int mpx_duct_wait_for_room(mpx_duct_t *duct, mpx_wait_mood_t *mood, int64_t deadline)
 {
     uint64_t head = mpx_u64_load_relaxed(&duct->head), now = head;
+    bool is_aside = mpx_u32_load_relaxed(&duct->aside) != 0;
     for (unsigned tries = 0; mpx_wait_yields(mood, tries, deadline); tries++) {
         now = mpx_u64_load_relaxed(&duct->head);
-        if (position(now) != position(head)) {
+        if (position(now) != position(head) ||
+            (is_aside && !mpx_u32_load_relaxed(&duct->aside))) {
             return 0;
         }
     }
@@ -466,6 +501,7 @@ static int empty_to(mpx_duct_t *duct, int fd, bool is_socket)
             return status;
         }
         duct->written += batch.count;
+        weigh(duct, batch.size, is_socket);
         MPX_STEP(duct_move_counted);
         (void)go_on(duct, batch.to | MOVED, batch.to);
     }
@@ -487,6 +523,10 @@ static int begin_locked(mpx_duct_t *duct, int fd, mpx_outflow_t *out)
         return status;
     }
     duct->written++;
+    weigh(duct, out->header_size + out->size, out->is_socket);
+    if (is_worth_waiting(duct)) {
+        duct->read_seen = mpx_u32_load_relaxed(&duct->read);
+    }
     duct->writing = mpx_outflow_left(out) > 0 ? mpx_os_own_word() : 0;
     if (mpx_u32_load_relaxed(&duct->opened)) {
         (void)mpx_u64_fetch_and_acq_rel(&duct->tail, ~ASLEEP);
@@ -624,6 +664,8 @@ static void settle_locked(mpx_duct_t *duct)
     settle_move(duct);
     duct->writing = 0;
     duct->written = 0;
+    duct->weight = 0;
+    duct->read_seen = 0;
     mpx_u32_store_relaxed(&duct->read, 0);
     duct->doubtful = 0;
     MPX_STEP(duct_settled);
@@ -649,7 +691,7 @@ int mpx_duct_settle(mpx_duct_t *duct, int fd, int64_t deadline)
         settle_locked(duct);
     }
     mpx_mutex_unlock(&duct->senders);
-    wake_waiting_senders(duct); /* for this, where a dead one was moving */
+    wake_waiting_senders(duct); /* there may be more room, or a dead one was moving */
     return status;
 }
 

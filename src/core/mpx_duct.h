@@ -22,6 +22,9 @@
  * `head`, which fails where somebody else has taken it. So receivers need no mutex: they copy, then
  * take.
  *
+ * Room. All that is in the ring has room in the descriptor, behind what is there: so it can be put
+ * there at any time, and a sender waits when it would without a ring.
+ *
  * Death. Whoever is killed before such an exchange has done nothing, whoever is killed after it is
  * done; but for who empties the ring to the descriptor, which takes two steps: to take the
  * messages, and to write them. It notes before what it is about to do, and `head` says that the
@@ -70,6 +73,8 @@ typedef struct {
     uint32_t moving;    /* a dead one was moving messages from the ring to the descriptor */
     uint32_t moving_after, moving_count; /* note: so many, the first one after so many written */
     uint64_t moving_from;                /* from there to `head` */
+    uint64_t weight;    /* bytes that were written, see weigh */
+    uint32_t read_seen; /* `read`, when a sender had waited in vain for the descriptor to be empty */
     uint64_t writing; /* the process that is in the middle of a message, as its word, or 0 */
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 tail_seen; /* as head_seen, of receivers */
