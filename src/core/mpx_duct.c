@@ -570,6 +570,8 @@ int mpx_duct_stop(mpx_duct_t *duct, int fd, bool is_socket, int64_t deadline)
 {
     int status = lock(duct, deadline);
     if (status == 0) {
+        /* What may be wrong then is what the next death leaves, if it comes in the middle. */
+        duct->doubtful = 0;
         status = empty_to(duct, fd, is_socket);
         MPX_STEP(duct_stopping);
         mpx_u32_store_release(&duct->stopped, 1); /* D4: with D5 */

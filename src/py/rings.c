@@ -391,8 +391,17 @@ static int open_other_end(mpx_ring_end_t *end, int fd)
     return other < 0 ? -errno : other;
 }
 
+/* Where a sender has died, what it was moving is where it belongs once that is settled. */
+static void settle(mpx_rings_t *rings, unsigned side, int fd)
+{
+    mpx_duct_t *duct = find_duct(rings, side);
+    if (duct != NULL && !mpx_duct_is_empty(duct))
+        (void)!mpx_duct_settle(duct, fd, mpx_os_deadline(PATIENCE));
+}
+
 static bool stop_receiving(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
 {
+    settle(rings, !end->side, fd);
     if (stop(end, rings, !end->side, -1))
         return true;
     int other = open_other_end(end, fd);

@@ -6,6 +6,8 @@ import copy
 import fcntl
 import gc
 import importlib
+import itertools
+import mmap
 import os
 import pickle
 import random
@@ -901,6 +903,43 @@ def test_a_sender_is_killed(ours, flow, size, seed):
     if size < 4000:
         assert caught.type in (EOFError, ConnectionResetError)
     reader.close()
+
+
+@pytest.mark.parametrize("how", ["recv", "poll", "fileno", "wait"])
+@pytest.mark.parametrize("size", [8, 4000])
+def test_all_that_the_dead_have_sent(ours, flow, how, size):
+    """Whatever they were at."""
+    chance = random.Random(size)
+    for _ in range(30):
+        reader, writer = ringed_pair(ours, flow)
+        sent = mmap.mmap(-1, 8)
+
+        def child(writer=writer, sent=sent):
+            for number in itertools.count(1):
+                writer.send_bytes(stamped(number, size))
+                sent[:8] = number.to_bytes(8, "little")
+
+        pid = fork(child)
+        writer.close()
+        found = [number_of(reader.recv_bytes()) for _ in range(chance.randrange(1, 30))]
+        for _ in range(chance.randrange(1000)):
+            pass
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
+        if how == "fileno":
+            messages, rest = messages_in(read_all(reader.fileno()))
+            found += map(number_of, messages)
+            assert rest == b""
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            while how != "fileno":
+                if how == "poll":
+                    assert reader.poll(LIMIT)
+                if how == "wait":
+                    assert ours.wait([reader], LIMIT)
+                found.append(number_of(reader.recv_bytes()))
+        assert found == list(range(1, len(found) + 1))
+        assert len(found) >= int.from_bytes(sent[:8], "little")
+        reader.close()
 
 
 @pytest.mark.parametrize("size", [8, 3000, 300_000])
