@@ -319,8 +319,7 @@ int mpx_duct_wait_for_room(mpx_duct_t *duct, mpx_wait_mood_t *mood, int64_t dead
     bool is_aside = mpx_u32_load_relaxed(&duct->aside) != 0;
     for (unsigned tries = 0; mpx_wait_yields(mood, tries, deadline); tries++) {
         now = mpx_u64_load_relaxed(&duct->head);
-        if (position(now) != position(head) ||
-            (is_aside && !mpx_u32_load_relaxed(&duct->aside))) {
+        if (position(now) != position(head) || (is_aside && !mpx_u32_load_relaxed(&duct->aside))) {
             return 0;
         }
     }
