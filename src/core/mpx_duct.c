@@ -686,7 +686,12 @@ int mpx_duct_settle(mpx_duct_t *duct, int fd, int64_t deadline)
     int unread = mpx_os_unread(fd);
     if (unread < 0) {
         status = unread;
-    } else if (unread > 0 || is_written_to(duct)) {
+    } else if (unread > 0) {
+        status = -EAGAIN;
+    } else if (is_written_to(duct)) {
+        /* The receiver has nothing else to look at than the descriptor: what is sent behind this
+         * message goes there, too. */
+        (void)mpx_u64_fetch_or_acq_rel(&duct->tail, ASLEEP);
         status = -EAGAIN;
     } else {
         settle_locked(duct);

@@ -159,7 +159,8 @@ static inline void mpx_duct_count_read(mpx_duct_t *duct)
 }
 
 /* The descriptor was found empty, between two messages: if it still is, then nothing is aside.
- * -EAGAIN: it is not, or a message is being written; -EBUSY and -EINTR as above. */
+ * -EAGAIN: it is not; or a message is being written, and the next thing comes through the
+ * descriptor: the receiver may sleep until that is readable. -EBUSY and -EINTR as above. */
 MPX_NODISCARD int mpx_duct_settle(mpx_duct_t *duct, int fd, int64_t deadline);
 
 /* Says that the receiver goes to sleep, until the descriptor is readable; false where there is

@@ -450,6 +450,22 @@ TEST_OF_BOTH(nothing_comes_between)
     CHECK_EQ(try_put(way, 3, 10), -EXDEV);
     CHECK_EQ(mpx_duct_settle(&way->duct, way->reader, much_later()), -EAGAIN);
     CHECK_EQ(mpx_duct_finish(&way->duct, way->writer, way->is_socket, much_later()), 0);
+    CHECK_EQ(try_put(way, 3, 10), -EXDEV); /* the receiver may be asleep, since it was told so */
+    CHECK_EQ(begin(way, 3, 10), 0);
+    CHECK_EQ(mpx_os_unread(way->reader), 14);
+    CHECK_EQ(try_put(way, 4, 10), 0);
+    check_message(way, in, 3, 10);
+    check_message(way, in, 4, 10);
+    check_nothing(way, in);
+}
+
+TEST_OF_BOTH(what_comes_after_a_long_message_goes_through_the_ring)
+{
+    settle(way);
+    mpx_outflow_t out = begin_long(way, 2);
+    CHECK_EQ(receive_now(way, in), -EAGAIN);
+    write_more(way, in, &out);
+    CHECK_EQ(mpx_duct_finish(&way->duct, way->writer, way->is_socket, much_later()), 0);
     CHECK_EQ(try_put(way, 3, 10), 0);
     check_message(way, in, 3, 10);
     check_nothing(way, in);
