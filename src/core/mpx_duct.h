@@ -74,8 +74,7 @@ typedef struct {
     uint32_t moving_after, moving_count; /* note: so many, the first one after so many written */
     uint64_t moving_from;                /* from there to `head` */
     uint64_t weight;                     /* bytes that were written, see weigh */
-    uint32_t
-        read_seen;    /* `read`, when a sender had waited in vain for the descriptor to be empty */
+    uint32_t read_seen;                  /* `read`, when a sender had waited in vain */
     uint64_t writing; /* the process that is in the middle of a message, as its word, or 0 */
 
     MPX_ALIGNED(MPX_CACHE_LINE) mpx_atomic_u64 tail_seen; /* as head_seen, of receivers */

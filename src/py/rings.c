@@ -361,7 +361,7 @@ bool mpx_end_is_alone(mpx_ring_end_t *end, int fd)
 /* ---- Leaving --------------------------------------------------------------------------------- */
 
 /* Whether nothing is in the duct, and nothing will be. */
-static bool stop(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int fd)
+static bool stop(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int fd, int64_t patience)
 {
     uint64_t none = 0;
     if (mpx_u64_cas_relaxed(&rings->room->blocks[side], &none, NEVER) || none == NEVER)
@@ -373,7 +373,7 @@ static bool stop(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int fd)
         return true;
     int status;
     do {
-        status = mpx_duct_stop(duct, fd, end->is_socket, mpx_os_deadline(PATIENCE));
+        status = mpx_duct_stop(duct, fd, end->is_socket, mpx_os_deadline(patience));
     } while (status == -EINTR);
     return mpx_duct_is_stopped(duct) && (mpx_duct_is_empty(duct) || status == -EPIPE);
 }
@@ -399,15 +399,25 @@ static void settle(mpx_rings_t *rings, unsigned side, int fd)
         (void)!mpx_duct_settle(duct, fd, mpx_os_deadline(PATIENCE));
 }
 
-static bool stop_receiving(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
+/* A sender that was at work may be so again: none begins when the duct is stopped. */
+#define TRIES 10
+
+/* With the GIL: a child that another thread forked meanwhile would have the other end open, too, so
+ * that this one never saw its end. */
+static bool move_to_descriptor(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
 {
-    settle(rings, !end->side, fd);
-    if (stop(end, rings, !end->side, -1))
-        return true;
-    int other = open_other_end(end, fd);
-    bool is_done = stop(end, rings, !end->side, other);
-    if (other >= 0)
-        close(other);
+    bool is_done = false;
+    for (int i = 0; !is_done && i < TRIES; i++) {
+        int other = open_other_end(end, fd);
+        is_done = stop(end, rings, !end->side, other, 0);
+        if (other >= 0)
+            close(other);
+        if (is_done)
+            break;
+        Py_BEGIN_ALLOW_THREADS
+        is_done = stop(end, rings, !end->side, -1, PATIENCE); /* which waits for the sender */
+        Py_END_ALLOW_THREADS
+    }
     return is_done;
 }
 
@@ -423,16 +433,23 @@ void mpx_end_leave(mpx_ring_end_t *end, int fd)
     mpx_rings_t *rings = rings_of(end);
     if (rings == NULL)
         return;
+    bool has_sent, has_received = true;
     Py_BEGIN_ALLOW_THREADS
-    bool is_done = !end->sends || stop(end, rings, end->side, fd) || has_no_other_end(end, fd);
-    is_done = (!end->receives || stop_receiving(end, rings, fd)) && is_done;
-    if (is_done && part(end) != NULL && end->is_socket) {
+    has_sent =
+        !end->sends || stop(end, rings, end->side, fd, PATIENCE) || has_no_other_end(end, fd);
+    if (end->receives) {
+        settle(rings, !end->side, fd);
+        has_received = stop(end, rings, !end->side, -1, PATIENCE);
+    }
+    Py_END_ALLOW_THREADS
+    if (!has_received)
+        has_received = move_to_descriptor(end, rings, fd);
+    if (has_sent && has_received && part(end) != NULL && end->is_socket) {
         int life = own_life(end);
         if (life >= 0)
             mpx_fds_drop(life);
         close_life(end);
     }
-    Py_END_ALLOW_THREADS
 }
 
 void mpx_end_close(mpx_ring_end_t *end)
