@@ -16,7 +16,7 @@
 
 /* A process puts so many copies in trust: they count for the kernel's limit of those that are on
  * the way, which is the user's. */
-#define MOST_IN_TRUST 128
+#define MOST_IN_TRUST 32
 
 /* How long the other end may be gone unnoticed, where no process has closed it but one has ended.
  */

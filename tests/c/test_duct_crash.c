@@ -40,7 +40,7 @@ static void send_planned(struct way *way, uint32_t number)
     fill(planned, number, size);
     int status = mpx_duct_try_put(&way->duct, planned, size);
     if (status != 0) {
-        CHECK_EQ(status, -EXDEV);
+        CHECK(status == -EXDEV || status == -EAGAIN);
         mpx_outflow_t out;
         mpx_outflow_begin(&out, (const char *)planned, size);
         out.is_socket = way->is_socket;
@@ -185,6 +185,8 @@ static uint32_t check_sender_killed(bool is_socket, bool goes_on)
     return died;
 }
 
+/* Where there is something in the descriptor there may be no room in the ring: then nobody comes to
+ * some of the points. */
 static void check_sender_killed_at(const char *site, unsigned least)
 {
     uint32_t deaths = 0;
@@ -200,8 +202,8 @@ static void check_sender_killed_at(const char *site, unsigned least)
 
 TEST(a_sender_killed_while_it_puts)
 {
-    check_sender_killed_at("duct_written", 4 * BATCHES);
-    check_sender_killed_at("duct_put", 4 * BATCHES);
+    check_sender_killed_at("duct_written", 3 * BATCHES);
+    check_sender_killed_at("duct_put", 3 * BATCHES);
 }
 
 TEST(a_sender_killed_while_it_moves)
@@ -209,7 +211,7 @@ TEST(a_sender_killed_while_it_moves)
     static const char *const steps[] = {"duct_move_noted", "duct_move_taken", "duct_move_written",
                                         "duct_move_counted"};
     for (size_t i = 0; i < MPX_ARRAY_LENGTH(steps); i++) {
-        check_sender_killed_at(steps[i], 4 * (BATCHES + 1));
+        check_sender_killed_at(steps[i], 3 * BATCHES);
     }
 }
 
@@ -320,21 +322,25 @@ static void settle_until_killed(void *argument)
 TEST(a_receiver_killed_where_a_sender_was)
 {
     static const char *const steps[] = {"duct_settling", "duct_settled"};
+    unsigned deaths = 0;
     for (size_t i = 0; i < MPX_ARRAY_LENGTH(moves) * MPX_ARRAY_LENGTH(steps); i++) {
         for (armed_at = 1; armed_at <= BATCHES; armed_at++) {
             for (int kind = 0; kind < KINDS; kind++) {
                 struct scene *scene = open_scene(kind);
                 step = moves[i / 2];
                 second_step = steps[i % 2];
-                CHECK(kill_sender(scene));
-                int status = wait_for(start_process(settle_until_killed, scene));
-                CHECK(was_killed(status));
+                if (kill_sender(scene)) {
+                    int status = wait_for(start_process(settle_until_killed, scene));
+                    CHECK(was_killed(status));
+                    deaths++;
+                }
                 receive_rest(scene, mpx_u32_load_relaxed(&scene->taken), 0);
                 check_usable(scene);
                 close_scene(scene);
             }
         }
     }
+    CHECK(deaths >= MPX_ARRAY_LENGTH(moves) * MPX_ARRAY_LENGTH(steps) * BATCHES);
 }
 
 static void take_with_a_stop(void *argument)
