@@ -352,7 +352,13 @@ static int send_joined(ConnectionObject *self, const char *data, size_t size)
         return -EAGAIN;
     }
     int status = mpx_duct_try_put(duct, data, size);
-    return MPX_LIKELY(status == 0) ? 0 : send_slowly(self, duct, data, size, status);
+    if (MPX_LIKELY(status == 0))
+        return 0;
+    if (status == -EXDEV && !mpx_duct_is_open(duct)) {
+        mpx_end_wait_for_opening(&self->end, duct);
+        status = mpx_duct_try_put(duct, data, size);
+    }
+    return send_slowly(self, duct, data, size, status);
 }
 
 int mpx_connection_send(ConnectionObject *self, const char *data, size_t size)

@@ -303,6 +303,30 @@ void mpx_end_count_sent(mpx_ring_end_t *end, int fd)
     make_duct(end, rings, fd);
 }
 
+/* So long a sender waits for the duct to be opened, after 1, 8, 64... messages. */
+#define OPENING  MPX_NANOS_PER_MILLI
+#define INTERVAL (OPENING / 10)
+
+static bool is_power_of_8(uint32_t number)
+{
+    return (number & (number - 1)) == 0 && (number & UINT32_C(0x49249249)) != 0;
+}
+
+/* A receiver opens the duct when it finds the descriptor empty. As long as one is slower than who
+ * sends, which it may be by the descriptor only, it would never be. */
+void mpx_end_wait_for_opening(mpx_ring_end_t *end, mpx_duct_t *duct)
+{
+    if (!is_power_of_8(mpx_u32_fetch_add_relaxed(&end->sent, 1) + 1))
+        return;
+    int64_t deadline = mpx_os_deadline(OPENING);
+    Py_BEGIN_ALLOW_THREADS
+    for (unsigned tries = 0; !mpx_duct_is_open(duct) && mpx_os_now() < deadline; tries++) {
+        if (!mpx_wait_yields(&end->room_mood, tries, deadline))
+            (void)!mpx_os_poll(NULL, 0, mpx_os_deadline(INTERVAL));
+    }
+    Py_END_ALLOW_THREADS
+}
+
 int mpx_end_begin(mpx_ring_end_t *end, int fd, mpx_outflow_t *out)
 {
     mpx_rings_t *rings = rings_of(end);

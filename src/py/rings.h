@@ -59,6 +59,9 @@ mpx_duct_t *mpx_end_receives_from(mpx_ring_end_t *end);
 /* A message is about to be sent without a duct: after some, one is made. */
 void mpx_end_count_sent(mpx_ring_end_t *end, int fd);
 
+/* A message is about to be sent by a duct that has not been opened. */
+void mpx_end_wait_for_opening(mpx_ring_end_t *end, mpx_duct_t *duct);
+
 /* Begins to write a message without a duct, as mpx_outflow_write does. -EAGAIN: also where there is
  * one by now. */
 MPX_NODISCARD int mpx_end_begin(mpx_ring_end_t *end, int fd, mpx_outflow_t *out);
