@@ -921,13 +921,13 @@ TEST_OF_BOTH(sends_and_receives_at_random)
 
 TEST_OF_BOTH(positions_wrap)
 {
-    live(way, in, UINT64_C(0) - 4 * MPX_DUCT_RING, emulated() ? 200 : 1000);
+    live(way, in, UINT64_C(0) - MPX_DUCT_RING / 2, emulated() ? 200 : 1000);
     CHECK(mpx_u64_load_relaxed(&way->duct.head) < UINT64_C(1) << 40);
 }
 
 TEST_OF_BOTH(the_half_that_is_a_futex_wraps)
 {
-    live(way, in, (UINT64_C(7) << 32) - 4 * MPX_DUCT_RING, emulated() ? 200 : 1000);
+    live(way, in, (UINT64_C(7) << 32) - MPX_DUCT_RING / 2, emulated() ? 200 : 1000);
     CHECK(mpx_u64_load_relaxed(&way->duct.head) > UINT64_C(7) << 32);
 }
 
