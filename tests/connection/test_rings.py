@@ -48,6 +48,14 @@ from mproc_ext import reduction, resource_sharer
 LONG = bytes(range(256)) * 800
 
 
+@pytest.fixture(autouse=True)
+def no_sharer():
+    """What is pickled starts one: it has a socket, in a thread."""
+    yield
+    for sharer in (resource_sharer, importlib.import_module("mproc_ext._stdlib.resource_sharer")):
+        sharer.stop(LIMIT)
+
+
 @pytest.fixture(params=list(RINGS))
 def flow(request):
     return request.param
@@ -128,8 +136,6 @@ def by_pickle(connection, module):
     again = pickle.loads(bytes(reduction.ForkingPickler.dumps(connection)))
     assert (again.readable, again.writable) == (connection.readable, connection.writable)
     again.close()
-    for sharer in (resource_sharer, importlib.import_module("mproc_ext._stdlib.resource_sharer")):
-        sharer.stop(LIMIT)  # it has a socket, in a thread
 
 
 def by_copy(connection, module):
