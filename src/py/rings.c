@@ -34,7 +34,7 @@ typedef struct {
     uint64_t key;           /* the heap's */
     mpx_heap_owner_t owner; /* of the blocks */
     mpx_atomic_u64 blocks[2];
-    mpx_mutex_t beginners; /* of messages, where there is no duct; and of ducts */
+    mpx_mutex_t beginners[2]; /* of messages, where there is no duct; and of ducts */
     mpx_atomic_u32 closings;
 } room_t;
 
@@ -283,11 +283,11 @@ static void make_duct(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
     mpx_duct_init(address, end->is_socket);
     mpx_duct_belong_to(address, &info.id);
     bool is_made = false;
-    if (mpx_mutex_try_lock(&rings->room->beginners) >= 0) {
+    if (mpx_mutex_try_lock(&rings->room->beginners[end->side]) >= 0) {
         if (mpx_u64_load_relaxed(&rings->room->blocks[end->side]) == 0 &&
             put_in_trust(end, rings, fd))
             is_made = mpx_u64_cas_release(&rings->room->blocks[end->side], &none, block);
-        mpx_mutex_unlock(&rings->room->beginners); /* D10: with D11 */
+        mpx_mutex_unlock(&rings->room->beginners[end->side]); /* D10: with D11 */
     }
     if (!is_made)
         (void)mpx_heap_free(rings->arena, block, rings->owner);
@@ -332,12 +332,12 @@ int mpx_end_begin(mpx_ring_end_t *end, int fd, mpx_outflow_t *out)
     mpx_rings_t *rings = rings_of(end);
     if (rings == NULL)
         return mpx_outflow_write(out, fd, NULL);
-    int status = mpx_mutex_try_lock(&rings->room->beginners);
+    int status = mpx_mutex_try_lock(&rings->room->beginners[end->side]);
     if (status < 0)
         return status;
     uint64_t block = mpx_u64_load_relaxed(&rings->room->blocks[end->side]);
     status = block == 0 || block == NEVER ? mpx_outflow_write(out, fd, NULL) : -EAGAIN;
-    mpx_mutex_unlock(&rings->room->beginners);
+    mpx_mutex_unlock(&rings->room->beginners[end->side]);
     return status;
 }
 
