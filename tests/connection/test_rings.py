@@ -752,6 +752,25 @@ def test_who_is_stopped_holds_up_the_sender(ends):
 # ---- Who has the ends ----------------------------------------------------------------------------
 
 
+def test_who_was_stopped_is_answered(ours):
+    """Wherever it was stopped after its message could be seen."""
+    for _ in range(200):
+        here, there = ours.Pipe()
+
+        def child(there=there):
+            there.send("here")
+            linger()
+
+        pid = fork(child)
+        assert here.recv() == "here"
+        os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        Task(here.send, "an answer").get()
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        close(here, there)
+
+
 def ended(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
