@@ -307,6 +307,16 @@ static int send_in_turn(ConnectionObject *self, const char *data, size_t size)
  * goes to the descriptor: there may be none before that has more room. */
 #define SLOWNESS (2 * MPX_NANOS_PER_MILLI)
 
+/* Where nobody has the other end. As long as there is more to receive than the descriptor has room
+ * for, a copy of that end is in trust, and the kernel would take what is sent. */
+MPX_COLD static int check_left(ConnectionObject *self)
+{
+    if (!mpx_end_is_joined(&self->end))
+        return -EAGAIN; /* it says so itself */
+    mpx_raise(-EPIPE);
+    return -EINTR;
+}
+
 /* 0; -EAGAIN: it goes through the descriptor; or -EINTR with an exception. */
 MPX_COLD static int send_slowly(ConnectionObject *self, mpx_duct_t *duct, const char *data,
                                 size_t size, int status)
@@ -332,7 +342,7 @@ MPX_COLD static int send_slowly(ConnectionObject *self, mpx_duct_t *duct, const 
             return -EAGAIN;
         if (status != 0 && mpx_end_is_alone(&self->end, mpx_connection_fd(self))) {
             mpx_connection_leave(self);
-            return -EAGAIN;
+            return check_left(self);
         }
     }
     return status == 0 ? 0 : -EAGAIN;
@@ -342,10 +352,10 @@ MPX_COLD static int send_slowly(ConnectionObject *self, mpx_duct_t *duct, const 
 static int send_joined(ConnectionObject *self, const char *data, size_t size)
 {
     mpx_duct_t *duct = mpx_end_sends_to(&self->end);
-    if (mpx_end_is_alone(&self->end, mpx_connection_fd(self)) ||
-        (duct != NULL && mpx_duct_is_stopped(duct))) {
+    bool is_alone = mpx_end_is_alone(&self->end, mpx_connection_fd(self));
+    if (is_alone || (duct != NULL && mpx_duct_is_stopped(duct))) {
         mpx_connection_leave(self);
-        return -EAGAIN;
+        return is_alone ? check_left(self) : -EAGAIN;
     }
     if (duct == NULL) {
         mpx_end_count_sent(&self->end, mpx_connection_fd(self));
