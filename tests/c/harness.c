@@ -287,6 +287,16 @@ bool emulated(void)
     return getenv("MPX_TEST_EMULATED") != NULL;
 }
 
+uint32_t random_state = UINT32_C(2654435761);
+
+uint32_t random_below(uint32_t limit)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 17;
+    random_state ^= random_state << 5;
+    return random_state % limit;
+}
+
 /* ---- Running --------------------------------------------------------------------------------- */
 
 #define DESCRIPTORS_LOOKED_AT 1024

@@ -111,4 +111,8 @@ int next_descriptor(void);
 /* Whether an emulator, which lacks some system calls, runs this (MPX_TEST_EMULATED is set). */
 bool emulated(void);
 
+/* The same numbers in each run; the state may be set, but to 0. */
+extern uint32_t random_state;
+uint32_t random_below(uint32_t limit);
+
 #endif

@@ -724,16 +724,6 @@ TEST_OF_BOTH(a_damaged_record)
     }
 }
 
-static uint32_t random_state = 1;
-
-static uint32_t random_below(uint32_t limit)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 17;
-    random_state ^= random_state << 5;
-    return random_state % limit;
-}
-
 static uint64_t random_word(void)
 {
     uint64_t word = (uint64_t)random_below(UINT32_MAX) << 32 | random_below(UINT32_MAX);

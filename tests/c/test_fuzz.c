@@ -25,16 +25,6 @@ typedef struct {
     uint8_t bytes[LONGEST];
 } input_t;
 
-static uint32_t random_state;
-
-static uint32_t random_below(uint32_t limit)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 17;
-    random_state ^= random_state << 5;
-    return random_state % limit;
-}
-
 /* SIGALRM ends one that hangs. */
 static void run(const input_t *input)
 {

@@ -143,16 +143,6 @@ TEST(what_is_dropped_gives_its_memory_back)
 
 /* ---- A model --------------------------------------------------------------------------------- */
 
-static uint32_t random_state = 1;
-
-static uint32_t random_below(uint32_t limit)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 17;
-    random_state ^= random_state << 5;
-    return random_state % limit;
-}
-
 static size_t random_size(uint32_t number)
 {
     static const uint32_t most[] = {1, 16, 40, 200, 3000, 20000, MPX_RING_INLINE};

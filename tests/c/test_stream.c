@@ -359,15 +359,6 @@ TEST(what_the_kernel_does_not_know_is_done_otherwise)
 
 /* ---- A hostile peer -------------------------------------------------------------------------- */
 
-static uint32_t random_below(uint32_t limit)
-{
-    static uint32_t state = UINT32_C(2654435761);
-    state ^= state << 13;
-    state ^= state >> 17;
-    state ^= state << 5;
-    return state % limit;
-}
-
 /* Bytes that are mostly those of headers. */
 TEST(whatever_comes_is_messages_and_an_end)
 {
