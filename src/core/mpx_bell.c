@@ -13,9 +13,7 @@
 
 static bool is_own(const mpx_bell_t *bell, int fd)
 {
-    mpx_file_info_t info;
-    return fd >= 0 && mpx_os_file_info(fd, &info) == 0 && info.id.device == bell->file.device &&
-           info.id.inode == bell->file.inode;
+    return mpx_os_is_file(fd, bell->file);
 }
 
 bool mpx_bell_is_whole(const mpx_bell_t *bell)

@@ -449,10 +449,7 @@ static bool is_written_to(const mpx_duct_t *duct)
 
 static bool belongs_to(const mpx_duct_t *duct, int fd)
 {
-    mpx_file_info_t info;
-    return duct->file.inode == 0 ||
-           (mpx_os_file_info(fd, &info) == 0 && info.id.device == duct->file.device &&
-            info.id.inode == duct->file.inode);
+    return duct->file.inode == 0 || mpx_os_is_file(fd, duct->file);
 }
 
 /* Under the mutex: 0 where the ring is empty, -EAGAIN where there is no room.

@@ -97,6 +97,10 @@ MPX_NODISCARD int mpx_os_anonymous_file(const char *label);
 /* Describes the file behind a descriptor. -EBADF: not open. */
 MPX_NODISCARD int mpx_os_file_info(int fd, mpx_file_info_t *info);
 
+/* Whether it is this file that is open under the number; the program may have closed ours, and have
+ * another one there. */
+bool mpx_os_is_file(int fd, mpx_file_id_t file);
+
 /* Makes the file unable to shrink, for good and for everyone. -EOPNOTSUPP where such a file
  * cannot be sealed, -EPERM where its seals are closed. */
 MPX_NODISCARD int mpx_os_seal_shrink(int fd);

@@ -134,6 +134,13 @@ int mpx_os_file_info(int fd, mpx_file_info_t *info)
     return 0;
 }
 
+bool mpx_os_is_file(int fd, mpx_file_id_t file)
+{
+    mpx_file_info_t info = {.size = 0};
+    return fd >= 0 && mpx_os_file_info(fd, &info) == 0 && info.id.device == file.device &&
+           info.id.inode == file.inode;
+}
+
 /* ---- Seals ----------------------------------------------------------------------------------- */
 
 int mpx_os_seal_shrink(int fd)

@@ -46,13 +46,6 @@ static struct flock byte_of(mpx_process_id_t id)
     return byte_at((uint64_t)id.start << NUMBER_BITS | (uint32_t)id.pid);
 }
 
-static bool is_file(int fd, mpx_file_id_t file)
-{
-    mpx_file_info_t info;
-    return mpx_os_file_info(fd, &info) == 0 && info.id.device == file.device &&
-           info.id.inode == file.inode;
-}
-
 /* Whether somebody has the byte: 1 or 0, or why that cannot be said. */
 static int is_taken(int fd, struct flock byte)
 {
@@ -73,7 +66,7 @@ static int open_again(int fd)
     (void)mpx_os_decimal(path + strlen(path), (uint64_t)fd);
     int again = MPX_SYS(life_open, open(path, O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
     again = mpx_os_above_stdio(again < 0 ? -errno : again);
-    if (again >= 0 && !is_file(again, info.id)) { /* that is no /proc */
+    if (again >= 0 && !mpx_os_is_file(again, info.id)) { /* that is no /proc */
         close(again);
         return -ENOENT;
     }
@@ -193,8 +186,8 @@ int mpx_os_mark_is_held(const mpx_os_life_t *life, uint32_t number)
     if (MPX_FAULT(recovery)) {
         return 1;
     }
-    return is_file(life->fd, life->file) ? is_taken(life->fd, byte_at(FIRST_MARK + number))
-                                         : -EBADF;
+    return mpx_os_is_file(life->fd, life->file) ? is_taken(life->fd, byte_at(FIRST_MARK + number))
+                                                : -EBADF;
 }
 
 /* ---- Looking for one ------------------------------------------------------------------------- */
@@ -207,7 +200,7 @@ void mpx_os_life_register(mpx_os_life_t *life)
 
 static enum mpx_life look(const mpx_os_life_t *life, mpx_process_id_t id)
 {
-    int taken = is_file(life->fd, life->file) ? is_taken(life->fd, byte_of(id)) : -EBADF;
+    int taken = mpx_os_is_file(life->fd, life->file) ? is_taken(life->fd, byte_of(id)) : -EBADF;
     if (taken != 0) {
         return taken < 0 ? MPX_LIFE_UNKNOWN : MPX_LIFE_SEEN;
     }

@@ -21,7 +21,6 @@
 typedef struct {
     ConnectionObject *connection;
     mpx_sending_t *sending; /* or NULL: of receiving */
-    mpx_outflow_t *out;     /* of sending, or NULL */
     size_t size;            /* at most, of what it transfers */
 } step_t;
 
@@ -35,9 +34,9 @@ static bool begins(const mpx_outflow_t *out)
 static int begin(const step_t *step, int fd)
 {
     mpx_duct_t *duct = mpx_end_sends_to(&step->connection->end);
-    int status = duct == NULL ? mpx_end_begin(&step->connection->end, fd, step->out)
-                              : mpx_duct_begin(duct, fd, step->out, 0);
-    if (status == 0 && mpx_outflow_left(step->out) > 0)
+    int status = duct == NULL ? mpx_end_begin(&step->connection->end, fd, &step->sending->out)
+                              : mpx_duct_begin(duct, fd, &step->sending->out, 0);
+    if (status == 0 && mpx_outflow_left(&step->sending->out) > 0)
         step->sending->duct = duct;
     return status == -EBUSY ? -EAGAIN : status;
 }
@@ -45,10 +44,10 @@ static int begin(const step_t *step, int fd)
 static int transfer(const step_t *step, int fd, const mpx_stream_wait_t *wait)
 {
     ConnectionObject *self = step->connection;
-    if (step->out != NULL && mpx_end_is_joined(&self->end) && begins(step->out))
+    if (step->sending != NULL && mpx_end_is_joined(&self->end) && begins(&step->sending->out))
         return begin(step, fd);
-    if (step->out != NULL)
-        return mpx_outflow_write(step->out, fd, wait);
+    if (step->sending != NULL)
+        return mpx_outflow_write(&step->sending->out, fd, wait);
     self->in.is_socket = mpx_u32_load_relaxed(&self->is_socket);
     if (!self->in.has_size)
         return mpx_inflow_read_header(&self->in, fd, wait);
@@ -59,8 +58,8 @@ static int transfer(const step_t *step, int fd, const mpx_stream_wait_t *wait)
 
 static bool has_begun(const step_t *step)
 {
-    if (step->out != NULL)
-        return step->out->done > 0;
+    if (step->sending != NULL)
+        return step->sending->out.done > 0;
     return mpx_inflow_has_begun(&step->connection->in);
 }
 
@@ -81,7 +80,7 @@ static int transfer_without_gil(const step_t *step, int fd, const mpx_stream_wai
 static int wait_joined(const step_t *step, int fd, int64_t deadline)
 {
     ConnectionObject *self = step->connection;
-    bool sends = step->out != NULL;
+    bool sends = step->sending != NULL;
     mpx_wait_mood_t *mood = sends ? &self->sender_mood : &self->receiver_mood;
     struct pollfd polled[2] = {{.fd = fd, .events = sends ? POLLOUT : POLLIN},
                                mpx_end_polls(&self->end)};
@@ -101,7 +100,7 @@ static int wait_joined(const step_t *step, int fd, int64_t deadline)
     if (has_no_reader || mpx_end_was_left(&self->end, &polled[1]))
         return 1;
     int status = polled[0].revents == 0 ? 0 : transfer(step, fd, NULL);
-    mpx_duct_t *duct = sends && begins(step->out) ? mpx_end_sends_to(&self->end) : NULL;
+    mpx_duct_t *duct = sends && begins(&step->sending->out) ? mpx_end_sends_to(&self->end) : NULL;
     if (status == -EAGAIN && duct != NULL)
         (void)!mpx_duct_wait_for_room(duct, mood, mpx_os_deadline(UNSETTLED));
     return status == -EAGAIN ? -ETIMEDOUT : status;
@@ -130,7 +129,7 @@ static int wait_and_transfer(const step_t *step, int fd)
     if (MPX_UNLIKELY(mpx_end_is_joined(&self->end)))
         return wait_joined_without_gil(step, fd);
     mpx_stream_wait_t wait = {
-        .mood = step->out != NULL ? &self->sender_mood : &self->receiver_mood,
+        .mood = step->sending != NULL ? &self->sender_mood : &self->receiver_mood,
         .deadline = mpx_piece_of(MPX_NEVER),
         .handle = &self->handle,
     };
@@ -176,7 +175,7 @@ static int take_step(const step_t *step)
         step->size < LONG ? transfer(step, fd, NULL) : transfer_without_gil(step, fd, NULL);
     if (status != -EAGAIN || (!has_begun(step) && mpx_os_is_nonblocking(fd)))
         return status;
-    if (step->out == NULL && !has_begun(step) && settle(step->connection, fd))
+    if (step->sending == NULL && !has_begun(step) && settle(step->connection, fd))
         return 0; /* there may be something in the ring */
     return wait_and_transfer(step, fd);
 }
@@ -267,7 +266,7 @@ static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
     if (status < 0)
         return status;
     while (mpx_outflow_left(&sending->out) > 0 && sending->process == mpx_os_own_word()) {
-        const step_t step = {self, sending, &sending->out, mpx_outflow_left(&sending->out)};
+        const step_t step = {self, sending, mpx_outflow_left(&sending->out)};
         status = take_step(&step);
         if (status < 0) {
             if (status != -EINTR) {
@@ -576,7 +575,7 @@ static int receive_in_turn(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t
     if (!is_keeper(self, &self->receiving_of))
         drop_message(self);
     for (;;) {
-        step_t step = {.connection = self, .out = NULL, .size = MPX_STREAM_HEADER};
+        step_t step = {.connection = self, .sending = NULL, .size = MPX_STREAM_HEADER};
         if (mpx_end_is_joined(&self->end) && !mpx_inflow_has_begun(in)) {
             int status = receive_joined(self, most, message);
             if (status != -EXDEV)

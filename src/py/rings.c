@@ -146,14 +146,6 @@ static int make_lives(int lives[2])
     return -EMFILE;
 }
 
-/* The program may have closed a descriptor, and have another file under the number. */
-static bool is_file(int fd, const mpx_file_id_t *file)
-{
-    mpx_file_info_t info;
-    return fd >= 0 && mpx_os_file_info(fd, &info) == 0 && info.id.device == file->device &&
-           info.id.inode == file->inode;
-}
-
 static int give_life(mpx_ring_end_t *end, int life)
 {
     mpx_file_info_t info;
@@ -166,7 +158,7 @@ static int give_life(mpx_ring_end_t *end, int life)
 static int own_life(mpx_ring_end_t *end)
 {
     int life = (int)mpx_u32_load_relaxed(&end->life);
-    return is_file(life, &end->life_file) ? life : -1;
+    return mpx_os_is_file(life, end->life_file) ? life : -1;
 }
 
 static void join(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int life)

@@ -41,7 +41,7 @@ typedef struct {
     unsigned side;       /* which of the ducts it sends to; it receives from the other */
     mpx_atomic_u32 life; /* a descriptor, or MPX_NO_HANDLE */
     mpx_file_id_t life_file;
-    mpx_atomic_u32 sent;       /* messages, before there was a duct */
+    mpx_atomic_u32 sent;       /* messages, before there was a duct; then, before it was opened */
     mpx_atomic_u64 next_look;  /* when to ask next whether there is another end */
     mpx_atomic_u32 closings;   /* how often one had been closed then */
     mpx_wait_mood_t room_mood; /* of waiting for room in the duct */
