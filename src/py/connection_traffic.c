@@ -652,12 +652,14 @@ static int look_joined(ConnectionObject *self, int fd)
     struct pollfd polled[2] = {{.fd = fd, .events = POLLIN}, mpx_end_polls(&self->end)};
     if (duct != NULL && mpx_duct_has_message(duct))
         return 1;
-    if (mpx_os_poll(polled, 2, 0) == 0) {
-        if (duct == NULL || !mpx_duct_has_something(duct))
-            return 0;
-        (void)settle(self, fd);
-        return mpx_duct_has_message(duct) ? 1 : 0;
+    int ready = mpx_os_poll(polled, 2, 0);
+    if (ready == 0 && duct != NULL && mpx_duct_has_something(duct)) {
+        if (settle(self, fd) || mpx_duct_has_message(duct))
+            return mpx_duct_has_message(duct) ? 1 : 0;
+        ready = mpx_os_poll(polled, 2, 0); /* now that what was being moved has got there */
     }
+    if (ready == 0)
+        return 0;
     if (polled[0].revents & POLLIN)
         return 1;
     return mpx_end_was_left(&self->end, &polled[1]) || polled[0].revents == 0 ? -EXDEV : 1;

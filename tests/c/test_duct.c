@@ -803,7 +803,7 @@ static void damage(struct way *way)
 
 TEST_OF_BOTH(whatever_is_in_memory)
 {
-    for (int run = 0; run < (emulated() ? 1000 : 20000); run++) {
+    for (int run = 0; run < (emulated() ? 1000 : 5000); run++) {
         mpx_duct_init(&way->duct, way->is_socket);
         empty_descriptor(way);
         settle(way);
