@@ -7,6 +7,7 @@ It asks here when it meets a class for the first time and whenever one has been 
 import _pickle
 from types import FunctionType
 
+from mproc_ext import _core
 from mproc_ext._modules import stdlib
 
 __all__ = ()
@@ -55,3 +56,6 @@ def tables(cls):
     ):
         return None
     return general, extra
+
+
+_core.serve_pickling(tables, globals())

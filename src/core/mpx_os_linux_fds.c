@@ -12,6 +12,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -148,4 +151,56 @@ void mpx_os_close_except(unsigned first, const int *keep, size_t keep_count)
         first = (unsigned)keep[i] + 1;
     }
     mpx_os_close_range(first, ~0U);
+}
+
+/* ---- A table with room ----------------------------------------------------------------------- */
+
+typedef struct {
+    const int *keep;
+    size_t keep_count;
+    void (*work)(void *);
+    void *argument;
+    int status;
+} roomy_t;
+
+static bool is_kept(const roomy_t *roomy, int fd)
+{
+    for (size_t i = 0; i < roomy->keep_count; i++) {
+        if (roomy->keep[i] == fd) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void *work_with_room(void *argument)
+{
+    roomy_t *roomy = argument;
+    int fd = 0;
+    if (MPX_SYS(unshare, unshare(CLONE_FILES)) < 0) {
+        roomy->status = -errno;
+        return NULL;
+    }
+    while (is_kept(roomy, fd)) {
+        fd++;
+    }
+    close(fd);
+    roomy->work(roomy->argument);
+    return NULL;
+}
+
+int mpx_os_with_room(const int *keep, size_t keep_count, void (*work)(void *), void *argument)
+{
+    roomy_t roomy = {keep, keep_count, work, argument, 0};
+    sigset_t all, before;
+    pthread_t thread;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = MPX_FAULT(thread) ? EAGAIN : pthread_create(&thread, NULL, work_with_room, &roomy);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0) {
+        return -error;
+    }
+    pthread_join(thread, NULL);
+    return roomy.status;
 }

@@ -78,7 +78,7 @@ MPX_NODISCARD ssize_t mpx_fds_recv(int socket_fd, void *data, size_t size, int *
                                    size_t *fd_count);
 
 /* The descriptor of the first message, which brings one and stays where it is: anew, close-on-exec.
- * -EAGAIN: there is no message. */
+ * -EAGAIN: there is no message. -EMFILE: there is no room for it. */
 MPX_NODISCARD int mpx_fds_peek(int socket_fd);
 
 /* Drops all such messages, and their descriptors. */

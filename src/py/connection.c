@@ -9,6 +9,7 @@
 #include "connection.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "class_version.h"
@@ -120,17 +121,29 @@ static void give_handle(ConnectionObject *self, uint32_t handle)
     mpx_u32_store_relaxed(&self->handle, handle);
 }
 
+/* For another thread that is sending. */
+static bool keep_handle(ConnectionObject *self, int handle)
+{
+    if (MPX_LIKELY(!mpx_turn_is_anothers(&self->sender)))
+        return false;
+    int kept = fcntl(handle, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    mpx_u32_store_relaxed(&self->kept, (uint32_t)kept);
+    return kept >= 0;
+}
+
 static int close_handle(ConnectionObject *self)
 {
     uint32_t handle = mpx_u32_exchange_acq_rel(&self->handle, MPX_NO_HANDLE);
     int status = 0;
     if (handle == MPX_NO_HANDLE)
         return 0;
+    bool is_kept = keep_handle(self, (int)handle);
     Py_BEGIN_ALLOW_THREADS
     if (close((int)handle) < 0)
         status = -errno;
     Py_END_ALLOW_THREADS
-    mpx_connection_end(self);
+    if (!is_kept)
+        mpx_connection_end(self);
     if (status < 0)
         mpx_raise(status);
     return status;
@@ -608,6 +621,7 @@ static PyObject *Connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
     connection->state = module_state(module);
     connection->namespace = (mpx_namespace_t){.dict = dict, .at = 0};
     mpx_u32_store_relaxed(&connection->handle, MPX_NO_HANDLE);
+    mpx_u32_store_relaxed(&connection->kept, MPX_NO_HANDLE);
     mpx_u32_store_relaxed(&connection->end.life, MPX_NO_HANDLE);
     return self;
 }

@@ -11,6 +11,9 @@
  *   - a handler that sends, or receives, first does what its thread was at: its own message comes
  *     after that, and the one that has arrived is the handler's.
  *
+ * Where another thread closes the connection in the middle of a send, that goes through with it, as
+ * a write does: the descriptor's number is free at once, and the other end sees the end after it.
+ *
  * What is kept so is of one process and one descriptor: a child that is forked has no part in it.
  */
 #ifndef MPX_PY_CONNECTION_H
@@ -53,6 +56,7 @@ typedef struct {
     mpx_sending_t *sending;  /* the one that was begun last, or NULL */
     mpx_sending_t rest;      /* what was left of one; its memory is its own */
     mpx_keeper_t sending_of; /* of these two */
+    mpx_atomic_u32 kept; /* the closed descriptor again, for who was sending, or MPX_NO_HANDLE */
 
     /* In the turn of who receives. */
     mpx_turn_t receiver;

@@ -7,6 +7,7 @@
 #include "connection.h"
 
 #include <errno.h>
+#include <unistd.h>
 
 #include "mpx_os.h"
 
@@ -23,6 +24,14 @@ typedef struct {
     mpx_sending_t *sending; /* or NULL: of receiving */
     size_t size;            /* at most, of what it transfers */
 } step_t;
+
+/* The descriptor for it; -1 where there is none. */
+static int fd_of(const step_t *step)
+{
+    ConnectionObject *self = step->connection;
+    int fd = mpx_connection_fd(self);
+    return fd >= 0 || step->sending == NULL ? fd : (int)mpx_u32_load_relaxed(&self->kept);
+}
 
 /* Whether a message is about to be begun; the rest of one has no header. */
 static bool begins(const mpx_outflow_t *out)
@@ -86,7 +95,7 @@ static int wait_joined(const step_t *step, int fd, int64_t deadline)
                                mpx_end_polls(&self->end)};
     for (unsigned tries = 0; mpx_wait_yields(mood, tries, deadline); tries++) {
         int status = transfer(step, fd, NULL);
-        if (status != -EAGAIN || mpx_connection_fd(self) != fd)
+        if (status != -EAGAIN || fd_of(step) != fd)
             return status == -EAGAIN ? 0 : status;
     }
     bool is_unsettled = !sends && !has_begun(step) && mpx_end_receives_from(&self->end) != NULL;
@@ -94,7 +103,7 @@ static int wait_joined(const step_t *step, int fd, int64_t deadline)
     int ready = mpx_os_poll(polled, 2, is_unsettled ? Py_MIN(deadline, soon) : deadline);
     if (ready <= 0)
         return ready == 0 ? -ETIMEDOUT : ready;
-    if (mpx_connection_fd(self) != fd)
+    if (fd_of(step) != fd)
         return 0;
     bool has_no_reader = sends && (polled[0].revents & (POLLERR | POLLHUP | POLLNVAL));
     if (has_no_reader || mpx_end_was_left(&self->end, &polled[1]))
@@ -131,7 +140,7 @@ static int wait_and_transfer(const step_t *step, int fd)
     mpx_stream_wait_t wait = {
         .mood = step->sending != NULL ? &self->sender_mood : &self->receiver_mood,
         .deadline = mpx_piece_of(MPX_NEVER),
-        .handle = &self->handle,
+        .handle = mpx_connection_fd(self) == fd ? &self->handle : &self->kept,
     };
     int status = transfer_without_gil(step, fd, &wait);
     if (status == -ETIMEDOUT || status == -EINTR)
@@ -139,13 +148,24 @@ static int wait_and_transfer(const step_t *step, int fd)
     return status;
 }
 
-/* The descriptor, which may have been closed meanwhile; -1 with an exception. */
-static int open_fd(ConnectionObject *self)
+/* A descriptor, which may have been closed meanwhile; -1 with an exception. */
+static int check_fd(int fd)
 {
-    int fd = mpx_connection_fd(self);
     if (fd < 0)
         PyErr_SetString(PyExc_OSError, "handle is closed");
     return fd;
+}
+
+/* To settle is to open a duct that nobody has opened. */
+static inline bool may_settle(ConnectionObject *self, mpx_duct_t *duct, int fd)
+{
+    bool may_leave;
+    if (MPX_LIKELY(mpx_u64_load_relaxed(&self->end.asked_by) == mpx_os_own_word()))
+        return mpx_u32_load_relaxed(&self->end.may_leave) || mpx_duct_is_open(duct);
+    Py_BEGIN_CRITICAL_SECTION(self->module);
+    may_leave = mpx_end_may_leave(&self->end, fd);
+    Py_END_CRITICAL_SECTION();
+    return may_leave || mpx_duct_is_open(duct);
 }
 
 /* Tells the duct to receive from, if there is one, that the descriptor is empty: whether the ring
@@ -153,7 +173,7 @@ static int open_fd(ConnectionObject *self)
 static bool settle(ConnectionObject *self, int fd)
 {
     mpx_duct_t *duct = mpx_end_receives_from(&self->end);
-    if (duct == NULL)
+    if (duct == NULL || !may_settle(self, duct, fd))
         return false;
     int status = mpx_duct_settle(duct, fd, 0);
     if (status == -EBUSY) {
@@ -168,7 +188,7 @@ static bool settle(ConnectionObject *self, int fd)
 /* Does a part of it: 0; or a negative errno, -EINTR with an exception. */
 static int take_step(const step_t *step)
 {
-    int fd = open_fd(step->connection);
+    int fd = check_fd(fd_of(step));
     if (fd < 0)
         return -EINTR;
     int status =
@@ -247,7 +267,8 @@ static void finish(ConnectionObject *self, mpx_sending_t *sending)
 {
     mpx_duct_t *duct = sending->duct;
     bool is_socket = sending->out.is_socket;
-    int fd = mpx_connection_fd(self), status = -EBUSY;
+    const step_t step = {.connection = self, .sending = sending};
+    int fd = fd_of(&step), status = -EBUSY;
     sending->duct = NULL;
     if (MPX_LIKELY(duct == NULL) || sending->process != mpx_os_own_word())
         return;
@@ -370,6 +391,16 @@ static int send_joined(ConnectionObject *self, const char *data, size_t size)
     return send_slowly(self, duct, data, size, status);
 }
 
+/* The connection was closed meanwhile. */
+MPX_COLD static void end_kept(ConnectionObject *self)
+{
+    uint32_t kept = mpx_u32_exchange_acq_rel(&self->kept, MPX_NO_HANDLE);
+    if (kept != MPX_NO_HANDLE) {
+        close((int)kept);
+        mpx_connection_end(self);
+    }
+}
+
 int mpx_connection_send(ConnectionObject *self, const char *data, size_t size)
 {
     if (mpx_end_is_joined(&self->end)) {
@@ -380,6 +411,8 @@ int mpx_connection_send(ConnectionObject *self, const char *data, size_t size)
     if (mpx_turn_take(&self->sender) < 0)
         return -1;
     int status = send_in_turn(self, data, size);
+    if (MPX_UNLIKELY(mpx_u32_load_relaxed(&self->kept) != MPX_NO_HANDLE) && self->sending == NULL)
+        end_kept(self);
     mpx_turn_end(&self->sender);
     return status;
 }
@@ -398,11 +431,15 @@ static int raise_unreceived(ConnectionObject *self, int status)
 {
     if (status == -EPIPE || status == -EPROTO) {
         drop_message(self);
-        if (status == -EPIPE)
+        if (status == -EPIPE && mpx_end_was_reset(&self->end))
+            mpx_raise(-ECONNRESET);
+        else if (status == -EPIPE)
             PyErr_SetNone(PyExc_EOFError);
         else
             PyErr_SetString(PyExc_OSError, "got end of file during message");
     } else if (status != -EINTR) {
+        if (status == -ECONNRESET)
+            (void)mpx_end_was_reset(&self->end);
         mpx_raise(status);
     }
     return -1;
@@ -519,7 +556,7 @@ static int receive_joined(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t 
             status = refuse(self, duct, message);
         if (status != -EAGAIN)
             break;
-        int fd = open_fd(self);
+        int fd = check_fd(mpx_connection_fd(self));
         if (fd < 0) {
             status = -EINTR;
             break;
@@ -556,8 +593,10 @@ static void count_read(ConnectionObject *self)
     mpx_duct_t *duct = mpx_end_receives_from(&self->end);
     if (MPX_LIKELY(duct == NULL))
         return;
+    int fd = mpx_connection_fd(self);
     mpx_duct_count_read(duct);
-    (void)!mpx_duct_settle(duct, mpx_connection_fd(self), 0);
+    if (may_settle(self, duct, fd))
+        (void)!mpx_duct_settle(duct, fd, 0);
 }
 
 /* At the descriptor's end: whether there is something in the ring all the same, which came later.
@@ -609,6 +648,7 @@ static bool receive_from_ring(ConnectionObject *self, Py_ssize_t most, mpx_buffe
     mpx_duct_t *duct = mpx_end_receives_from(&self->end);
     if (duct == NULL)
         return false;
+    (void)may_settle(self, duct, mpx_connection_fd(self)); /* a child may not have asked */
     mpx_take_buffer(self->module, message);
     if (MPX_LIKELY(try_get(duct, most, message, &message->size) == 0))
         return true;
@@ -669,7 +709,7 @@ static int look_joined(ConnectionObject *self, int fd)
 static int poll_joined(ConnectionObject *self, int64_t deadline)
 {
     for (;;) {
-        int fd = open_fd(self);
+        int fd = check_fd(mpx_connection_fd(self));
         if (fd < 0)
             return -1;
         mpx_duct_t *duct = mpx_end_receives_from(&self->end);
@@ -712,7 +752,7 @@ int mpx_connection_poll(ConnectionObject *self, int64_t deadline)
         int status = ready == 0 ? -ETIMEDOUT : -EINTR;
         if (!mpx_wait_on(&status, deadline))
             return status == -EINTR ? -1 : 0;
-        int fd = open_fd(self);
+        int fd = check_fd(mpx_connection_fd(self));
         if (fd < 0)
             return -1;
         end = mpx_piece_of(deadline);
@@ -735,6 +775,7 @@ void mpx_connection_end(ConnectionObject *self)
 
 void mpx_connection_forget(ConnectionObject *self)
 {
+    end_kept(self);
     tear(&self->rest);
     drop_rest(self);
     mpx_buffer_free(&self->content);

@@ -145,6 +145,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->pickle_loads);
     Py_VISIT(module_state(module)->pickle_pickler);
     Py_VISIT(module_state(module)->pickle_unpickler);
+    Py_VISIT(module_state(module)->find_tables);
     Py_VISIT(module_state(module)->pickling_namespace);
     for (int i = 0; i < 2 * MPX_PICKLINGS; i++)
         Py_VISIT((PyObject *)module_state(module)->picklings[i % 2][i / 2]);
@@ -182,6 +183,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->pickle_loads);
     Py_CLEAR(module_state(module)->pickle_pickler);
     Py_CLEAR(module_state(module)->pickle_unpickler);
+    Py_CLEAR(module_state(module)->find_tables);
     Py_CLEAR(module_state(module)->pickling_namespace);
     for (int i = 0; i < 2 * MPX_PICKLINGS; i++)
         Py_XDECREF((PyObject *)mpx_swap(&module_state(module)->picklings[i % 2][i / 2], NULL));

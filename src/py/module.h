@@ -92,7 +92,8 @@ typedef struct {
     PyObject *pickle_loads, *pickle_pickler, *pickle_unpickler; /* of _pickle, or NULL */
     void *buffer;                                               /* that nobody uses now; or NULL */
     mpx_keys_t keys;
-    PyObject *pickling_namespace; /* or NULL */
+    PyObject *find_tables;        /* of mproc_ext._pickling, or NULL before that is imported */
+    PyObject *pickling_namespace; /* with it: its dict */
     Py_ssize_t pickling_place;    /* in that: see mpx_namespace_t */
 } module_state_t;
 

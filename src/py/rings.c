@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "mpx_heap.h"
@@ -55,8 +56,19 @@ struct mpx_rings {
     mpx_atomic_u32 trusted;  /* of this process's copies in trust, those for these rings */
 };
 
-/* Copies that this process has put in trust. */
-static mpx_atomic_u32 in_trust;
+/* Lives that this process has open at most: a program may need its descriptors, and numbers below
+ * FD_SETSIZE, for more than twice as many pipes. More pairs could not have rings. */
+#define MOST_LIVES MOST_IN_TRUST
+
+/* Copies that this process has put in trust, and the lives that it has open. */
+static mpx_atomic_u32 in_trust, lives_open;
+
+/* The folder of a process's descriptors: in its fork there is another one. */
+static struct {
+    mpx_atomic_u64 process;
+    mpx_atomic_u32 fd;
+    mpx_file_id_t file;
+} folder;
 
 static mpx_rings_t *rings_of(mpx_ring_end_t *end)
 {
@@ -128,7 +140,7 @@ static bool is_large_enough(int fd, bool is_socket)
     socklen_t length = sizeof(size);
     if (is_socket)
         return getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, &length) == 0 && size >= SOCKET_BUFFER;
-    return fcntl(fd, F_GETPIPE_SZ) >= PIPE_BUFFER && access("/proc/self/fd", X_OK) == 0;
+    return fcntl(fd, F_GETPIPE_SZ) >= PIPE_BUFFER;
 }
 
 static int make_lives(int lives[2])
@@ -152,7 +164,17 @@ static int give_life(mpx_ring_end_t *end, int life)
     int status = mpx_os_file_info(life, &info);
     end->life_file = info.id;
     mpx_u32_store_relaxed(&end->life, (uint32_t)life);
+    mpx_u32_fetch_add_relaxed(&lives_open, 1);
     return status;
+}
+
+/* Whether it is for the caller to close. */
+static bool forget_life(mpx_ring_end_t *end)
+{
+    if (mpx_u32_exchange_acq_rel(&end->life, MPX_NO_HANDLE) == MPX_NO_HANDLE)
+        return false;
+    mpx_u32_fetch_add_relaxed(&lives_open, UINT32_MAX);
+    return true;
 }
 
 static int own_life(mpx_ring_end_t *end)
@@ -180,7 +202,7 @@ void mpx_ends_join(mpx_ring_end_t *first, mpx_ring_end_t *second, bool duplex)
 {
     mpx_ring_end_t *ends[2] = {first, second};
     int lives[2] = {-1, -1};
-    if (duplex && make_lives(lives) < 0)
+    if (duplex && (mpx_u32_load_relaxed(&lives_open) >= MOST_LIVES || make_lives(lives) < 0))
         return;
     mpx_rings_t *rings = make_rings(duplex);
     for (unsigned i = 0; i < 2; i++) {
@@ -272,6 +294,8 @@ static void make_duct(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
     if (mpx_os_file_info(fd, &info) < 0 || !is_large_enough(fd, end->is_socket) ||
         mpx_heap_new_until(rings->arena, rings->owner, sizeof(mpx_duct_t), &block, &address, 0) < 0)
         return;
+    if (!end->is_socket && geteuid() == 0)
+        (void)!fchmod(fd, S_IRUSR | S_IWUSR | S_IWGRP | S_IWOTH);
     mpx_duct_init(address, end->is_socket);
     mpx_duct_belong_to(address, &info.id);
     bool is_made = false;
@@ -346,7 +370,7 @@ bool mpx_end_was_left(mpx_ring_end_t *end, const struct pollfd *polled)
         return false;
     if (polled->fd == own_life(end))
         return true;
-    mpx_u32_store_relaxed(&end->life, MPX_NO_HANDLE); /* the program has closed it */
+    (void)forget_life(end); /* the program has closed it */
     return false;
 }
 
@@ -394,17 +418,69 @@ static bool stop(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int fd,
     return mpx_duct_is_stopped(duct) && (mpx_duct_is_empty(duct) || status == -EPIPE);
 }
 
+static void open_folder(void)
+{
+    mpx_file_info_t info;
+    uint32_t before = mpx_u32_load_relaxed(&folder.fd);
+    if (mpx_u64_load_relaxed(&folder.process) == mpx_os_own_word())
+        return;
+    if (mpx_u64_load_relaxed(&folder.process) != 0 && mpx_os_is_file((int)before, folder.file))
+        close((int)before);
+    int fd = mpx_os_above_stdio(open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (fd >= 0 && mpx_os_file_info(fd, &info) == 0)
+        folder.file = info.id;
+    mpx_u32_store_relaxed(&folder.fd, (uint32_t)fd);
+    mpx_u64_store_relaxed(&folder.process, mpx_os_own_word());
+}
+
+/* This process's, or -1: or that of the one it was forked from, where the pipe may still be. */
+static int known_folder(void)
+{
+    int fd = (int)mpx_u32_load_relaxed(&folder.fd);
+    bool is_known = mpx_u64_load_relaxed(&folder.process) != 0 && fd >= 0;
+    return is_known && mpx_os_is_file(fd, folder.file) ? fd : -1;
+}
+
+/* A pipe's other end. */
+static int open_again(int fd)
+{
+    char path[32];
+    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    int other = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    if (other >= 0 || errno == EMFILE)
+        return other < 0 ? -errno : other;
+    int in = known_folder();
+    if (in < 0)
+        return -ENOENT;
+    (void)snprintf(path, sizeof(path), "%d", fd);
+    other = openat(in, path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+    return other < 0 ? -errno : other;
+}
+
+bool mpx_end_may_leave(mpx_ring_end_t *end, int fd)
+{
+    uint64_t own = mpx_os_own_word();
+    if (mpx_u64_load_relaxed(&end->asked_by) != own) {
+        int other = -1;
+        if (!end->is_socket) {
+            open_folder();
+            other = known_folder() < 0 ? -1 : open_again(fd);
+        }
+        mpx_u32_store_relaxed(&end->may_leave, end->is_socket || other >= 0);
+        if (other >= 0)
+            close(other);
+        mpx_u64_store_relaxed(&end->asked_by, own);
+    }
+    return mpx_u32_load_relaxed(&end->may_leave) != 0;
+}
+
 /* A descriptor by which to write what this end receives. */
 static int open_other_end(mpx_ring_end_t *end, int fd)
 {
-    char path[32];
-    if (end->is_socket) {
-        int life = own_life(end);
-        return life < 0 ? -EBADF : mpx_fds_peek(life);
-    }
-    (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    int other = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-    return other < 0 ? -errno : other;
+    if (!end->is_socket)
+        return open_again(fd);
+    int life = own_life(end);
+    return life < 0 ? -EBADF : mpx_fds_peek(life);
 }
 
 /* Where a sender has died, what it was moving is where it belongs once that is settled. */
@@ -418,16 +494,35 @@ static void settle(mpx_rings_t *rings, unsigned side, int fd)
 /* A sender that was at work may be so again: none begins when the duct is stopped. */
 #define TRIES 10
 
+typedef struct {
+    mpx_ring_end_t *end;
+    mpx_rings_t *rings;
+    int fd, other; /* or what came of opening it */
+    bool is_done;
+} move_t;
+
+static void move(void *argument)
+{
+    move_t *move = argument;
+    move->other = open_other_end(move->end, move->fd);
+    move->is_done = stop(move->end, move->rings, !move->end->side, move->other, 0);
+    if (move->other >= 0)
+        close(move->other);
+}
+
 /* With the GIL: a child that another thread forked meanwhile would have the other end open, too, so
  * that this one never saw its end. */
 static bool move_to_descriptor(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
 {
+    move_t moving = {end, rings, fd, -1, false};
     bool is_done = false;
     for (int i = 0; !is_done && i < TRIES; i++) {
-        int other = open_other_end(end, fd);
-        is_done = stop(end, rings, !end->side, other, 0);
-        if (other >= 0)
-            close(other);
+        move(&moving);
+        if (moving.other == -EMFILE) {
+            const int keep[] = {fd, own_life(end), known_folder()};
+            (void)!mpx_os_with_room(keep, MPX_ARRAY_LENGTH(keep), move, &moving);
+        }
+        is_done = moving.is_done;
         if (is_done)
             break;
         Py_BEGIN_ALLOW_THREADS
@@ -440,8 +535,15 @@ static bool move_to_descriptor(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
 static void close_life(mpx_ring_end_t *end)
 {
     int life = own_life(end);
-    if (mpx_u32_exchange_acq_rel(&end->life, MPX_NO_HANDLE) != MPX_NO_HANDLE && life >= 0)
+    if (forget_life(end) && life >= 0)
         close(life);
+}
+
+bool mpx_end_was_reset(mpx_ring_end_t *end)
+{
+    mpx_duct_t *duct = end->is_socket ? find_duct(end->joined, end->side) : NULL;
+    return duct != NULL && !mpx_duct_is_empty(duct) &&
+           mpx_u32_exchange_acq_rel(&end->is_reset, 1) == 0;
 }
 
 void mpx_end_leave(mpx_ring_end_t *end, int fd)

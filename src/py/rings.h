@@ -11,10 +11,12 @@
  * end's end is a reason to leave, too: what the descriptor says then is what counts.
  *
  * Trust. To write into its own descriptor an end needs the other one's. (Of a pipe it opens its own
- * again.) Each end of a socket pair has a second socket, its *life*, whose peer is the other end's.
- * Who makes a duct sends a copy of its end through its life, where it stays in the queue: so the
- * copy is no process's, and who takes it takes it for all. Since it keeps the end open, that one's
- * end is seen by the life's; and who leaves drops the copy.
+ * again, in the folder of the process's descriptors: it has that open, so that it is there without
+ * /proc, too; and root, who may be somebody else by then, lets anybody open the pipe who gets at
+ * such a folder.) Each end of a socket pair has a second socket, its *life*, whose peer is the
+ * other end's. Who makes a duct sends a copy of its end through its life, where it stays in the
+ * queue: so the copy is no process's, and who takes it takes it for all. Since it keeps the end
+ * open, that one's end is seen by the life's; and who leaves drops the copy.
  *
  * What fails here is no error: the connection is plain then.
  */
@@ -45,6 +47,9 @@ typedef struct {
     mpx_atomic_u64 next_look;  /* when to ask next whether there is another end */
     mpx_atomic_u32 closings;   /* how often one had been closed then */
     mpx_wait_mood_t room_mood; /* of waiting for room in the duct */
+    mpx_atomic_u64 asked_by;   /* the process that has asked whether it could leave */
+    mpx_atomic_u32 may_leave;  /* and what came of it */
+    mpx_atomic_u32 is_reset;   /* this has been said */
 } mpx_ring_end_t;
 
 static inline bool mpx_end_is_joined(mpx_ring_end_t *end)
@@ -84,6 +89,10 @@ bool mpx_end_parts(mpx_ring_end_t *end, mpx_end_parts_t *parts);
  * negative errno; then the connection is plain, and what was left of the other end is there. */
 int mpx_end_adopt(mpx_ring_end_t *end, const mpx_end_parts_t *parts);
 
+/* Whether this process will be able to leave, also when it has given up rights or its root folder
+ * until then: before it opens a duct to receive from. In a critical section of the module. */
+bool mpx_end_may_leave(mpx_ring_end_t *end, int fd);
+
 /* Leaves, as far as that is possible: where the descriptor has no room for what is in the ring, the
  * rest stays there, and goes on being received. */
 void mpx_end_leave(mpx_ring_end_t *end, int fd);
@@ -91,6 +100,10 @@ void mpx_end_leave(mpx_ring_end_t *end, int fd);
 /* Whether nobody has the other end any more; asked of the kernel where somebody has closed one, or
  * some time has passed since the last time. */
 bool mpx_end_is_alone(mpx_ring_end_t *end, int fd);
+
+/* There is no other end any more: whether it went with something unread in the duct. This is said
+ * once, as the kernel does for what is in a socket's queue. */
+bool mpx_end_was_reset(mpx_ring_end_t *end);
 
 /* What a wait looks at besides the descriptor; fd -1: nothing. */
 struct pollfd mpx_end_polls(mpx_ring_end_t *end);

@@ -56,6 +56,23 @@ static PyObject *find_class(module_state_t *state, mpx_namespace_t *namespace)
     return cls;
 }
 
+/* What mproc_ext._pickling has told, which is imported where it has not been: a new reference, or
+ * NULL with an exception. */
+static PyObject *helped_by(PyObject *module, PyObject **field)
+{
+    PyObject *found = mpx_state_ref(module, field);
+    if (MPX_LIKELY(found != NULL))
+        return found;
+    PyObject *helper = PyImport_ImportModule("mproc_ext._pickling");
+    if (helper == NULL)
+        return NULL;
+    Py_DECREF(helper);
+    found = mpx_state_ref(module, field);
+    if (found == NULL)
+        PyErr_SetString(PyExc_ImportError, "mproc_ext._pickling is not whole yet");
+    return found;
+}
+
 /* Looks at a class. 1: it is like the standard library's; 0: it is not; -1: an exception. */
 static int look_at_class(PyObject *module, PyObject *cls)
 {
@@ -65,9 +82,9 @@ static int look_at_class(PyObject *module, PyObject *cls)
     Py_XDECREF(PyObject_GetAttr(cls, state->names[MPX_NAME_DUMPS]));
     PyErr_Clear();
     unsigned version = mpx_class_version((PyTypeObject *)cls);
-    PyObject *helper = PyImport_ImportModule("mproc_ext._pickling");
-    PyObject *tables = helper == NULL ? NULL : PyObject_CallMethod(helper, "tables", "O", cls);
-    Py_XDECREF(helper);
+    PyObject *find = helped_by(module, &state->find_tables);
+    PyObject *tables = find == NULL ? NULL : PyObject_CallOneArg(find, cls);
+    Py_XDECREF(find);
     if (tables == NULL)
         return -1;
     bool is_plain = tables != Py_None;
@@ -361,14 +378,7 @@ static mpx_namespace_t namespace_of(PyObject *module, PyObject *const *args, Py_
         PyErr_Format(PyExc_TypeError, "%s() takes an argument, and the dict of a module", function);
         return (mpx_namespace_t){.dict = NULL};
     }
-    PyObject *dict = mpx_state_ref(module, &state->pickling_namespace);
-    if (dict == NULL) {
-        PyObject *helper = PyImport_ImportModule("mproc_ext._pickling");
-        dict = helper == NULL ? NULL : PyObject_GetAttrString(helper, "__dict__");
-        Py_XDECREF(helper);
-        if (dict != NULL)
-            mpx_state_set(module, &state->pickling_namespace, dict);
-    }
+    PyObject *dict = helped_by(module, &state->pickling_namespace);
     return (mpx_namespace_t){.dict = dict, .at = state->pickling_place};
 }
 
@@ -415,7 +425,42 @@ static PyObject *loads(PyObject *module, PyObject *const *args, Py_ssize_t nargs
     return object;
 }
 
+PyDoc_STRVAR(serve_pickling_doc,
+             "serve_pickling(tables, namespace, /)\n--\n\n"
+             "Tell what finds the tables of reducers of a class, and the dict of the module that\n"
+             "has the class of those who speak for no other one.  What else it takes to pickle is\n"
+             "found now, too: later there may be no descriptor, no file or no sys.modules left\n"
+             "for an import.");
+
+static PyObject *serve_pickling(PyObject *module, PyObject *args)
+{
+    module_state_t *state = module_state(module);
+    mpx_namespace_t namespace = {.at = -1};
+    PyObject *find_tables;
+    if (!PyArg_ParseTuple(args, "OO!:serve_pickling", &find_tables, &PyDict_Type, &namespace.dict))
+        return NULL;
+    mpx_state_set(module, &state->find_tables, find_tables);
+    mpx_state_set(module, &state->pickling_namespace, namespace.dict);
+    struct {
+        PyObject **field;
+        int name;
+    } parts[] = {{&state->pickle_loads, MPX_NAME_LOADS},
+                 {&state->pickle_pickler, MPX_NAME_PICKLER},
+                 {&state->pickle_unpickler, MPX_NAME_UNPICKLER}};
+    for (size_t i = 0; i < MPX_ARRAY_LENGTH(parts); i++) {
+        PyObject *part = mpx_from_pickle(module, parts[i].field, parts[i].name);
+        if (part == NULL)
+            return NULL;
+        Py_DECREF(part);
+    }
+    PyObject *cls = find_class(state, &namespace);
+    int status = cls == NULL ? -1 : look_at_class(module, cls);
+    Py_XDECREF(cls);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
 static PyMethodDef serialize_functions[] = {
+    {"serve_pickling", serve_pickling, METH_VARARGS, serve_pickling_doc},
     {"dumps", (PyCFunction)(void (*)(void))dumps, METH_FASTCALL, dumps_doc},
     {"loads", (PyCFunction)(void (*)(void))loads, METH_FASTCALL, loads_doc},
     {NULL, NULL, 0, NULL},

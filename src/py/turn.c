@@ -77,3 +77,10 @@ void mpx_turn_end(mpx_turn_t *turn)
     if (MPX_UNLIKELY(mpx_u32_exchange_acq_rel(&turn->holder, 0) & WAITED)) /* T0: with T1 */
         mpx_os_futex_wake(&turn->holder, 1);
 }
+
+bool mpx_turn_is_anothers(mpx_turn_t *turn)
+{
+    uint32_t holder = mpx_u32_load_relaxed(&turn->holder) & ~WAITED;
+    return holder != 0 && holder != mpx_os_self()->id &&
+           mpx_u64_load_relaxed(&turn->process) == mpx_os_own_word();
+}

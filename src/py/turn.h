@@ -22,4 +22,7 @@ int mpx_turn_take(mpx_turn_t *turn);
 
 void mpx_turn_end(mpx_turn_t *turn);
 
+/* Whether another thread of this process has it. */
+bool mpx_turn_is_anothers(mpx_turn_t *turn);
+
 #endif

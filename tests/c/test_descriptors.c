@@ -1,5 +1,5 @@
 /* test_descriptors.c - closing many descriptors in each of the three ways; keeping off the standard
- * streams. */
+ * streams; room where there is none. */
 #include "harness.h"
 
 #include "mpx_os.h"
@@ -135,6 +135,61 @@ TEST(descriptors_beyond_a_lowered_limit_are_found)
     inject("open_fds", ENOENT, 0, ALWAYS);
     mpx_os_close_range(FIRST, ~0U);
     CHECK_EQ(count_open(), 0);
+}
+
+/* ---- A table with room -------------------------------------------------------------------------
+ */
+
+/* What somebody does who has no descriptor left. */
+typedef struct {
+    bool was_kept[2], has_room;
+    pid_t process;
+} visit_t;
+
+static void visit(void *argument)
+{
+    visit_t *visit = argument;
+    for (int i = 0; i < 2; i++) {
+        visit->was_kept[i] = is_open(i);
+    }
+    visit->process = getpid();
+    visit->has_room = open("/dev/null", O_RDONLY) >= 0;
+    mpx_os_close_range(0, ~0U);
+}
+
+static void fill_table(void)
+{
+    struct rlimit limit = {.rlim_cur = END, .rlim_max = END};
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    while (open("/dev/null", O_RDONLY) >= 0) {
+    }
+    CHECK_EQ(errno, EMFILE);
+}
+
+TEST(a_table_with_room)
+{
+    const int keep[] = {1, -1, 0};
+    visit_t seen = {.has_room = false};
+    if (emulated()) {
+        return; /* one thread of an emulator's has no table of its own */
+    }
+    fill_table();
+    CHECK_EQ(mpx_os_with_room(keep, MPX_ARRAY_LENGTH(keep), visit, &seen), 0);
+    CHECK(seen.was_kept[0] && seen.was_kept[1] && seen.has_room);
+    CHECK_EQ(seen.process, getpid());
+    CHECK_EQ(count_open(), COUNT); /* the process has all that it had */
+    CHECK(open("/dev/null", O_RDONLY) < 0);
+    mpx_os_close_range(STDERR_FILENO + 1, ~0U);
+}
+
+TEST(no_table_with_room)
+{
+    visit_t seen = {.has_room = false};
+    inject("unshare", EPERM, 0, 1);
+    CHECK_EQ(mpx_os_with_room(NULL, 0, visit, &seen), -EPERM);
+    inject("thread", 0, 0, 1);
+    CHECK_EQ(mpx_os_with_room(NULL, 0, visit, &seen), -EAGAIN);
+    CHECK(!seen.has_room && is_open(1));
 }
 
 /* ---- Between vfork and exec ------------------------------------------------------------------ */

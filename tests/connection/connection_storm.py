@@ -324,8 +324,18 @@ class Worker:
             else:
                 raise Failure(f"there was something to be sent after {ending}")
 
+    def warm_up(self):
+        """Has all open that a process has open for its rings."""
+        reader, writer = self.module.Pipe(duplex=False)
+        for number in range(20):
+            writer.send(number)
+            reader.recv()
+        reader.close()
+        writer.close()
+
     def run(self, conversations):
         before = None
+        self.warm_up()
         for conversation in range(conversations):
             try:
                 self.converse(conversation)

@@ -340,6 +340,59 @@ def test_the_other_one_is_asleep(numbered, ours, who, leave):
     assert task.get() == b"more"
 
 
+def become_nobody():
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+
+
+def go_to_a_bare_root():
+    os.chroot("/proc/self/fdinfo")
+
+
+def run_out_of_descriptors():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    with contextlib.suppress(OSError):
+        while True:
+            os.dup(2)
+
+
+@pytest.mark.parametrize("loss", [become_nobody, go_to_a_bare_root, run_out_of_descriptors])
+@pytest.mark.parametrize("leave", [by_fileno, by_wait, by_select])
+def test_who_has_lost_something(ends, ours, leave, loss):
+    """Rights, /proc or descriptors: what is sent after that is in the descriptor all the same."""
+    if os.geteuid() != 0 and loss is not run_out_of_descriptors:
+        pytest.skip("only root can lose that")
+    reader, writer = ends
+    told, tell = os.pipe()
+    sent, send = os.pipe()
+
+    def child():
+        writer.close()
+        assert reader.recv() == "before"
+        while not open_rings(reader)[1]:
+            assert not reader.poll()
+        loss()
+        os.write(tell, b".")
+        os.read(sent, 1)
+        leave(reader, ours)
+        fd = reader.fileno()
+        for number in range(20):
+            assert is_readable(fd)
+            assert reader.recv() == number
+        assert not is_readable(fd)
+
+    pid = fork(child)
+    writer.send("before")
+    os.read(told, 1)
+    for number in range(20):
+        writer.send(number)
+    os.write(send, b".")
+    assert ended(pid) == 0
+    for fd in (told, tell, sent, send):
+        os.close(fd)
+
+
 @leaving
 def test_twice_at_once(ends, ours, leave):
     reader, writer = ends
@@ -961,6 +1014,58 @@ def test_a_fork_while_another_thread_leaves(ours, flow):
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.parametrize("fate", ["closed", "killed"])
+def test_what_the_other_end_has_not_read(modules, ours, fate):
+    """A socket pair's kernel says once that it was there."""
+
+    def after(module):
+        here, there = module.Pipe()
+
+        def child():
+            here.close()
+            for number in range(10):
+                assert there.recv() == number
+            there.send("read")
+            linger()
+
+        pid = fork(child)
+        for number in range(10):
+            here.send(number)
+        assert here.recv() == "read"
+        if fate == "killed":
+            there.close()
+        here.send("unread")
+        os.kill(pid, signal.SIGKILL)
+        ended(pid)
+        there.close()
+        said = [outcome(call) for call in (here.recv, here.recv, here.poll)]
+        said.append(outcome(here.send, "late"))
+        here.close()
+        return said
+
+    them, us = map(after, modules)
+    assert them == us
+    assert "Reset" in us[0][0]
+
+
+def test_closed_by_another_thread_in_the_middle_of_sending(numbered):
+    """The message gets there whole, and then the end; the number is free at once."""
+    reader, writer, _, writing = numbered
+    writer.send_bytes(b"short")
+    task = sending(writer, writer.send_bytes, LONG * 10)
+    wait_until_blocked(task)
+    writer.close()
+    assert writer.closed
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(writing)
+    with pytest.raises(OSError, match="handle is closed"):
+        writer.send_bytes(b"more")
+    assert reader.recv_bytes() == b"short"
+    assert reader.recv_bytes() == LONG * 10
+    task.get()
+    says_the_end(reader)
+
+
 def test_an_exec_closes_them(ends):
     reader, writer = ends
     told, tell = os.pipe()
@@ -1182,6 +1287,58 @@ def test_more_pairs_than_have_rings(ours):
         other.close()
     one, other = ringed_pair(ours, "rings")  # there is room again
     close(one, other)
+
+
+@pytest.mark.parametrize("duplex", [True, False])
+def test_many_pipes_take_as_many_descriptors(modules, ours, duplex):
+    """But for those of a few, and the memory's."""
+    for module in modules:
+        before = len(fds())
+        pairs = [module.Pipe(duplex) for _ in range(200)]
+        taken = len(fds()) - before
+        assert taken <= (433 if module is ours else 400)
+        for pair in pairs:
+            close(*pair)
+    open_the_rings(*(again := ours.Pipe(duplex)))
+    close(*again)
+
+
+FIRST_MESSAGE = """
+import os, resource, sys
+import mproc_ext
+from mproc_ext.connection import Pipe
+class Late:
+    def __init__(self):
+        self.reader, self.writer = Pipe(duplex=False)
+        self.write = os.write
+
+    def __del__(self):
+        self.writer.send([1, {2}])
+        assert self.reader.recv() == [1, {2}]
+        self.write(1, b"fine")
+
+late = Late()
+"""
+
+
+@pytest.mark.parametrize("loss", ["chroot", "descriptors", "interpreter"])
+def test_nothing_is_imported_for_the_first_message(loss):
+    """When all that an import needs may be gone."""
+    if loss == "chroot" and os.geteuid() != 0:
+        pytest.skip("only root can do that")
+    losses = {
+        "chroot": "os.chroot('/proc/self/fdinfo'); del late",
+        "descriptors": """
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+try:
+    while True:
+        os.dup(2)
+except OSError:
+    del late
+""",
+        "interpreter": "",
+    }
+    assert run_program("-c", FIRST_MESSAGE + losses[loss]) == "fine"
 
 
 def test_few_descriptors(ours):

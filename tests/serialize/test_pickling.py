@@ -467,13 +467,16 @@ def test_the_class_is_looked_at_once(monkeypatch):
         return real(cls)
 
     real = _pickling.tables
-    monkeypatch.setattr(_pickling, "tables", tables)
     monkeypatch.setattr(ForkingPickler, "_extra_reducers", {})
-    for obj in ([1], Registered, 1j):
-        assert _core.loads(_core.dumps(obj)) == obj
-        assert _core.loads(_core.dumps(obj, vars(queues)), vars(queues)) == obj
-    assert calls == [ForkingPickler]
-    monkeypatch.undo()
+    _core.serve_pickling(tables, vars(_pickling))
+    try:
+        for obj in ([1], Registered, 1j):
+            assert _core.loads(_core.dumps(obj)) == obj
+            assert _core.loads(_core.dumps(obj, vars(queues)), vars(queues)) == obj
+        assert calls == [ForkingPickler]
+    finally:
+        monkeypatch.undo()
+        _core.serve_pickling(real, vars(_pickling))
     _core.dumps(1)
 
 
