@@ -818,7 +818,8 @@ def count_taken(module, duplex, size):
 def test_as_many_as_the_stdlib_takes(modules, ours, duplex, size):
     """So that no program waits for itself where it did not before; and not without end."""
     them, us = (count_taken(module, duplex, size) for module in modules)
-    assert them <= us
+    spared = max(2, 4096 // (size + 4)) if WITHOUT_NOWAIT and not duplex else 0  # its last page
+    assert them <= us + spared
     assert us * (size + 4) < 8 << 20
 
 
