@@ -376,8 +376,8 @@ lock, done = ctx.Lock(), os.pipe()
 middle = os.fork()
 if middle == 0:
     lock.acquire()
+    parent = os.getpid()
     if os.fork() == 0:
-        parent = os.getppid()
         while os.getppid() == parent:
             os.sched_yield()
         seen = lock.acquire(True, 0.3), lock.release(), lock.acquire(False)
