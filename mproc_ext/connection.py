@@ -5,7 +5,7 @@ library's, whose connections may have the other end.  Who may connect to a liste
 is proved, is the standard library's code; what comes out is our Connection.
 """
 
-# _pickling: C imports it when it is needed, and then there may be no descriptor left for that.
+# _pickling: queues need it, too. C would import it later, when there may be no descriptor left.
 from mproc_ext import _core, _modules, _pickling, context, reduction
 
 _std = _modules.overlay(__name__)

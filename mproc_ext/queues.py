@@ -22,12 +22,10 @@ import sys
 import threading
 from types import GenericAlias, TracebackType
 
-# _pickling: C imports it when it is needed, and then there may be no descriptor left for that.
 from mproc_ext import (
     _arena,
     _core,
     _modules,
-    _pickling,
     connection,
     context,
     reduction,

@@ -25,12 +25,17 @@ typedef struct {
     size_t size;            /* at most, of what it transfers */
 } step_t;
 
-/* The descriptor for it; -1 where there is none. */
+/* The descriptor of who has the turn to send; -1 where there is none. */
+static int sending_fd(ConnectionObject *self)
+{
+    int fd = mpx_connection_fd(self);
+    return fd >= 0 ? fd : (int)mpx_u32_load_relaxed(&self->kept);
+}
+
 static int fd_of(const step_t *step)
 {
     ConnectionObject *self = step->connection;
-    int fd = mpx_connection_fd(self);
-    return fd >= 0 || step->sending == NULL ? fd : (int)mpx_u32_load_relaxed(&self->kept);
+    return step->sending != NULL ? sending_fd(self) : mpx_connection_fd(self);
 }
 
 /* Whether a message is about to be begun; the rest of one has no header. */
@@ -156,16 +161,26 @@ static int check_fd(int fd)
     return fd;
 }
 
+static int open_fd(ConnectionObject *self)
+{
+    return check_fd(mpx_connection_fd(self));
+}
+
+/* Whether this process will be able to leave, which each one asks once. */
+static inline bool may_leave(ConnectionObject *self, int fd)
+{
+    if (MPX_UNLIKELY(mpx_u64_load_relaxed(&self->end.asked_by) != mpx_os_own_word())) {
+        Py_BEGIN_CRITICAL_SECTION(self->module);
+        mpx_end_ask_to_leave(&self->end, fd);
+        Py_END_CRITICAL_SECTION();
+    }
+    return mpx_u32_load_relaxed(&self->end.may_leave) != 0;
+}
+
 /* To settle is to open a duct that nobody has opened. */
 static inline bool may_settle(ConnectionObject *self, mpx_duct_t *duct, int fd)
 {
-    bool may_leave;
-    if (MPX_LIKELY(mpx_u64_load_relaxed(&self->end.asked_by) == mpx_os_own_word()))
-        return mpx_u32_load_relaxed(&self->end.may_leave) || mpx_duct_is_open(duct);
-    Py_BEGIN_CRITICAL_SECTION(self->module);
-    may_leave = mpx_end_may_leave(&self->end, fd);
-    Py_END_CRITICAL_SECTION();
-    return may_leave || mpx_duct_is_open(duct);
+    return may_leave(self, fd) || mpx_duct_is_open(duct);
 }
 
 /* Tells the duct to receive from, if there is one, that the descriptor is empty: whether the ring
@@ -267,8 +282,7 @@ static void finish(ConnectionObject *self, mpx_sending_t *sending)
 {
     mpx_duct_t *duct = sending->duct;
     bool is_socket = sending->out.is_socket;
-    const step_t step = {.connection = self, .sending = sending};
-    int fd = fd_of(&step), status = -EBUSY;
+    int fd = sending_fd(self), status = -EBUSY;
     sending->duct = NULL;
     if (MPX_LIKELY(duct == NULL) || sending->process != mpx_os_own_word())
         return;
@@ -556,7 +570,7 @@ static int receive_joined(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t 
             status = refuse(self, duct, message);
         if (status != -EAGAIN)
             break;
-        int fd = check_fd(mpx_connection_fd(self));
+        int fd = open_fd(self);
         if (fd < 0) {
             status = -EINTR;
             break;
@@ -648,7 +662,7 @@ static bool receive_from_ring(ConnectionObject *self, Py_ssize_t most, mpx_buffe
     mpx_duct_t *duct = mpx_end_receives_from(&self->end);
     if (duct == NULL)
         return false;
-    (void)may_settle(self, duct, mpx_connection_fd(self)); /* a child may not have asked */
+    (void)may_leave(self, mpx_connection_fd(self)); /* a child may not have asked */
     mpx_take_buffer(self->module, message);
     if (MPX_LIKELY(try_get(duct, most, message, &message->size) == 0))
         return true;
@@ -694,8 +708,11 @@ static int look_joined(ConnectionObject *self, int fd)
         return 1;
     int ready = mpx_os_poll(polled, 2, 0);
     if (ready == 0 && duct != NULL && mpx_duct_has_something(duct)) {
-        if (settle(self, fd) || mpx_duct_has_message(duct))
-            return mpx_duct_has_message(duct) ? 1 : 0;
+        bool is_settled = settle(self, fd);
+        if (mpx_duct_has_message(duct))
+            return 1;
+        if (is_settled)
+            return 0;
         ready = mpx_os_poll(polled, 2, 0); /* now that what was being moved has got there */
     }
     if (ready == 0)
@@ -709,7 +726,7 @@ static int look_joined(ConnectionObject *self, int fd)
 static int poll_joined(ConnectionObject *self, int64_t deadline)
 {
     for (;;) {
-        int fd = check_fd(mpx_connection_fd(self));
+        int fd = open_fd(self);
         if (fd < 0)
             return -1;
         mpx_duct_t *duct = mpx_end_receives_from(&self->end);
@@ -752,7 +769,7 @@ int mpx_connection_poll(ConnectionObject *self, int64_t deadline)
         int status = ready == 0 ? -ETIMEDOUT : -EINTR;
         if (!mpx_wait_on(&status, deadline))
             return status == -EINTR ? -1 : 0;
-        int fd = check_fd(mpx_connection_fd(self));
+        int fd = open_fd(self);
         if (fd < 0)
             return -1;
         end = mpx_piece_of(deadline);

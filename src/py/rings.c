@@ -433,7 +433,7 @@ static void open_folder(void)
     mpx_u64_store_relaxed(&folder.process, mpx_os_own_word());
 }
 
-/* This process's, or -1: or that of the one it was forked from, where the pipe may still be. */
+/* This process's, or, where it has none, its parent's, where the pipe may still be; or -1. */
 static int known_folder(void)
 {
     int fd = (int)mpx_u32_load_relaxed(&folder.fd);
@@ -457,21 +457,17 @@ static int open_again(int fd)
     return other < 0 ? -errno : other;
 }
 
-bool mpx_end_may_leave(mpx_ring_end_t *end, int fd)
+void mpx_end_ask_to_leave(mpx_ring_end_t *end, int fd)
 {
-    uint64_t own = mpx_os_own_word();
-    if (mpx_u64_load_relaxed(&end->asked_by) != own) {
-        int other = -1;
-        if (!end->is_socket) {
-            open_folder();
-            other = known_folder() < 0 ? -1 : open_again(fd);
-        }
-        mpx_u32_store_relaxed(&end->may_leave, end->is_socket || other >= 0);
-        if (other >= 0)
-            close(other);
-        mpx_u64_store_relaxed(&end->asked_by, own);
+    int other = -1;
+    if (!end->is_socket) {
+        open_folder();
+        other = known_folder() < 0 ? -1 : open_again(fd);
     }
-    return mpx_u32_load_relaxed(&end->may_leave) != 0;
+    mpx_u32_store_relaxed(&end->may_leave, end->is_socket || other >= 0);
+    if (other >= 0)
+        close(other);
+    mpx_u64_store_relaxed(&end->asked_by, mpx_os_own_word());
 }
 
 /* A descriptor by which to write what this end receives. */
@@ -503,11 +499,11 @@ typedef struct {
 
 static void move(void *argument)
 {
-    move_t *move = argument;
-    move->other = open_other_end(move->end, move->fd);
-    move->is_done = stop(move->end, move->rings, !move->end->side, move->other, 0);
-    if (move->other >= 0)
-        close(move->other);
+    move_t *moving = argument;
+    moving->other = open_other_end(moving->end, moving->fd);
+    moving->is_done = stop(moving->end, moving->rings, !moving->end->side, moving->other, 0);
+    if (moving->other >= 0)
+        close(moving->other);
 }
 
 /* With the GIL: a child that another thread forked meanwhile would have the other end open, too, so

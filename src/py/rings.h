@@ -89,9 +89,10 @@ bool mpx_end_parts(mpx_ring_end_t *end, mpx_end_parts_t *parts);
  * negative errno; then the connection is plain, and what was left of the other end is there. */
 int mpx_end_adopt(mpx_ring_end_t *end, const mpx_end_parts_t *parts);
 
-/* Whether this process will be able to leave, also when it has given up rights or its root folder
- * until then: before it opens a duct to receive from. In a critical section of the module. */
-bool mpx_end_may_leave(mpx_ring_end_t *end, int fd);
+/* Finds out whether this process will be able to leave (`may_leave`), also when it has given up
+ * rights or its root folder until then: before it opens a duct to receive from. In a critical
+ * section of the module. */
+void mpx_end_ask_to_leave(mpx_ring_end_t *end, int fd);
 
 /* Leaves, as far as that is possible: where the descriptor has no room for what is in the ring, the
  * rest stays there, and goes on being received. */
