@@ -519,7 +519,7 @@ static int begin_locked(mpx_duct_t *duct, int fd, mpx_outflow_t *out)
         return status;
     }
     duct->written++;
-    weigh(duct, out->header_size + out->size, out->is_socket);
+    weigh(duct, mpx_outflow_length(out), out->is_socket);
     if (is_worth_waiting(duct)) {
         duct->read_seen = mpx_u32_load_relaxed(&duct->read);
     }

@@ -123,12 +123,8 @@ static ssize_t read_some(const mpx_inflow_t *in, int fd, void *data, size_t size
 
 /* ---- Out ------------------------------------------------------------------------------------- */
 
-void mpx_outflow_begin(mpx_outflow_t *out, const char *data, size_t size)
+static void write_header(mpx_outflow_t *out, uint64_t size)
 {
-    out->data = data;
-    out->size = size;
-    out->done = 0;
-    out->is_socket = false;
     if (size <= LARGEST_SHORT) {
         out->header_size = SHORT_HEADER;
         write_number(out->header, SHORT_HEADER, size);
@@ -139,22 +135,65 @@ void mpx_outflow_begin(mpx_outflow_t *out, const char *data, size_t size)
     }
 }
 
+void mpx_outflow_begin(mpx_outflow_t *out, const char *data, size_t size)
+{
+    out->brackets.before_size = out->brackets.after_size = 0;
+    out->data = data;
+    out->size = size;
+    out->done = 0;
+    out->is_socket = false;
+    write_header(out, size);
+}
+
+void mpx_outflow_begin_within(mpx_outflow_t *out, const mpx_brackets_t *brackets, const char *data,
+                              size_t size)
+{
+    mpx_outflow_begin(out, data, size);
+    out->brackets = *brackets;
+    write_header(out, (uint64_t)brackets->before_size + size + brackets->after_size);
+}
+
+#define PARTS 4
+
+/* What is left, in so many parts. */
+static int rest_of(const mpx_outflow_t *out, struct iovec *rest)
+{
+    const mpx_brackets_t *brackets = &out->brackets;
+    const struct iovec parts[PARTS] = {
+        {(void *)out->header, out->header_size},
+        {(void *)brackets->before, brackets->before_size},
+        {(void *)out->data, out->size},
+        {(void *)brackets->after, brackets->after_size},
+    };
+    size_t done = out->done;
+    int count = 0;
+    for (int i = 0; i < PARTS; i++) {
+        size_t size = parts[i].iov_len, skipped = done < size ? done : size;
+        done -= skipped;
+        if (size > skipped) {
+            rest[count++] = (struct iovec){(char *)parts[i].iov_base + skipped, size - skipped};
+        }
+    }
+    return count;
+}
+
+void mpx_outflow_copy_rest(const mpx_outflow_t *out, char *to)
+{
+    struct iovec rest[PARTS];
+    int count = rest_of(out, rest);
+    for (int i = 0; i < count; i++) {
+        memcpy(to, rest[i].iov_base, rest[i].iov_len);
+        to += rest[i].iov_len;
+    }
+}
+
 int mpx_outflow_write(mpx_outflow_t *out, int fd, const mpx_stream_wait_t *wait)
 {
-    struct iovec parts[2];
-    int count = 0;
-    size_t done = out->done;
-    if (done < out->header_size) {
-        parts[count++] = (struct iovec){out->header + done, out->header_size - done};
-        done = out->header_size;
-    }
-    done -= out->header_size;
-    if (done < out->size) {
-        parts[count++] = (struct iovec){(char *)out->data + done, out->size - done};
-    }
-    ssize_t put = write_now(fd, out->is_socket, parts, count);
+    struct iovec rest[PARTS];
+    int count = rest_of(out, rest);
+    ssize_t put = write_now(fd, out->is_socket, rest, count);
     if (put == -EAGAIN && wait != NULL) {
-        put = write_waiting(fd, out->is_socket, parts, count, wait);
+        put = write_waiting(fd, out->is_socket, rest, count, wait);
     }
     if (put < 0) {
         return (int)put;

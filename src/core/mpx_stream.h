@@ -31,22 +31,42 @@ typedef struct {
 
 /* ---- Out ------------------------------------------------------------------------------------- */
 
+/* A few bytes of a message that stand before and behind those that somebody has. */
+typedef struct {
+    unsigned char before[8], after[4];
+    unsigned before_size, after_size;
+} mpx_brackets_t;
+
 /* A message that is being sent; the content stays its owner's. */
 typedef struct {
     unsigned char header[MPX_STREAM_HEADER];
     size_t header_size;
+    mpx_brackets_t brackets;
     const char *data;
     size_t size;
-    size_t done;    /* bytes of both that have been written */
+    size_t done;    /* bytes of all these that have been written */
     bool is_socket; /* it probably goes through one: see mpx_os_is_stream_socket */
 } mpx_outflow_t;
 
 void mpx_outflow_begin(mpx_outflow_t *out, const char *data, size_t size);
 
+/* The same, of a message that the brackets are a part of. */
+void mpx_outflow_begin_within(mpx_outflow_t *out, const mpx_brackets_t *brackets, const char *data,
+                              size_t size);
+
+/* How many bytes are written in all. */
+static inline size_t mpx_outflow_length(const mpx_outflow_t *out)
+{
+    return out->header_size + out->brackets.before_size + out->size + out->brackets.after_size;
+}
+
 static inline size_t mpx_outflow_left(const mpx_outflow_t *out)
 {
-    return out->header_size + out->size - out->done;
+    return mpx_outflow_length(out) - out->done;
 }
+
+/* Copies what is left. */
+void mpx_outflow_copy_rest(const mpx_outflow_t *out, char *to);
 
 MPX_NODISCARD int mpx_outflow_write(mpx_outflow_t *out, int fd, const mpx_stream_wait_t *wait);
 

@@ -176,6 +176,29 @@ PyDoc_STRVAR(Connection_send_doc,
              "BlockingIOError: the descriptor does not block, and there is no room at all.\n"
              "An object that cannot be pickled raises what pickle says of it; nothing is sent.");
 
+/* A large object, from where its bytes are; 1: it cannot be sent so. */
+static inline int send_apart(ConnectionObject *self, PyObject *object)
+{
+    mpx_brackets_t brackets;
+    const char *data;
+    size_t size;
+    if (MPX_LIKELY(!mpx_scalar_take_apart(object, &brackets, &data, &size)) ||
+        !mpx_reads_plainly(self->state, &self->namespace))
+        return 1;
+    return mpx_connection_send_within(self, &brackets, data, size);
+}
+
+static int send_pickle(ConnectionObject *self, PyObject *object)
+{
+    mpx_buffer_t pickle;
+    mpx_take_buffer(self->module, &pickle);
+    int status = mpx_dumps_pickle(self->state, &self->namespace, object, &pickle);
+    if (status == 0)
+        status = mpx_connection_send(self, pickle.data, pickle.size);
+    mpx_give_buffer(self->module, &pickle);
+    return status;
+}
+
 static PyObject *Connection_send(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
                                  PyObject *names)
 {
@@ -185,12 +208,9 @@ static PyObject *Connection_send(PyObject *self, PyObject *const *args, Py_ssize
         return kind < 0 ? NULL : super(self, "send", args, nargs, names);
     if (!check_writable(self))
         return NULL;
-    mpx_buffer_t pickle;
-    mpx_take_buffer(connection->module, &pickle);
-    int status = mpx_dumps_pickle(connection->state, &connection->namespace, args[0], &pickle);
-    if (status == 0)
-        status = mpx_connection_send(connection, pickle.data, pickle.size);
-    mpx_give_buffer(connection->module, &pickle);
+    int status = send_apart(connection, args[0]);
+    if (MPX_LIKELY(status > 0))
+        status = send_pickle(connection, args[0]);
     return status < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -207,6 +227,18 @@ PyDoc_STRVAR(Connection_recv_doc,
              "BlockingIOError: the descriptor does not block, and nothing is there.\n"
              "An exception that unpickling raises comes out here, and the message is gone.");
 
+static PyObject *load(ConnectionObject *self, mpx_received_t *message)
+{
+    if (message->bytes != NULL) {
+        if (mpx_reads_plainly(self->state, &self->namespace))
+            return Py_NewRef(message->bytes);
+        if (mpx_received_join(message) < 0)
+            return NULL;
+    }
+    return mpx_loads_pickle(self->state, &self->namespace, message->buffer.data,
+                            message->buffer.size);
+}
+
 static PyObject *Connection_recv(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     ConnectionObject *connection = mpx_connection(self);
@@ -215,13 +247,12 @@ static PyObject *Connection_recv(PyObject *self, PyObject *Py_UNUSED(ignored))
         return kind < 0 ? NULL : super(self, "recv", NULL, 0, NULL);
     if (!check_readable(self))
         return NULL;
-    mpx_buffer_t message = {.data = NULL};
-    int status = mpx_connection_receive(connection, -1, &message);
+    mpx_received_t message = {.bytes = NULL};
+    int status = mpx_connection_receive(connection, -1, MPX_FOR_OBJECT, &message);
     if (status != 0)
         return status < 0 ? NULL : raise_bad_length(self);
-    PyObject *object =
-        mpx_loads_pickle(connection->state, &connection->namespace, message.data, message.size);
-    mpx_give_buffer(connection->module, &message);
+    PyObject *object = load(connection, &message);
+    mpx_received_drop(connection->module, &message);
     return object;
 }
 
@@ -304,12 +335,15 @@ static PyObject *Connection_recv_bytes(PyObject *self, PyObject *const *args, Py
         return super(self, "recv_bytes", args, nargs, names);
     if (!check_readable(self))
         return NULL;
-    mpx_buffer_t message = {.data = NULL};
-    int status = mpx_connection_receive(connection, most, &message);
+    mpx_received_t message = {.bytes = NULL};
+    int status = mpx_connection_receive(connection, most, MPX_FOR_BYTES, &message);
     if (status != 0)
         return status < 0 ? NULL : raise_bad_length(self);
-    PyObject *bytes = PyBytes_FromStringAndSize(message.data, (Py_ssize_t)message.size);
-    mpx_give_buffer(connection->module, &message);
+    const mpx_buffer_t *buffer = &message.buffer;
+    PyObject *bytes = message.bytes != NULL
+                          ? Py_NewRef(message.bytes)
+                          : PyBytes_FromStringAndSize(buffer->data, (Py_ssize_t)buffer->size);
+    mpx_received_drop(connection->module, &message);
     return bytes;
 }
 
@@ -350,19 +384,20 @@ static PyObject *Connection_recv_bytes_into(PyObject *self, PyObject *const *arg
         PyBuffer_Release(&view);
         return super(self, "recv_bytes_into", args, nargs, names); /* which says so */
     }
-    mpx_buffer_t message = {.data = NULL};
+    mpx_received_t message = {.bytes = NULL};
+    const mpx_buffer_t *buffer = &message.buffer;
     PyObject *result = NULL;
-    int status = mpx_connection_receive(connection, -1, &message);
+    int status = mpx_connection_receive(connection, -1, MPX_FOR_BUFFER, &message);
     if (status > 0) {
         raise_bad_length(self);
-    } else if (status == 0 && message.size <= (size_t)(view.len - offset)) {
-        if (message.size > 0)
-            memcpy((char *)view.buf + offset, message.data, message.size);
-        result = PyLong_FromSize_t(message.size);
+    } else if (status == 0 && buffer->size <= (size_t)(view.len - offset)) {
+        if (buffer->size > 0)
+            memcpy((char *)view.buf + offset, buffer->data, buffer->size);
+        result = PyLong_FromSize_t(buffer->size);
     } else if (status == 0) {
-        raise_too_short(connection, &message);
+        raise_too_short(connection, buffer);
     }
-    mpx_give_buffer(connection->module, &message);
+    mpx_received_drop(connection->module, &message);
     PyBuffer_Release(&view);
     return result;
 }
@@ -419,12 +454,12 @@ static PyObject *Connection_recv_bytes_hook(PyObject *self, PyObject *const *arg
         return super(self, "_recv_bytes", args, nargs, NULL);
     if (!check_open(self))
         return NULL;
-    mpx_buffer_t message = {.data = NULL};
-    int status = mpx_connection_receive(connection, most, &message);
+    mpx_received_t message = {.bytes = NULL};
+    int status = mpx_connection_receive(connection, most, MPX_FOR_BUFFER, &message);
     if (status != 0)
         return status < 0 ? NULL : Py_NewRef(Py_None);
-    PyObject *file = written_file(&message);
-    mpx_give_buffer(connection->module, &message);
+    PyObject *file = written_file(&message.buffer);
+    mpx_received_drop(connection->module, &message);
     return file;
 }
 

@@ -19,6 +19,7 @@
 #ifndef MPX_PY_CONNECTION_H
 #define MPX_PY_CONNECTION_H
 
+#include "received.h"
 #include "rings.h"
 #include "serialize.h"
 #include "turn.h"
@@ -62,7 +63,7 @@ typedef struct {
     mpx_turn_t receiver;
     mpx_wait_mood_t receiver_mood;
     mpx_inflow_t in;
-    mpx_buffer_t content; /* what has come of it */
+    mpx_received_t content; /* what has come of it */
     mpx_keeper_t receiving_of;
 } ConnectionObject;
 
@@ -80,10 +81,15 @@ static inline int mpx_connection_fd(ConnectionObject *self)
 /* connection_traffic.c: sends the bytes as one message. 0, or -1 with an exception. */
 int mpx_connection_send(ConnectionObject *self, const char *data, size_t size);
 
-/* connection_traffic.c: receives a message of at most `most` bytes (below 0: of any size) into an
- * empty buffer, which the caller frees. 0; -1 with an exception; or 1 where there is one that is
- * larger, or what has come is no message: nothing can be received any more. */
-int mpx_connection_receive(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t *message);
+/* connection_traffic.c: the same of a large message, with more bytes before and after these. */
+int mpx_connection_send_within(ConnectionObject *self, const mpx_brackets_t *brackets,
+                               const char *data, size_t size);
+
+/* connection_traffic.c: receives a message of at most `most` bytes (below 0: of any size) into
+ * `message`, which is all zero, and the caller's to free. 0; -1 with an exception; or 1 where there
+ * is one that is larger, or what has come is no message: nothing can be received any more. */
+int mpx_connection_receive(ConnectionObject *self, Py_ssize_t most, mpx_purpose_t purpose,
+                           mpx_received_t *message);
 
 /* connection_traffic.c: whether there is something to receive by the deadline: 1, 0, or -1 with an
  * exception. */

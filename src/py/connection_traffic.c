@@ -14,15 +14,13 @@
 /* Above this many bytes a system call takes longer than giving up the GIL and getting it back. */
 #define LONG ((size_t)16 << 10)
 
-/* So much memory is taken for a message because its header says so; more, as it comes. */
-#define TRUSTED ((size_t)1 << 20)
-
 /* ---- Steps ----------------------------------------------------------------------------------- */
 
 typedef struct {
     ConnectionObject *connection;
     mpx_sending_t *sending; /* or NULL: of receiving */
     size_t size;            /* at most, of what it transfers */
+    char *to;               /* with what is received of the content, but no header */
 } step_t;
 
 /* The descriptor of who has the turn to send; -1 where there is none. */
@@ -65,9 +63,7 @@ static int transfer(const step_t *step, int fd, const mpx_stream_wait_t *wait)
     self->in.is_socket = mpx_u32_load_relaxed(&self->is_socket);
     if (!self->in.has_size)
         return mpx_inflow_read_header(&self->in, fd, wait);
-    mpx_buffer_t *content = &self->content;
-    return mpx_inflow_read(&self->in, fd, content->data + self->in.got,
-                           content->capacity - self->in.got, wait);
+    return mpx_inflow_read(&self->in, fd, step->to, step->size, wait);
 }
 
 static bool has_begun(const step_t *step)
@@ -256,8 +252,7 @@ static void tear(mpx_sending_t *sending)
 /* Keeps what is left of a message that the reader has the beginning of. */
 static void keep_rest(ConnectionObject *self, mpx_sending_t *sending)
 {
-    const mpx_outflow_t *out = &sending->out;
-    size_t left = mpx_outflow_left(out), in_header = 0;
+    size_t left = mpx_outflow_left(&sending->out);
     char *copy = PyMem_RawMalloc(left);
     if (copy == NULL) {
         /* The reader would take the next message for the rest of this one. */
@@ -265,12 +260,7 @@ static void keep_rest(ConnectionObject *self, mpx_sending_t *sending)
         tear(sending);
         return;
     }
-    if (out->done < out->header_size) {
-        in_header = out->header_size - out->done;
-        memcpy(copy, out->header + out->done, in_header);
-    }
-    if (left > in_header)
-        memcpy(copy + in_header, out->data + (out->size - (left - in_header)), left - in_header);
+    mpx_outflow_copy_rest(&sending->out, copy);
     drop_rest(self);
     self->rest.out = (mpx_outflow_t){.data = copy, .size = left};
     self->rest.process = sending->process;
@@ -301,7 +291,7 @@ static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
     if (status < 0)
         return status;
     while (mpx_outflow_left(&sending->out) > 0 && sending->process == mpx_os_own_word()) {
-        const step_t step = {self, sending, mpx_outflow_left(&sending->out)};
+        const step_t step = {self, sending, mpx_outflow_left(&sending->out), NULL};
         status = take_step(&step);
         if (status < 0) {
             if (status != -EINTR) {
@@ -315,14 +305,15 @@ static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
     return 0;
 }
 
-static int send_in_turn(ConnectionObject *self, const char *data, size_t size)
+static int send_in_turn(ConnectionObject *self, const mpx_brackets_t *brackets, const char *data,
+                        size_t size)
 {
     if (!is_keeper(self, &self->sending_of)) {
         drop_rest(self);
         self->sending = NULL; /* of another thread of the parent's, mostly */
     }
     mpx_sending_t mine = {.before = self->sending, .process = self->sending_of.process};
-    mpx_outflow_begin(&mine.out, data, size);
+    mpx_outflow_begin_within(&mine.out, brackets, data, size);
     mine.out.is_socket = mpx_u32_load_relaxed(&self->is_socket);
     if (mine.before == NULL && has_rest(self))
         mine.before = &self->rest;
@@ -417,6 +408,15 @@ MPX_COLD static void end_kept(ConnectionObject *self)
 
 int mpx_connection_send(ConnectionObject *self, const char *data, size_t size)
 {
+    const mpx_brackets_t none = {.before_size = 0};
+    return mpx_connection_send_within(self, &none, data, size);
+}
+
+MPX_STATIC_ASSERT(MPX_UNFRAMED > MPX_DUCT_MOST, "what has brackets is too long for a ring");
+
+int mpx_connection_send_within(ConnectionObject *self, const mpx_brackets_t *brackets,
+                               const char *data, size_t size)
+{
     if (mpx_end_is_joined(&self->end)) {
         int status = send_joined(self, data, size);
         if (status != -EAGAIN)
@@ -424,7 +424,7 @@ int mpx_connection_send(ConnectionObject *self, const char *data, size_t size)
     }
     if (mpx_turn_take(&self->sender) < 0)
         return -1;
-    int status = send_in_turn(self, data, size);
+    int status = send_in_turn(self, brackets, data, size);
     if (MPX_UNLIKELY(mpx_u32_load_relaxed(&self->kept) != MPX_NO_HANDLE) && self->sending == NULL)
         end_kept(self);
     mpx_turn_end(&self->sender);
@@ -436,9 +436,7 @@ int mpx_connection_send(ConnectionObject *self, const char *data, size_t size)
 static void drop_message(ConnectionObject *self)
 {
     mpx_inflow_reset(&self->in);
-    if (self->content.data != NULL)
-        mpx_give_buffer(self->module, &self->content);
-    self->content = (mpx_buffer_t){.data = NULL};
+    mpx_received_drop(self->module, &self->content);
 }
 
 static int raise_unreceived(ConnectionObject *self, int status)
@@ -459,27 +457,15 @@ static int raise_unreceived(ConnectionObject *self, int status)
     return -1;
 }
 
-/* Room for the next bytes of the content. */
-static int make_room(ConnectionObject *self)
-{
-    mpx_buffer_t *content = &self->content;
-    uint64_t left = self->in.size - self->in.got;
-    size_t more = self->in.got == 0 ? TRUSTED : (size_t)self->in.got;
-    if (content->data == NULL)
-        mpx_take_buffer(self->module, content);
-    content->size = (size_t)self->in.got;
-    if (content->size > 0 && content->size < content->capacity)
-        return 0;
-    return mpx_buffer_grow(content, left < more ? (size_t)left : more);
-}
-
 /* A message that is no longer being received is the caller's. */
-static void hand_over(ConnectionObject *self, mpx_buffer_t *message)
+static int hand_over(ConnectionObject *self, mpx_purpose_t purpose, mpx_received_t *message)
 {
+    if (mpx_received_end(&self->content, purpose, (size_t)self->in.size) < 0)
+        return -1;
     *message = self->content;
-    message->size = (size_t)self->in.got;
-    self->content = (mpx_buffer_t){.data = NULL};
+    self->content = (mpx_received_t){.bytes = NULL};
     mpx_inflow_reset(&self->in);
+    return 0;
 }
 
 /* Of a Pipe() with rings. A duct in which nothing was found: waits for something in the ring, or
@@ -622,7 +608,8 @@ static bool has_rest_in_ring(ConnectionObject *self)
     return duct != NULL && fd >= 0 && settle(self, fd) && !mpx_duct_is_empty(duct);
 }
 
-static int receive_in_turn(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t *message)
+static int receive_in_turn(ConnectionObject *self, Py_ssize_t most, mpx_purpose_t purpose,
+                           mpx_received_t *message)
 {
     const mpx_inflow_t *in = &self->in;
     if (!is_keeper(self, &self->receiving_of))
@@ -630,7 +617,7 @@ static int receive_in_turn(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t
     for (;;) {
         step_t step = {.connection = self, .sending = NULL, .size = MPX_STREAM_HEADER};
         if (mpx_end_is_joined(&self->end) && !mpx_inflow_has_begun(in)) {
-            int status = receive_joined(self, most, message);
+            int status = receive_joined(self, most, &message->buffer);
             if (status != -EXDEV)
                 return status;
         }
@@ -638,13 +625,16 @@ static int receive_in_turn(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t
             if (most >= 0 && in->size > (uint64_t)most)
                 return 1;
             if (in->got == in->size) {
-                hand_over(self, message);
+                if (hand_over(self, purpose, message) < 0)
+                    return -1;
                 count_read(self);
                 return 0;
             }
-            if (make_room(self) < 0)
+            if (self->content.buffer.data == NULL)
+                mpx_take_buffer(self->module, &self->content.buffer);
+            step.to = mpx_received_room(&self->content, purpose, in->size, in->got, &step.size);
+            if (step.to == NULL)
                 return -1;
-            step.size = (size_t)(in->size - in->got);
         }
         int status = take_step(&step);
         if (status == -EBADMSG)
@@ -671,13 +661,14 @@ static bool receive_from_ring(ConnectionObject *self, Py_ssize_t most, mpx_buffe
     return false;
 }
 
-int mpx_connection_receive(ConnectionObject *self, Py_ssize_t most, mpx_buffer_t *message)
+int mpx_connection_receive(ConnectionObject *self, Py_ssize_t most, mpx_purpose_t purpose,
+                           mpx_received_t *message)
 {
-    if (mpx_end_is_joined(&self->end) && receive_from_ring(self, most, message))
+    if (mpx_end_is_joined(&self->end) && receive_from_ring(self, most, &message->buffer))
         return 0;
     if (mpx_turn_take(&self->receiver) < 0)
         return -1;
-    int status = receive_in_turn(self, most, message);
+    int status = receive_in_turn(self, most, purpose, message);
     if (status > 0)
         drop_message(self);
     mpx_turn_end(&self->receiver);
@@ -795,6 +786,7 @@ void mpx_connection_forget(ConnectionObject *self)
     end_kept(self);
     tear(&self->rest);
     drop_rest(self);
-    mpx_buffer_free(&self->content);
+    Py_CLEAR(self->content.bytes);
+    mpx_buffer_free(&self->content.buffer);
     mpx_end_forget(&self->end);
 }

@@ -16,6 +16,8 @@
 #include "buffer.h"
 #include "lease.h"
 
+#include "mpx_stream.h"
+
 /* What is deeper is left to pickle. Reading and writing recurse in C to this depth. */
 #define MPX_TREE_DEPTH 32
 
@@ -119,9 +121,22 @@ PyObject *mpx_loads_pickle(module_state_t *state, mpx_namespace_t *namespace, co
  * or -1 with an exception. */
 int mpx_scalar_write(PyObject *object, mpx_buffer_t *out);
 
+/* serialize_scalar.c: whether the pickle of an object is bytes that the object has, as long as it
+ * lives, between a few others: that of bytes or a text which is too large for pickle's frames. */
+#define MPX_UNFRAMED ((size_t)64 << 10)
+bool mpx_scalar_take_apart(PyObject *object, mpx_brackets_t *brackets, const char **data,
+                           size_t *size);
+
 /* serialize_scalar.c: the object of such a pickle, NULL without an exception where it is another
  * one. */
 PyObject *mpx_scalar_read(const char *data, size_t size);
+
+/* serialize_scalar.c: whether a pickle of so many bytes, of which the first MPX_BYTES_BEFORE are
+ * here, goes on with those of a bytes object, and ends with two more: these. */
+#define MPX_BYTES_BEFORE 7
+#define MPX_BYTES_AROUND (MPX_BYTES_BEFORE + 2)
+bool mpx_pickle_is_bytes(const char *data, size_t size);
+bool mpx_pickle_ends(const char *data);
 
 /* serialize.c: whether the namespace's class is the standard library's: then messages of plain
  * trees are read without Python code of the program's. */

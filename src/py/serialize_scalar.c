@@ -106,13 +106,13 @@ static bool look_at(PyObject *object, scalar_t *scalar)
     } else {
         return false;
     }
-    return scalar->size <= MOST;
+    return true;
 }
 
 int mpx_scalar_write(PyObject *object, mpx_buffer_t *out)
 {
     scalar_t scalar;
-    if (!look_at(object, &scalar)) {
+    if (!look_at(object, &scalar) || scalar.size > MOST) {
         PyErr_Clear();
         return 1;
     }
@@ -137,6 +137,25 @@ int mpx_scalar_write(PyObject *object, mpx_buffer_t *out)
     *at++ = STOP;
     out->size = (size_t)(at - out->data);
     return 0;
+}
+
+bool mpx_scalar_take_apart(PyObject *object, mpx_brackets_t *brackets, const char **data,
+                           size_t *size)
+{
+    scalar_t scalar;
+    if (!(PyBytes_CheckExact(object) || PyUnicode_CheckExact(object)) ||
+        !look_at(object, &scalar) || scalar.size < MPX_UNFRAMED || scalar.size > UINT32_MAX)
+        return false;
+    brackets->before[0] = (unsigned char)PROTO;
+    brackets->before[1] = PROTOCOL;
+    memcpy(brackets->before + START_SIZE, scalar.head, scalar.head_size);
+    brackets->before_size = START_SIZE + (unsigned)scalar.head_size;
+    brackets->after[0] = (unsigned char)MEMOIZE;
+    brackets->after[1] = STOP;
+    brackets->after_size = 2;
+    *data = scalar.data;
+    *size = scalar.size;
+    return true;
 }
 
 /* ---- Reading --------------------------------------------------------------------------------- */
@@ -210,6 +229,17 @@ static PyObject *read_scalar(unsigned char code, const char *data, size_t size)
     default:
         return NULL;
     }
+}
+
+bool mpx_pickle_is_bytes(const char *data, size_t size)
+{
+    return data[0] == PROTO && data[1] == PROTOCOL && data[START_SIZE] == 'B' &&
+           number_at(data + START_SIZE + 1, sizeof(uint32_t)) == size - MPX_BYTES_AROUND;
+}
+
+bool mpx_pickle_ends(const char *data)
+{
+    return data[0] == MEMOIZE && data[1] == STOP;
 }
 
 PyObject *mpx_scalar_read(const char *data, size_t size)

@@ -212,6 +212,56 @@ TEST(nobody_reads_any_more)
     }
 }
 
+/* ---- Brackets -------------------------------------------------------------------------------- */
+
+static int write_in_pieces(mpx_outflow_t *out, const int ends[2], char *got)
+{
+    int count = 0;
+    while (mpx_outflow_left(out) > 0) {
+        size_t done = out->done, left = mpx_outflow_left(out);
+        char copy[64];
+        CHECK(left <= sizeof(copy));
+        mpx_outflow_copy_rest(out, copy);
+        CHECK_EQ(mpx_outflow_write(out, ends[1], NULL), 0);
+        ssize_t more = read(ends[0], got + done, left);
+        CHECK_EQ((size_t)more, out->done - done);
+        CHECK_EQ(memcmp(got + done, copy, (size_t)more), 0);
+        count++;
+    }
+    return count;
+}
+
+TEST(brackets_are_a_part_of_the_message)
+{
+    const mpx_brackets_t cases[] = {
+        {"before", "end", 6, 3}, {"beforeit", "last", 8, 4}, {"", "z", 0, 1}, {"a", "", 1, 0}};
+    for (size_t kind = 0; kind < MPX_ARRAY_LENGTH(kinds); kind++) {
+        int ends[2];
+        kinds[kind](ends);
+        for (size_t i = 0; i < MPX_ARRAY_LENGTH(cases); i++) {
+            const mpx_brackets_t *brackets = &cases[i];
+            unsigned before = brackets->before_size, after = brackets->after_size;
+            char expected[64] = {0, 0, 0, (char)(before + 7 + after)}, got[64];
+            memcpy(expected + 4, brackets->before, before);
+            memcpy(expected + 4 + before, "content", 7);
+            memcpy(expected + 4 + before + 7, brackets->after, after);
+            size_t length = 4 + before + 7 + after;
+            /* As if so many bytes of it had been written. */
+            for (size_t done = 0; done <= length; done++) {
+                mpx_outflow_t out;
+                mpx_outflow_begin_within(&out, brackets, "content", 7);
+                out.is_socket = is_socket;
+                CHECK_EQ(mpx_outflow_length(&out), length);
+                out.done = done;
+                memcpy(got, expected, done);
+                CHECK_EQ(write_in_pieces(&out, ends, got), done < length);
+                CHECK_EQ(memcmp(got, expected, length), 0);
+            }
+        }
+        close_both(ends);
+    }
+}
+
 /* ---- Waiting --------------------------------------------------------------------------------- */
 
 enum { LARGE = 3 << 20 };

@@ -5,13 +5,15 @@ import gc
 import importlib
 import os
 import select
+import signal
 import socket
 import stat
 import struct
+import threading
 import zlib
 
 import pytest
-from sync_helpers import LIMIT, Task, is_asleep, signal_when_asleep, wait_until_asleep
+from sync_helpers import LIMIT, Task, handler, is_asleep, signal_when_asleep, wait_until_asleep
 
 KINDS = ("pipe", "socketpair", "tcp")
 
@@ -263,3 +265,52 @@ def fork(function):
         finally:
             os._exit(code)
     return pid
+
+
+# ---- Interrupted calls ------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
+def signal_after(task):
+    """Send the main thread a signal once the task is done and that thread waits."""
+    main = threading.main_thread()
+
+    def send():
+        task.get()
+        wait_until_blocked(main)
+        signal.pthread_kill(main.ident, signal.SIGUSR1)
+
+    return Task(send)
+
+
+def interrupted(function, *args, after=None):
+    """Call it, and have a handler raise once it waits, and a task is done."""
+    with handler(interrupt):
+        sender = signal_when_blocked() if after is None else signal_after(after)
+        with pytest.raises(Interrupted):
+            function(*args)
+        sender.get()
+
+
+def untroubled(function, *args):
+    """A task in a thread that the kernel gives no signals."""
+
+    def call():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2})
+        return function(*args)
+
+    return Task(call)
+
+
+def messages_of(fd):
+    """All messages up to the end, which is no message's middle."""
+    found, rest = messages_in(read_all(fd))
+    assert not rest
+    return found

@@ -6,28 +6,32 @@ import os
 import pickle
 import select
 import signal
-import threading
 
 import pytest
 from connection_helpers import (
     OURS,
+    Interrupted,
     adopt,
     descriptors,
     fill,
     fork,
     framed,
     header,
+    interrupt,
+    interrupted,
     messages_in,
+    messages_of,
     number_of,
     open_pair,
     raw_reader,
     raw_writer,
     read_all,
     read_exactly,
+    signal_after,
     signal_when_blocked,
     stamped,
     theirs,
-    wait_until_blocked,
+    untroubled,
     wide_header,
     write_all,
 )
@@ -35,45 +39,6 @@ from sync_helpers import LIMIT, Task, handler, outcome, wait_until
 
 BIG = b"big" * 2_000_000  # more than pipes and sockets hold
 SOME = 3 * 65_536
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupt(*_):
-    raise Interrupted
-
-
-def signal_after(task):
-    """Send the main thread a signal once the task is done and that thread waits."""
-    main = threading.main_thread()
-
-    def send():
-        task.get()
-        wait_until_blocked(main)
-        signal.pthread_kill(main.ident, signal.SIGUSR1)
-
-    return Task(send)
-
-
-def interrupted(function, *args, after=None):
-    """Call it, and have a handler raise once it waits, and a task is done."""
-    with handler(interrupt):
-        sender = signal_when_blocked() if after is None else signal_after(after)
-        with pytest.raises(Interrupted):
-            function(*args)
-        sender.get()
-
-
-def untroubled(function, *args):
-    """A task in a thread that the kernel gives no signals."""
-
-    def call():
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2})
-        return function(*args)
-
-    return Task(call)
 
 
 @contextlib.contextmanager
@@ -85,13 +50,6 @@ def alarms(function, seconds=0.0005):
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def messages_of(fd):
-    """All messages up to the end, which is no message's middle."""
-    found, rest = messages_in(read_all(fd))
-    assert not rest
-    return found
 
 
 RECEIVE = {
