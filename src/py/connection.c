@@ -121,29 +121,17 @@ static void give_handle(ConnectionObject *self, uint32_t handle)
     mpx_u32_store_relaxed(&self->handle, handle);
 }
 
-/* For another thread that is sending. */
-static bool keep_handle(ConnectionObject *self, int handle)
-{
-    if (MPX_LIKELY(!mpx_turn_is_anothers(&self->sender)))
-        return false;
-    int kept = fcntl(handle, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-    mpx_u32_store_relaxed(&self->kept, (uint32_t)kept);
-    return kept >= 0;
-}
-
 static int close_handle(ConnectionObject *self)
 {
     uint32_t handle = mpx_u32_exchange_acq_rel(&self->handle, MPX_NO_HANDLE);
     int status = 0;
     if (handle == MPX_NO_HANDLE)
         return 0;
-    bool is_kept = keep_handle(self, (int)handle);
     Py_BEGIN_ALLOW_THREADS
     if (close((int)handle) < 0)
         status = -errno;
     Py_END_ALLOW_THREADS
-    if (!is_kept)
-        mpx_connection_end(self);
+    mpx_connection_end(self);
     if (status < 0)
         mpx_raise(status);
     return status;
@@ -159,6 +147,13 @@ MPX_COLD static PyObject *raise_bad_length(PyObject *self)
         return NULL;
     PyErr_SetString(PyExc_OSError, "bad message length");
     return NULL;
+}
+
+/* Nothing was received that is wanted; what has come of it may be in the message. */
+MPX_COLD static PyObject *refused(PyObject *self, mpx_received_t *message, int status)
+{
+    mpx_received_drop(mpx_connection(self)->module, message);
+    return status < 0 ? NULL : raise_bad_length(self);
 }
 
 /* ---- Objects --------------------------------------------------------------------------------- */
@@ -182,9 +177,11 @@ static inline int send_apart(ConnectionObject *self, PyObject *object)
     mpx_brackets_t brackets;
     const char *data;
     size_t size;
-    if (MPX_LIKELY(!mpx_scalar_take_apart(object, &brackets, &data, &size)) ||
-        !mpx_reads_plainly(self->state, &self->namespace))
+    if (MPX_LIKELY(!mpx_scalar_take_apart(object, &brackets, &data, &size)))
         return 1;
+    int is_plain = mpx_pickles_plainly(self->state, &self->namespace);
+    if (is_plain <= 0)
+        return is_plain < 0 ? -1 : 1;
     return mpx_connection_send_within(self, &brackets, data, size);
 }
 
@@ -230,9 +227,10 @@ PyDoc_STRVAR(Connection_recv_doc,
 static PyObject *load(ConnectionObject *self, mpx_received_t *message)
 {
     if (message->bytes != NULL) {
-        if (mpx_reads_plainly(self->state, &self->namespace))
+        int is_plain = mpx_pickles_plainly(self->state, &self->namespace);
+        if (is_plain > 0)
             return Py_NewRef(message->bytes);
-        if (mpx_received_join(message) < 0)
+        if (is_plain < 0 || mpx_received_join(message) < 0)
             return NULL;
     }
     return mpx_loads_pickle(self->state, &self->namespace, message->buffer.data,
@@ -250,7 +248,7 @@ static PyObject *Connection_recv(PyObject *self, PyObject *Py_UNUSED(ignored))
     mpx_received_t message = {.bytes = NULL};
     int status = mpx_connection_receive(connection, -1, MPX_FOR_OBJECT, &message);
     if (status != 0)
-        return status < 0 ? NULL : raise_bad_length(self);
+        return refused(self, &message, status);
     PyObject *object = load(connection, &message);
     mpx_received_drop(connection->module, &message);
     return object;
@@ -338,7 +336,7 @@ static PyObject *Connection_recv_bytes(PyObject *self, PyObject *const *args, Py
     mpx_received_t message = {.bytes = NULL};
     int status = mpx_connection_receive(connection, most, MPX_FOR_BYTES, &message);
     if (status != 0)
-        return status < 0 ? NULL : raise_bad_length(self);
+        return refused(self, &message, status);
     const mpx_buffer_t *buffer = &message.buffer;
     PyObject *bytes = message.bytes != NULL
                           ? Py_NewRef(message.bytes)
@@ -456,8 +454,10 @@ static PyObject *Connection_recv_bytes_hook(PyObject *self, PyObject *const *arg
         return NULL;
     mpx_received_t message = {.bytes = NULL};
     int status = mpx_connection_receive(connection, most, MPX_FOR_BUFFER, &message);
-    if (status != 0)
+    if (status != 0) {
+        mpx_received_drop(connection->module, &message);
         return status < 0 ? NULL : Py_NewRef(Py_None);
+    }
     PyObject *file = written_file(&message.buffer);
     mpx_received_drop(connection->module, &message);
     return file;
@@ -656,7 +656,6 @@ static PyObject *Connection_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
     connection->state = module_state(module);
     connection->namespace = (mpx_namespace_t){.dict = dict, .at = 0};
     mpx_u32_store_relaxed(&connection->handle, MPX_NO_HANDLE);
-    mpx_u32_store_relaxed(&connection->kept, MPX_NO_HANDLE);
     mpx_u32_store_relaxed(&connection->end.life, MPX_NO_HANDLE);
     return self;
 }

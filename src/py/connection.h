@@ -12,13 +12,15 @@
  *     after that, and the one that has arrived is the handler's.
  *
  * Where another thread closes the connection in the middle of a send, that goes through with it, as
- * a write does: the descriptor's number is free at once, and the other end sees the end after it.
+ * a write does: the descriptor's number is free at once, and the other end sees the end after it. So
+ * what may take more than one system call has a number of its own (own_fd.h).
  *
  * What is kept so is of one process and one descriptor: a child that is forked has no part in it.
  */
 #ifndef MPX_PY_CONNECTION_H
 #define MPX_PY_CONNECTION_H
 
+#include "own_fd.h"
 #include "received.h"
 #include "rings.h"
 #include "serialize.h"
@@ -32,6 +34,7 @@ typedef struct mpx_sending {
     mpx_duct_t *duct;           /* by which it was begun, and has to be finished, or NULL */
     struct mpx_sending *before; /* which is to be finished first, or NULL */
     uint64_t process;           /* which sends it, as its word */
+    mpx_own_fd_t own;           /* the descriptor, as long as it is under way */
 } mpx_sending_t;
 
 /* Whose what a direction keeps between calls is. */
@@ -57,7 +60,7 @@ typedef struct {
     mpx_sending_t *sending;  /* the one that was begun last, or NULL */
     mpx_sending_t rest;      /* what was left of one; its memory is its own */
     mpx_keeper_t sending_of; /* of these two */
-    mpx_atomic_u32 kept; /* the closed descriptor again, for who was sending, or MPX_NO_HANDLE */
+    mpx_atomic_u32 is_ended; /* the descriptor was closed; who is sending has yet to see to that */
 
     /* In the turn of who receives. */
     mpx_turn_t receiver;
@@ -102,7 +105,8 @@ static inline void mpx_connection_leave(ConnectionObject *self)
         mpx_end_leave(&self->end, mpx_connection_fd(self));
 }
 
-/* The descriptor has been closed in this process. */
+/* The descriptor has been closed in this process. What this thread was sending, and was interrupted
+ * in, ends with it; what another thread is sending goes on. */
 void mpx_connection_end(ConnectionObject *self);
 
 /* Gives up what was left of a message, and of one that was being received. */

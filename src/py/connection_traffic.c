@@ -7,12 +7,20 @@
 #include "connection.h"
 
 #include <errno.h>
-#include <unistd.h>
+#include <limits.h>
 
 #include "mpx_os.h"
 
 /* Above this many bytes a system call takes longer than giving up the GIL and getting it back. */
 #define LONG ((size_t)16 << 10)
+
+/* Of what is shorter, the kernel takes all at once or nothing, with the GIL held; without one,
+ * another thread may close the descriptor in between. */
+#ifdef Py_GIL_DISABLED
+#    define ALONE ((size_t)PIPE_BUF)
+#else
+#    define ALONE LONG
+#endif
 
 /* ---- Steps ----------------------------------------------------------------------------------- */
 
@@ -23,17 +31,24 @@ typedef struct {
     char *to;               /* with what is received of the content, but no header */
 } step_t;
 
-/* The descriptor of who has the turn to send; -1 where there is none. */
-static int sending_fd(ConnectionObject *self)
+/* -1 where there is none any more. */
+static int sending_fd(ConnectionObject *self, const mpx_sending_t *sending)
 {
-    int fd = mpx_connection_fd(self);
-    return fd >= 0 ? fd : (int)mpx_u32_load_relaxed(&self->kept);
+    return sending->own.number != 0 ? sending->own.number : mpx_connection_fd(self);
 }
 
 static int fd_of(const step_t *step)
 {
     ConnectionObject *self = step->connection;
-    return step->sending != NULL ? sending_fd(self) : mpx_connection_fd(self);
+    return step->sending != NULL ? sending_fd(self, step->sending) : mpx_connection_fd(self);
+}
+
+/* From here on the message goes on if the connection is closed. */
+static void own_fd(ConnectionObject *self, mpx_sending_t *sending)
+{
+    int fd = mpx_connection_fd(self);
+    if (sending->own.number == 0 && fd >= 0)
+        mpx_own_fd_take(&sending->own, fd);
 }
 
 /* Whether a message is about to be begun; the rest of one has no header. */
@@ -141,7 +156,7 @@ static int wait_and_transfer(const step_t *step, int fd)
     mpx_stream_wait_t wait = {
         .mood = step->sending != NULL ? &self->sender_mood : &self->receiver_mood,
         .deadline = mpx_piece_of(MPX_NEVER),
-        .handle = mpx_connection_fd(self) == fd ? &self->handle : &self->kept,
+        .handle = step->sending != NULL && step->sending->own.number != 0 ? NULL : &self->handle,
     };
     int status = transfer_without_gil(step, fd, &wait);
     if (status == -ETIMEDOUT || status == -EINTR)
@@ -208,6 +223,10 @@ static int take_step(const step_t *step)
         return status;
     if (step->sending == NULL && !has_begun(step) && settle(step->connection, fd))
         return 0; /* there may be something in the ring */
+    if (step->sending != NULL) {
+        own_fd(step->connection, step->sending);
+        fd = fd_of(step);
+    }
     return wait_and_transfer(step, fd);
 }
 
@@ -272,7 +291,7 @@ static void finish(ConnectionObject *self, mpx_sending_t *sending)
 {
     mpx_duct_t *duct = sending->duct;
     bool is_socket = sending->out.is_socket;
-    int fd = sending_fd(self), status = -EBUSY;
+    int fd = sending_fd(self, sending), status = -EBUSY;
     sending->duct = NULL;
     if (MPX_LIKELY(duct == NULL) || sending->process != mpx_os_own_word())
         return;
@@ -285,13 +304,17 @@ static void finish(ConnectionObject *self, mpx_sending_t *sending)
 /* Writes what is left of the messages that were begun before this one, and then this one: 0; or a
  * negative errno with an exception, which with -EINTR is a signal handler's. In a child that a
  * handler forks there is nothing left of what its parent goes on with. */
-static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
+static int write_in_order(ConnectionObject *self, mpx_sending_t *sending);
+
+static int write_all(ConnectionObject *self, mpx_sending_t *sending)
 {
     int status = sending->before == NULL ? 0 : write_in_order(self, sending->before);
     if (status < 0)
         return status;
     while (mpx_outflow_left(&sending->out) > 0 && sending->process == mpx_os_own_word()) {
         const step_t step = {self, sending, mpx_outflow_left(&sending->out), NULL};
+        if (step.size >= ALONE || sending->out.done > 0)
+            own_fd(self, sending);
         status = take_step(&step);
         if (status < 0) {
             if (status != -EINTR) {
@@ -303,6 +326,13 @@ static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
     }
     finish(self, sending);
     return 0;
+}
+
+static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
+{
+    int status = write_all(self, sending);
+    mpx_own_fd_drop(&sending->own);
+    return status;
 }
 
 static int send_in_turn(ConnectionObject *self, const mpx_brackets_t *brackets, const char *data,
@@ -396,14 +426,13 @@ static int send_joined(ConnectionObject *self, const char *data, size_t size)
     return send_slowly(self, duct, data, size, status);
 }
 
-/* The connection was closed meanwhile. */
-MPX_COLD static void end_kept(ConnectionObject *self)
+/* Where nobody is sending: whoever was looks again when it has let go of the turn. */
+MPX_COLD static void see_to_end(ConnectionObject *self)
 {
-    uint32_t kept = mpx_u32_exchange_acq_rel(&self->kept, MPX_NO_HANDLE);
-    if (kept != MPX_NO_HANDLE) {
-        close((int)kept);
-        mpx_connection_end(self);
-    }
+    if (mpx_turn_is_anothers(&self->sender) || !mpx_u32_exchange_acq_rel(&self->is_ended, 0))
+        return;
+    tear(&self->rest);
+    mpx_end_close(&self->end);
 }
 
 int mpx_connection_send(ConnectionObject *self, const char *data, size_t size)
@@ -425,9 +454,9 @@ int mpx_connection_send_within(ConnectionObject *self, const mpx_brackets_t *bra
     if (mpx_turn_take(&self->sender) < 0)
         return -1;
     int status = send_in_turn(self, brackets, data, size);
-    if (MPX_UNLIKELY(mpx_u32_load_relaxed(&self->kept) != MPX_NO_HANDLE) && self->sending == NULL)
-        end_kept(self);
     mpx_turn_end(&self->sender);
+    if (MPX_UNLIKELY(mpx_u32_load_relaxed(&self->is_ended)))
+        see_to_end(self);
     return status;
 }
 
@@ -777,13 +806,16 @@ int mpx_connection_poll(ConnectionObject *self, int64_t deadline)
 
 void mpx_connection_end(ConnectionObject *self)
 {
-    tear(&self->rest);
-    mpx_end_close(&self->end);
+    if (mpx_turn_is_mine(&self->sender)) {
+        for (mpx_sending_t *sending = self->sending; sending != NULL; sending = sending->before)
+            mpx_own_fd_drop(&sending->own);
+    }
+    (void)mpx_u32_exchange_acq_rel(&self->is_ended, 1);
+    see_to_end(self);
 }
 
 void mpx_connection_forget(ConnectionObject *self)
 {
-    end_kept(self);
     tear(&self->rest);
     drop_rest(self);
     Py_CLEAR(self->content.bytes);

@@ -104,7 +104,7 @@ static int module_exec(PyObject *module)
         mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
         mpx_add_pickling(module) < 0 || mpx_add_unpickling(module) < 0 ||
         mpx_add_scratch(module) < 0 || mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 ||
-        mpx_add_fork_copy(module) < 0 || mpx_add_channel(module) < 0 ||
+        mpx_add_fork_copy(module) < 0 || mpx_add_own_fd(module) < 0 || mpx_add_channel(module) < 0 ||
         mpx_add_queue_base(module) < 0 || mpx_add_queue(module) < 0 ||
         mpx_add_simple_queue(module) < 0 || mpx_add_connection(module) < 0 ||
         mpx_add_connection_wait(module) < 0)

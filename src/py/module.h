@@ -241,6 +241,7 @@ int mpx_add_scratch(PyObject *module);
 int mpx_add_serialize(PyObject *module);
 int mpx_add_lease(PyObject *module);
 int mpx_add_fork_copy(PyObject *module);
+int mpx_add_own_fd(PyObject *module);
 int mpx_add_connection(PyObject *module);
 int mpx_add_connection_wait(PyObject *module);
 

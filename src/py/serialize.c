@@ -242,14 +242,20 @@ int mpx_dumps_pickle(module_state_t *state, mpx_namespace_t *namespace, PyObject
     return status;
 }
 
-bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace)
+int mpx_pickles_plainly(module_state_t *state, mpx_namespace_t *namespace)
 {
     PyObject *cls;
     int status = is_plain(state, namespace, &cls);
+    if (status == 0)
+        Py_DECREF(cls);
+    return status;
+}
+
+bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace)
+{
+    int status = mpx_pickles_plainly(state, namespace);
     if (status < 0)
         PyErr_Clear();
-    else if (status == 0)
-        Py_DECREF(cls);
     return status > 0;
 }
 

@@ -138,8 +138,12 @@ PyObject *mpx_scalar_read(const char *data, size_t size);
 bool mpx_pickle_is_bytes(const char *data, size_t size);
 bool mpx_pickle_ends(const char *data);
 
-/* serialize.c: whether the namespace's class is the standard library's: then messages of plain
- * trees are read without Python code of the program's. */
+/* serialize.c: whether the namespace's class is the standard library's: 1, 0, or -1 with an
+ * exception. */
+int mpx_pickles_plainly(module_state_t *state, mpx_namespace_t *namespace);
+
+/* serialize.c: the same, false for an exception: then messages of plain trees are read without
+ * Python code of the program's. */
 bool mpx_reads_plainly(module_state_t *state, mpx_namespace_t *namespace);
 
 /* Has the compiler keep a value that was read: it could read it again instead, from where others

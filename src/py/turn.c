@@ -3,7 +3,9 @@
  * `holder` is a futex: WAITED is set in it while a thread may be asleep, and then whoever ends the
  * turn wakes one. Who was woken sets it again, as there may be more.
  *
- * What a holder did before it let go (T0) is seen by the next one (T1).
+ * What a holder did before it let go (T0) is seen by the next one (T1). Who asks whether somebody
+ * has the turn (T2), and hears that, has been heard: the holder sees what was done before, after it
+ * has let go.
  */
 #include "turn.h"
 
@@ -80,7 +82,14 @@ void mpx_turn_end(mpx_turn_t *turn)
 
 bool mpx_turn_is_anothers(mpx_turn_t *turn)
 {
-    uint32_t holder = mpx_u32_load_relaxed(&turn->holder) & ~WAITED;
+    /* T2: with T0, which reads what is written here, where this does not read what that writes. */
+    uint32_t holder = mpx_u32_fetch_add_acq_rel(&turn->holder, 0) & ~WAITED;
     return holder != 0 && holder != mpx_os_self()->id &&
+           mpx_u64_load_relaxed(&turn->process) == mpx_os_own_word();
+}
+
+bool mpx_turn_is_mine(mpx_turn_t *turn)
+{
+    return (mpx_u32_load_relaxed(&turn->holder) & ~WAITED) == mpx_os_self()->id &&
            mpx_u64_load_relaxed(&turn->process) == mpx_os_own_word();
 }

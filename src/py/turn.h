@@ -22,7 +22,11 @@ int mpx_turn_take(mpx_turn_t *turn);
 
 void mpx_turn_end(mpx_turn_t *turn);
 
-/* Whether another thread of this process has it. */
+/* Whether another thread of this process has it; or else whoever had it sees what was done before
+ * this was asked. */
 bool mpx_turn_is_anothers(mpx_turn_t *turn);
+
+/* Whether this thread has it. */
+bool mpx_turn_is_mine(mpx_turn_t *turn);
 
 #endif

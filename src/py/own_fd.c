@@ -1,0 +1,78 @@
+/* own_fd.c - see own_fd.h.
+ *
+ * A fork waits until nobody is changing the list, so the child finds it whole; it closes the copies
+ * that it has got of the others' descriptors. The call of the thread that has forked goes on there
+ * without one.
+ */
+#include "own_fd.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <unistd.h>
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static mpx_own_fd_t *all;
+
+void mpx_own_fd_take(mpx_own_fd_t *self, int fd)
+{
+    pthread_mutex_lock(&mutex);
+    int number = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    if (number > 0) {
+        *self = (mpx_own_fd_t){.number = number, .next = all, .link = &all};
+        if (all != NULL)
+            all->link = &self->next;
+        all = self;
+    }
+    pthread_mutex_unlock(&mutex);
+}
+
+void mpx_own_fd_drop(mpx_own_fd_t *self)
+{
+    if (MPX_LIKELY(self->number == 0))
+        return;
+    pthread_mutex_lock(&mutex);
+    *self->link = self->next;
+    if (self->next != NULL)
+        self->next->link = self->link;
+    close(self->number);
+    self->number = 0;
+    pthread_mutex_unlock(&mutex);
+}
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&mutex);
+}
+
+static void after_fork_in_parent(void)
+{
+    pthread_mutex_unlock(&mutex);
+}
+
+static void after_fork_in_child(void)
+{
+    for (mpx_own_fd_t *self = all; self != NULL; self = self->next) {
+        close(self->number);
+        self->number = 0;
+    }
+    all = NULL;
+    pthread_mutex_unlock(&mutex);
+}
+
+/* Once a process, however many interpreters it has. */
+static int atfork_error;
+
+static void register_handlers(void)
+{
+    atfork_error = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+int mpx_add_own_fd(PyObject *Py_UNUSED(module))
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    (void)pthread_once(&once, register_handlers);
+    if (atfork_error == 0)
+        return 0;
+    PyErr_NoMemory();
+    return -1;
+}
