@@ -12,8 +12,8 @@
  *     after that, and the one that has arrived is the handler's.
  *
  * Where another thread closes the connection in the middle of a send, that goes through with it, as
- * a write does: the descriptor's number is free at once, and the other end sees the end after it. So
- * what may take more than one system call has a number of its own (own_fd.h).
+ * a write does: the descriptor's number is free at once, and the other end sees the end after it.
+ * So what may take more than one system call has a number of its own (own_fd.h).
  *
  * What is kept so is of one process and one descriptor: a child that is forked has no part in it.
  */

@@ -104,10 +104,10 @@ static int module_exec(PyObject *module)
         mpx_add_block(module) < 0 || mpx_add_synchronized(module) < 0 ||
         mpx_add_pickling(module) < 0 || mpx_add_unpickling(module) < 0 ||
         mpx_add_scratch(module) < 0 || mpx_add_serialize(module) < 0 || mpx_add_lease(module) < 0 ||
-        mpx_add_fork_copy(module) < 0 || mpx_add_own_fd(module) < 0 || mpx_add_channel(module) < 0 ||
-        mpx_add_queue_base(module) < 0 || mpx_add_queue(module) < 0 ||
-        mpx_add_simple_queue(module) < 0 || mpx_add_connection(module) < 0 ||
-        mpx_add_connection_wait(module) < 0)
+        mpx_add_fork_copy(module) < 0 || mpx_add_own_fd(module) < 0 ||
+        mpx_add_channel(module) < 0 || mpx_add_queue_base(module) < 0 ||
+        mpx_add_queue(module) < 0 || mpx_add_simple_queue(module) < 0 ||
+        mpx_add_connection(module) < 0 || mpx_add_connection_wait(module) < 0)
         return -1;
 #ifdef MPX_KILL_POINTS
     if (mpx_add_kill_points(module) < 0)

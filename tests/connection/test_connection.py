@@ -3,9 +3,11 @@
 import contextlib
 import gc
 import os
+import random
 import select
 import socket
 import sys
+import threading
 import weakref
 
 import pytest
@@ -20,6 +22,7 @@ from connection_helpers import (
     fill,
     framed,
     header,
+    make_pair,
     messages_in,
     open_pair,
     raw_reader,
@@ -486,6 +489,56 @@ def test_closed_by_another_thread_while_sending(ours, kind):
             for ends in others:
                 for other in ends:
                     os.close(other)
+
+
+def test_closed_by_another_thread_at_any_moment(ours, kind):
+    """The message comes whole, or nothing of it, and then the end."""
+    content = bytes(1_000_000)
+    for _ in range(60):
+        reader, writer = make_pair(ours, kind)
+        began = threading.Event()
+
+        def send(writer=writer, began=began):
+            began.set()
+            writer.send_bytes(content)
+
+        receiving, sending = Task(reader.recv_bytes), Task(send)
+        began.wait()
+        for _ in range(random.randrange(3000)):
+            pass
+        writer.close()
+        sent, received = outcome(sending.get), outcome(receiving.get)
+        if sent[0] == "returns":
+            assert received == ("returns", repr(content))
+            received = outcome(reader.recv_bytes)
+        else:
+            assert sent[:2] == ("OSError", "handle is closed")
+        assert received[0] == "EOFError"
+        reader.close()
+
+
+def test_a_fork_while_one_that_was_closed_is_sending(ours, kind):
+    """The end comes after the message, and does not wait for the child."""
+    content = bytes(20_000_000)
+    with raw_reader(ours, kind) as (writer, fd):
+        task = blocked_in(writer.send_bytes, content)
+        writer.close()
+        go, wait = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(wait)
+            os.read(go, 1)
+            os._exit(0)
+        try:
+            wire = framed(content)
+            assert read_exactly(fd, len(wire)) == wire
+            task.get()
+            assert select.select([fd], [], [], LIMIT)[0]
+            assert os.read(fd, 1) == b""
+        finally:
+            os.close(wait)
+            os.waitpid(pid, 0)
+            os.close(go)
 
 
 # ---- What it is ------------------------------------------------------------------------------

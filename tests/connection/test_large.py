@@ -8,10 +8,12 @@ import gc
 import os
 import pickle
 import sysconfig
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
 from connection_helpers import (
+    Interrupted,
     framed,
     interrupted,
     messages_of,
@@ -23,6 +25,8 @@ from connection_helpers import (
     write_all,
 )
 from sync_helpers import Task, outcome, run_program
+
+from mproc_ext import _core, _pickling
 
 HERE = Path(__file__).parent
 EDGE = 1 << 16  # from here on pickle puts bytes into no frame
@@ -206,6 +210,35 @@ def test_another_pickler(connection, kind, method, monkeypatch):
         assert reader.recv() == SHORTER
         task.get()
     assert [what for what, _ in seen if what == method] == [method]
+
+
+def test_an_exception_while_the_pickler_is_looked_at(ours):
+    """It is the caller's: a signal handler's, mostly."""
+    is_armed = False
+
+    def tables(cls):
+        if is_armed:
+            raise Interrupted
+        return _pickling.tables(cls)
+
+    _core.serve_pickling(tables, vars(_pickling))
+    try:
+        with open_pair(ours, "socketpair") as (reader, writer):
+            task = untroubled(lambda: writer.send(SHORTER))
+            assert reader.recv() == SHORTER
+            task.get()
+            is_armed = True
+            ForkingPickler.looked_at = None  # it is another version of the class
+            with pytest.raises(Interrupted):
+                writer.send(SHORTER)
+            is_armed = False
+            task = untroubled(lambda: writer.send(SHORTER))
+            assert reader.recv() == SHORTER
+            task.get()
+    finally:
+        is_armed = False
+        del ForkingPickler.looked_at
+        _core.serve_pickling(_pickling.tables, vars(_pickling))
 
 
 def test_what_was_sent_is_kept_while_it_is_sent(ours):
