@@ -219,6 +219,8 @@ static int take_step(const step_t *step)
         return -EINTR;
     int status =
         step->size < LONG ? transfer(step, fd, NULL) : transfer_without_gil(step, fd, NULL);
+    if (MPX_UNLIKELY(status == -EINTR)) /* without RWF_NOWAIT poll is asked, and may say so */
+        return PyErr_CheckSignals() < 0 ? -EINTR : 0;
     if (status != -EAGAIN || (!has_begun(step) && mpx_os_is_nonblocking(fd)))
         return status;
     if (step->sending == NULL && !has_begun(step) && settle(step->connection, fd))

