@@ -63,13 +63,6 @@ struct mpx_rings {
 /* Copies that this process has put in trust, and the lives that it has open. */
 static mpx_atomic_u32 in_trust, lives_open;
 
-/* The folder of a process's descriptors: in its fork there is another one. */
-static struct {
-    mpx_atomic_u64 process;
-    mpx_atomic_u32 fd;
-    mpx_file_id_t file;
-} folder;
-
 static mpx_rings_t *rings_of(mpx_ring_end_t *end)
 {
     return mpx_ptr_load_relaxed(&end->rings);
@@ -418,52 +411,28 @@ static bool stop(mpx_ring_end_t *end, mpx_rings_t *rings, unsigned side, int fd,
     return mpx_duct_is_stopped(duct) && (mpx_duct_is_empty(duct) || status == -EPIPE);
 }
 
-static void open_folder(void)
-{
-    mpx_file_info_t info;
-    uint32_t before = mpx_u32_load_relaxed(&folder.fd);
-    if (mpx_u64_load_relaxed(&folder.process) == mpx_os_own_word())
-        return;
-    if (mpx_u64_load_relaxed(&folder.process) != 0 && mpx_os_is_file((int)before, folder.file))
-        close((int)before);
-    int fd = mpx_os_above_stdio(open("/proc/self/fd", O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (fd >= 0 && mpx_os_file_info(fd, &info) == 0)
-        folder.file = info.id;
-    mpx_u32_store_relaxed(&folder.fd, (uint32_t)fd);
-    mpx_u64_store_relaxed(&folder.process, mpx_os_own_word());
-}
-
-/* This process's, or, where it has none, its parent's, where the pipe may still be; or -1. */
-static int known_folder(void)
-{
-    int fd = (int)mpx_u32_load_relaxed(&folder.fd);
-    bool is_known = mpx_u64_load_relaxed(&folder.process) != 0 && fd >= 0;
-    return is_known && mpx_os_is_file(fd, folder.file) ? fd : -1;
-}
-
-/* A pipe's other end. */
+/* A pipe's other end. After a chroot anything may have that name. */
 static int open_again(int fd)
 {
     char path[32];
+    mpx_file_info_t info;
+    int status = mpx_os_file_info(fd, &info);
+    if (status < 0)
+        return status;
     (void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    int other = open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-    if (other >= 0 || errno == EMFILE)
-        return other < 0 ? -errno : other;
-    int in = known_folder();
-    if (in < 0)
+    int other = open(path, O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (other < 0)
+        return -errno;
+    if (!mpx_os_is_file(other, info.id)) {
+        close(other);
         return -ENOENT;
-    (void)snprintf(path, sizeof(path), "%d", fd);
-    other = openat(in, path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-    return other < 0 ? -errno : other;
+    }
+    return other;
 }
 
 void mpx_end_ask_to_leave(mpx_ring_end_t *end, int fd)
 {
-    int other = -1;
-    if (!end->is_socket) {
-        open_folder();
-        other = known_folder() < 0 ? -1 : open_again(fd);
-    }
+    int other = end->is_socket ? -1 : open_again(fd);
     mpx_u32_store_relaxed(&end->may_leave, end->is_socket || other >= 0);
     if (other >= 0)
         close(other);
@@ -515,7 +484,7 @@ static bool move_to_descriptor(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
     for (int i = 0; !is_done && i < TRIES; i++) {
         move(&moving);
         if (moving.other == -EMFILE) {
-            const int keep[] = {fd, own_life(end), known_folder()};
+            const int keep[] = {fd, own_life(end)};
             (void)!mpx_os_with_room(keep, MPX_ARRAY_LENGTH(keep), move, &moving);
         }
         is_done = moving.is_done;

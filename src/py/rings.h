@@ -11,12 +11,12 @@
  * end's end is a reason to leave, too: what the descriptor says then is what counts.
  *
  * Trust. To write into its own descriptor an end needs the other one's. (Of a pipe it opens its own
- * again, in the folder of the process's descriptors: it has that open, so that it is there without
- * /proc, too; and root, who may be somebody else by then, lets anybody open the pipe who gets at
- * such a folder.) Each end of a socket pair has a second socket, its *life*, whose peer is the
- * other end's. Who makes a duct sends a copy of its end through its life, where it stays in the
- * queue: so the copy is no process's, and who takes it takes it for all. Since it keeps the end
- * open, that one's end is seen by the life's; and who leaves drops the copy.
+ * again by /proc, which is gone after a chroot: a folder kept open would be a way out of that. And
+ * root, who may be somebody else by then, lets anybody open the pipe who gets at it.) Each end of a
+ * socket pair has a second socket, its *life*, whose peer is the other end's. Who makes a duct
+ * sends a copy of its end through its life, where it stays in the queue: so the copy is no
+ * process's, and who takes it takes it for all. Since it keeps the end open, that one's end is seen
+ * by the life's; and who leaves drops the copy.
  *
  * What fails here is no error: the connection is plain then.
  */
@@ -89,9 +89,8 @@ bool mpx_end_parts(mpx_ring_end_t *end, mpx_end_parts_t *parts);
  * negative errno; then the connection is plain, and what was left of the other end is there. */
 int mpx_end_adopt(mpx_ring_end_t *end, const mpx_end_parts_t *parts);
 
-/* Finds out whether this process will be able to leave (`may_leave`), also when it has given up
- * rights or its root folder until then: before it opens a duct to receive from. In a critical
- * section of the module. */
+/* Finds out whether this process is able to leave (`may_leave`), before it opens a duct to receive
+ * from. In a critical section of the module. */
 void mpx_end_ask_to_leave(mpx_ring_end_t *end, int fd);
 
 /* Leaves, as far as that is possible: where the descriptor has no room for what is in the ring, the

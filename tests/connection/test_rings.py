@@ -14,6 +14,7 @@ import random
 import resource
 import select
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -358,10 +359,10 @@ def run_out_of_descriptors():
             os.dup(2)
 
 
-@pytest.mark.parametrize("loss", [become_nobody, go_to_a_bare_root, run_out_of_descriptors])
+@pytest.mark.parametrize("loss", [become_nobody, run_out_of_descriptors])
 @pytest.mark.parametrize("leave", [by_fileno, by_wait, by_select])
 def test_who_has_lost_something(ends, ours, leave, loss):
-    """Rights, /proc or descriptors: what is sent after that is in the descriptor all the same."""
+    """Rights or descriptors: what is sent after that is in the descriptor all the same."""
     if os.geteuid() != 0 and loss is not run_out_of_descriptors:
         pytest.skip("only root can lose that")
     reader, writer = ends
@@ -392,6 +393,126 @@ def test_who_has_lost_something(ends, ours, leave, loss):
     assert ended(pid) == 0
     for fd in (told, tell, sent, send):
         os.close(fd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root")
+@pytest.mark.parametrize("leave", [by_fileno, by_wait, by_select])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_who_has_lost_proc(ends, ours, flow, leave, when):
+    """Before or after it has opened the ring: all that is sent is received."""
+    reader, writer = ends if when == "after" else make_pair(ours, flow)
+    told, tell = os.pipe()
+    sent, send = os.pipe()
+
+    def child():
+        writer.close()
+        if when == "after":
+            assert reader.recv() == "before"
+            while not open_rings(reader)[1]:
+                assert not reader.poll()
+        go_to_a_bare_root()
+        os.write(tell, b".")
+        assert os.read(sent, 1) == b"."
+        for number in range(20):
+            assert reader.recv() == number
+        os.write(tell, b".")
+        assert os.read(sent, 1) == b"."
+        leave(reader, ours)
+        if flow == "rings" or when == "before":  # else it is not in the descriptor
+            assert is_readable(reader.fileno())
+        for number in range(20):
+            assert reader.poll()
+            assert reader.recv() == number
+        assert not reader.poll()
+        os.write(tell, b".")
+        assert [reader.recv() for _ in range(20)] == [*range(20)]
+        says_the_end(reader)
+
+    pid = fork(child)
+    reader.close()
+    if when == "after":
+        writer.send("before")
+    for _ in range(3):
+        assert os.read(told, 1) == b"."
+        for number in range(20):
+            writer.send(number)
+        os.write(send, b".")
+    writer.close()
+    assert ended(pid) == 0
+    for fd in (told, tell, sent, send):
+        os.close(fd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root")
+@pytest.mark.parametrize("last", ["another message", "close"])
+def test_the_sender_moves_what_who_has_lost_proc_cannot(ours, last):
+    reader, writer = ringed_pair(ours, "one-way ring")
+    told, tell = os.pipe()
+    sent, send = os.pipe()
+
+    def child():
+        writer.close()
+        go_to_a_bare_root()
+        os.write(tell, b".")
+        os.read(sent, 1)
+        fd = reader.fileno()
+        os.write(tell, b".")
+        assert ours.wait([reader])
+        assert is_readable(fd)
+        assert reader.recv() == 1
+        if last == "another message":
+            assert ours.wait([reader])
+            assert reader.recv() == 2
+        assert ours.wait([reader])
+        says_the_end(reader)
+
+    pid = fork(child)
+    reader.close()
+    os.read(told, 1)
+    writer.send(1)
+    os.write(send, b".")
+    os.read(told, 1)
+    if last == "another message":
+        writer.send(2)
+    writer.close()
+    assert ended(pid) == 0
+    for fd in (told, tell, sent, send):
+        os.close(fd)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root")
+def test_another_file_has_the_name_below_proc(ours, tmp_path):
+    """In a root that somebody has furnished it is not taken for the pipe."""
+    reader, writer = make_pair(ours, "one-way ring")
+    folder = tmp_path / "proc" / "self" / "fd"
+    folder.mkdir(parents=True)
+    for name in fds():
+        os.mkfifo(folder / name)
+    others = [os.open(folder / name, os.O_RDWR) for name in os.listdir(folder)]
+
+    def child():
+        os.chroot(tmp_path)
+        for number in range(10):
+            writer.send(number)
+            assert reader.recv() == number
+            assert not reader.poll()
+        for number in range(5):
+            writer.send(number)
+        assert is_readable(reader.fileno())
+        assert not any(is_readable(other) for other in others)
+        assert [reader.recv() for _ in range(5)] == [*range(5)]
+
+    assert ended(fork(child)) == 0
+    for other in others:
+        os.close(other)
+    close(reader, writer)
+
+
+def test_no_folder_is_open(ends):
+    """By which one could get out of a new root."""
+    for name in fds():
+        with contextlib.suppress(OSError):  # the one that listed them
+            assert not stat.S_ISDIR(os.fstat(int(name)).st_mode)
 
 
 @leaving
