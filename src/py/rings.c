@@ -274,6 +274,13 @@ static bool put_in_trust(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
     return true;
 }
 
+/* Root's pipe, which may be somebody else's process by the time that it is opened again. */
+static void let_anybody_open(mpx_ring_end_t *end, int fd)
+{
+    if (!end->is_socket && geteuid() == 0)
+        (void)!fchmod(fd, S_IRUSR | S_IWUSR | S_IWGRP | S_IWOTH);
+}
+
 /* A duct for what the end sends. Who is writing a message without one has the mutex; later ones go
  * by the duct, so that the receiver, once it has opened that, finds nothing that came by another
  * way.
@@ -287,8 +294,7 @@ static void make_duct(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
     if (mpx_os_file_info(fd, &info) < 0 || !is_large_enough(fd, end->is_socket) ||
         mpx_heap_new_until(rings->arena, rings->owner, sizeof(mpx_duct_t), &block, &address, 0) < 0)
         return;
-    if (!end->is_socket && geteuid() == 0)
-        (void)!fchmod(fd, S_IRUSR | S_IWUSR | S_IWGRP | S_IWOTH);
+    let_anybody_open(end, fd);
     mpx_duct_init(address, end->is_socket);
     mpx_duct_belong_to(address, &info.id);
     bool is_made = false;
@@ -433,6 +439,8 @@ static int open_again(int fd)
 void mpx_end_ask_to_leave(mpx_ring_end_t *end, int fd)
 {
     int other = end->is_socket ? -1 : open_again(fd);
+    if (other >= 0)
+        let_anybody_open(end, other); /* the sender need not be root */
     mpx_u32_store_relaxed(&end->may_leave, end->is_socket || other >= 0);
     if (other >= 0)
         close(other);

@@ -395,6 +395,42 @@ def test_who_has_lost_something(ends, ours, leave, loss):
         os.close(fd)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lose its rights")
+def test_root_receives_from_somebody_else(ours):
+    """And is somebody else by the time that it leaves."""
+    reader, writer = make_pair(ours, "one-way ring")
+    sent, send = os.pipe()
+    received, receive = os.pipe()
+
+    def sender():
+        become_nobody()
+        for number in range(10):
+            writer.send(number)
+            os.read(received, 1)
+        for number in range(3):
+            writer.send(number)
+        os.write(send, b".")
+
+    def receiver():
+        for number in range(10):
+            assert reader.recv() == number
+            assert not reader.poll()
+            os.write(receive, b".")
+        assert open_rings(reader)[1]
+        os.read(sent, 1)
+        become_nobody()
+        fd = reader.fileno()
+        for number in range(3):
+            assert is_readable(fd)
+            assert reader.recv() == number
+
+    pids = [fork(sender), fork(receiver)]
+    assert [ended(pid) for pid in reversed(pids)] == [0, 0]
+    for fd in (sent, send, received, receive):
+        os.close(fd)
+    close(reader, writer)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root")
 @pytest.mark.parametrize("leave", [by_fileno, by_wait, by_select])
 @pytest.mark.parametrize("when", ["before", "after"])
