@@ -5,8 +5,9 @@
  */
 #include "fork_copy.h"
 
-#include <pthread.h>
 #include <stdlib.h>
+
+#include "at_fork.h"
 
 static _Thread_local mpx_fork_copy_t *in_use;
 
@@ -75,20 +76,8 @@ void mpx_fork_copy_end(mpx_fork_copy_t *self)
     free(self);
 }
 
-/* Once a process, however many interpreters it has. */
-static int atfork_error;
-
-static void register_handlers(void)
-{
-    atfork_error = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-}
-
 int mpx_add_fork_copy(PyObject *Py_UNUSED(module))
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    (void)pthread_once(&once, register_handlers);
-    if (atfork_error == 0)
-        return 0;
-    PyErr_NoMemory();
-    return -1;
+    static mpx_at_fork_t handlers = {before_fork, after_fork_in_parent, after_fork_in_child, false};
+    return mpx_at_fork(&handlers);
 }

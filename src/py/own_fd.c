@@ -10,6 +10,8 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include "at_fork.h"
+
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static mpx_own_fd_t *all;
 
@@ -59,20 +61,8 @@ static void after_fork_in_child(void)
     pthread_mutex_unlock(&mutex);
 }
 
-/* Once a process, however many interpreters it has. */
-static int atfork_error;
-
-static void register_handlers(void)
-{
-    atfork_error = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-}
-
 int mpx_add_own_fd(PyObject *Py_UNUSED(module))
 {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    (void)pthread_once(&once, register_handlers);
-    if (atfork_error == 0)
-        return 0;
-    PyErr_NoMemory();
-    return -1;
+    static mpx_at_fork_t handlers = {before_fork, after_fork_in_parent, after_fork_in_child, false};
+    return mpx_at_fork(&handlers);
 }
