@@ -268,7 +268,8 @@ void mpx_os_close_except(unsigned first, const int *keep, size_t keep_count);
 
 /* Calls `work` in a thread that has a table of descriptors for itself, a copy of the process's, in
  * which there is room for one more: one that is not of those to keep is closed there. For who has
- * none left. Signals do not go to that thread. 0 when that is done, or a negative errno. */
+ * none left. Signals do not go to that thread. Nothing is open in the table any more when this
+ * returns. 0 when that is done, or a negative errno. */
 MPX_NODISCARD int mpx_os_with_room(const int *keep, size_t keep_count, void (*work)(void *),
                                    void *argument);
 

@@ -173,6 +173,8 @@ static bool is_kept(const roomy_t *roomy, int fd)
     return false;
 }
 
+/* The kernel frees the table when the thread has been joined already, or later: an end of a pipe
+ * that is open in it would not be seen to be closed until then. */
 static void *work_with_room(void *argument)
 {
     roomy_t *roomy = argument;
@@ -186,6 +188,7 @@ static void *work_with_room(void *argument)
     }
     close(fd);
     roomy->work(roomy->argument);
+    mpx_os_close_range(0, ~0U);
     return NULL;
 }
 

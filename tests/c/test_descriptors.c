@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -154,7 +155,6 @@ static void visit(void *argument)
     }
     visit->process = getpid();
     visit->has_room = open("/dev/null", O_RDONLY) >= 0;
-    mpx_os_close_range(0, ~0U);
 }
 
 static void fill_table(void)
@@ -180,6 +180,44 @@ TEST(a_table_with_room)
     CHECK_EQ(count_open(), COUNT); /* the process has all that it had */
     CHECK(open("/dev/null", O_RDONLY) < 0);
     mpx_os_close_range(STDERR_FILENO + 1, ~0U);
+}
+
+/* Nor afterwards: an end that the process closes then is closed. */
+static void check_that_nothing_stays_open(void)
+{
+    visit_t seen = {.has_room = false};
+    int late = 0;
+    open_all();
+    for (int i = 0; i < 300; i++) {
+        int ends[2];
+        CHECK_EQ(mpx_os_pipe(ends), 0);
+        const int keep[] = {0, 1};
+        CHECK_EQ(mpx_os_with_room(keep, MPX_ARRAY_LENGTH(keep), visit, &seen), 0);
+        close(ends[1]);
+        struct pollfd polled = {.fd = ends[0], .events = POLLIN};
+        late += poll(&polled, 1, 0) == 0;
+        close(ends[0]);
+    }
+    CHECK_EQ(late, 0);
+    CHECK_EQ(count_open(), COUNT);
+    mpx_os_close_range(FIRST, ~0U);
+}
+
+TEST(a_table_with_room_is_gone_at_once)
+{
+    if (emulated()) {
+        return;
+    }
+    check_that_nothing_stays_open();
+}
+
+TEST(a_table_with_room_is_gone_at_once_by_listing_proc)
+{
+    if (emulated()) {
+        return;
+    }
+    inject("close_range", ENOSYS, 0, ALWAYS);
+    check_that_nothing_stays_open();
 }
 
 TEST(no_table_with_room)
