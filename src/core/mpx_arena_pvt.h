@@ -174,8 +174,8 @@ MPX_NODISCARD int mpx_region_add(mpx_arena_t *arena);
 /* Marks as taken what this process holds: for one whose record was lost. */
 void mpx_slots_mark_own(mpx_arena_t *arena);
 
-/* Frees what only dead processes held; returns how many slots are free. Takes the mutex. */
-uint32_t mpx_slots_sweep(mpx_arena_t *arena);
+/* Frees what only dead processes held. Takes the mutex. */
+void mpx_slots_sweep(mpx_arena_t *arena);
 
 /* Whether anybody holds the slot, as far as is known; of one that somebody does hold, always. */
 bool mpx_slots_is_taken(mpx_arena_t *arena, mpx_slot_t slot);

@@ -278,38 +278,91 @@ static uint32_t sweep_alone(mpx_arena_t *arena)
     return free_slots;
 }
 
-/* Frees what only dead processes held; the number of free slots. One process at a time: another one
- * would free what the first one's undertaker is at. */
-uint32_t mpx_slots_sweep(mpx_arena_t *arena)
+/* Below it: -ETIMEDOUT where somebody was stopped in the middle of it. */
+static int wait_for_sweeper(mpx_arena_t *arena)
 {
     int64_t deadline = mpx_os_deadline(SWEEP_TIME);
     int status;
     do {
         status = mpx_lock_acquire(&arena->shared->sweeper, deadline);
     } while (status == -EINTR);
-    if (status < 0) {
-        return 0; /* somebody was stopped in the middle of it: go without */
-    }
+    return status;
+}
+
+/* Who has the lock sweeps and lets it go; the number of free slots. */
+static uint32_t sweep_locked(mpx_arena_t *arena)
+{
     MPX_STEP(arena_sweeping); /* the next one takes the lock over */
     uint32_t free_slots = sweep_alone(arena);
     (void)!mpx_lock_release(&arena->shared->sweeper);
     return free_slots;
 }
 
+/* Frees what only dead processes held. One process at a time: another one would free what the first
+ * one's undertaker is at. */
+void mpx_slots_sweep(mpx_arena_t *arena)
+{
+    if (wait_for_sweeper(arena) >= 0) {
+        (void)sweep_locked(arena);
+    }
+}
+
 /* ---- The interface --------------------------------------------------------------------------- */
 
-static int add_region(mpx_arena_t *arena)
+static bool is_plenty(mpx_arena_t *arena, uint32_t free_slots)
+{
+    return free_slots >= mpx_region_start(regions(arena)) / FREE_SHARE;
+}
+
+/* The number of slots that are free without a sweep; looks for one from the first on again. */
+static uint32_t count_free(mpx_arena_t *arena)
+{
+    uint32_t free_slots = 0;
+    mpx_arena_lock(arena);
+    for (uint32_t region = 0; region < regions(arena); region++) {
+        mpx_atomic_u64 *bits = taken_bits(arena, region);
+        for (uint32_t w = 0; bits != NULL && w < mpx_region_words(region); w++) {
+            free_slots += 64 - (uint32_t)__builtin_popcountll(mpx_u64_load_relaxed(bits + w));
+        }
+    }
+    arena->first_word = 0;
+    mpx_arena_unlock(arena);
+    return free_slots;
+}
+
+/* Looks for free slots; the number of them. A crowd waits for who sweeps, and each of it would do
+ * so once more: what was freed meanwhile is enough for all, as a rule. */
+static uint32_t look_for_slots(mpx_arena_t *arena)
+{
+    mpx_atomic_u64 next_look = {(uint64_t)MPX_NEVER}; /* whether the owner lives: the wait asks */
+    int status = mpx_lock_try(&arena->shared->sweeper, &next_look);
+    if (status == -EAGAIN) {
+        status = wait_for_sweeper(arena);
+        uint32_t free_slots = count_free(arena);
+        if (status < 0) {
+            return free_slots;
+        }
+        if (is_plenty(arena, free_slots)) {
+            (void)!mpx_lock_release(&arena->shared->sweeper);
+            return free_slots;
+        }
+    }
+    return sweep_locked(arena);
+}
+
+/* One more than there were; others may have added it. */
+static int add_region(mpx_arena_t *arena, uint32_t there_were)
 {
     mpx_arena_lock(arena);
-    int status = mpx_region_add(arena);
+    int status = regions(arena) == there_were ? mpx_region_add(arena) : 0;
     mpx_arena_unlock(arena);
     return status;
 }
 
 static int new_slot(mpx_arena_t *arena, uint32_t *index)
 {
-    uint32_t free_slots = 0;
-    bool swept = false;
+    uint32_t free_slots = 0, there_were = 0;
+    bool looked = false;
     for (;;) {
         mpx_arena_lock(arena);
         int status = claim(arena, index);
@@ -321,18 +374,20 @@ static int new_slot(mpx_arena_t *arena, uint32_t *index)
         if (counted > 0) {
             continue;
         }
-        if (!swept) {
-            swept = true;
-            free_slots = mpx_slots_sweep(arena);
-            if (free_slots >= mpx_region_start(regions(arena)) / FREE_SHARE) {
+        if (!looked) {
+            looked = true;
+            there_were = regions(arena);
+            free_slots = look_for_slots(arena);
+            if (is_plenty(arena, free_slots)) {
                 continue;
             }
         }
-        status = counted < 0 ? counted : add_region(arena);
+        status = counted < 0 ? counted : add_region(arena, there_were);
         if (status < 0 && free_slots == 0) {
             return status;
         }
         free_slots = 0;
+        there_were = regions(arena);
     }
 }
 

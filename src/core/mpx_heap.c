@@ -214,7 +214,7 @@ void mpx_heap_sweep(mpx_arena_t *arena)
     mpx_heap_shared_t *heap = mpx_heap_of(arena);
     if (heap != NULL) {
         mpx_arena_enter();
-        (void)mpx_slots_sweep(arena);
+        mpx_slots_sweep(arena);
         mpx_arena_exit();
         (void)free_blocks(arena, heap, 0);
     }

@@ -791,6 +791,40 @@ TEST(a_seat_that_is_given_up_holds_nothing)
     CHECK_EQ(mpx_arena_give(arena, seat + 100000, slot), -EPROTO);
 }
 
+/* ---- A crowd --------------------------------------------------------------------------------- */
+
+/* Stops when it looks for the dead, at the latest when all slots are taken. */
+static void stop_in_the_sweep(void *arena)
+{
+    signal_at_step("arena_sweeping", SIGSTOP);
+    overwrite(arena, MANY);
+}
+
+static void make_one(void *arena)
+{
+    CHECK(make(arena) != 0);
+}
+
+/* Who waits for a sweep in vain adds a region; one is enough for all of them. */
+TEST(a_crowd_that_waits_for_a_stopped_process_adds_one_region)
+{
+    enum { CROWD = 6 };
+    pid_t crowd[CROWD];
+    mpx_arena_t *arena = home();
+    uint32_t before = mpx_u32_load_relaxed(&arena->shared->regions);
+    pid_t stopped = start_process(stop_in_the_sweep, arena);
+    wait_until_stopped(stopped);
+    for (int i = 0; i < CROWD; i++) {
+        crowd[i] = start_process(make_one, arena);
+    }
+    for (int i = 0; i < CROWD; i++) {
+        CHECK_EQ(wait_for(crowd[i]), 0);
+    }
+    CHECK_EQ(mpx_u32_load_relaxed(&arena->shared->regions), before + 1);
+    kill(stopped, SIGKILL);
+    CHECK(was_killed(wait_for(stopped)));
+}
+
 /* ---- Failures -------------------------------------------------------------------------------- */
 
 TEST(an_arena_that_cannot_be_made_leaves_nothing)
