@@ -10,6 +10,10 @@
 #include <errno.h>
 #include <sched.h>
 
+/* The longest time with yields: on a machine that is busy each one may take some milliseconds, and
+ * only who sleeps looks whether the owner lives. */
+#define YIELD_TIME (MPX_WAIT_RECHECK / 5)
+
 void mpx_owned_wake(mpx_owned_t *owned)
 {
     (void)!mpx_os_futex_wake(mpx_owned_futex(owned), 1);
@@ -67,10 +71,12 @@ static int try_once(mpx_owned_t *owned, uint64_t own, int64_t deadline, mpx_owne
 
 int mpx_owned_wait(mpx_owned_t *owned, uint64_t own, int64_t deadline, mpx_owner_alive_t *alive)
 {
-    bool slept = false;
+    bool slept = false, may_sleep = false;
     int status = -EAGAIN;
+    int64_t yield_until = mpx_os_deadline(YIELD_TIME);
     for (unsigned tries = 0; status == -EAGAIN; tries++) {
-        status = try_once(owned, own, deadline, alive, tries >= MPX_WAIT_YIELDS, &slept);
+        may_sleep = may_sleep || tries >= MPX_WAIT_YIELDS || mpx_os_now() >= yield_until;
+        status = try_once(owned, own, deadline, alive, may_sleep, &slept);
     }
     if (status < 0 && slept) {
         pass_on(owned);
