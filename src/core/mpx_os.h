@@ -293,6 +293,10 @@ MPX_NODISCARD ssize_t mpx_os_send_now(int fd, const struct iovec *parts, int cou
 /* Whether it is a socket that bytes go through in a stream. */
 bool mpx_os_is_stream_socket(int fd);
 
+/* Whether closing the descriptor waits for nothing: it is a pipe, or a socket that does not linger.
+ */
+bool mpx_os_closes_at_once(int fd);
+
 /* As mpx_os_read_now and mpx_os_write_now where they wait, unless the descriptor's flags say no.
  * -EINTR: a signal handler ran. */
 MPX_NODISCARD ssize_t mpx_os_read(int fd, void *data, size_t size);

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -48,6 +49,17 @@ bool mpx_os_is_stream_socket(int fd)
     int type;
     socklen_t size = sizeof(type);
     return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM;
+}
+
+bool mpx_os_closes_at_once(int fd)
+{
+    struct stat info;
+    struct linger linger;
+    socklen_t size = sizeof(linger);
+    if (fstat(fd, &info) < 0 || S_ISFIFO(info.st_mode))
+        return true;
+    return S_ISSOCK(info.st_mode) && getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &size) == 0 &&
+           linger.l_onoff == 0;
 }
 
 ssize_t mpx_os_recv_now(int fd, void *data, size_t size)

@@ -121,16 +121,28 @@ static void give_handle(ConnectionObject *self, uint32_t handle)
     mpx_u32_store_relaxed(&self->handle, handle);
 }
 
+static int close_slowly(int fd)
+{
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = close(fd) < 0 ? -errno : 0;
+    Py_END_ALLOW_THREADS
+    return status;
+}
+
+/* With the GIL held, where nothing is waited for: a child that another thread forks in between
+ * would have a descriptor that it has no means to close, and who reads at the other end would not
+ * see the end. */
 static int close_handle(ConnectionObject *self)
 {
     uint32_t handle = mpx_u32_exchange_acq_rel(&self->handle, MPX_NO_HANDLE);
-    int status = 0;
+    int fd = (int)handle, status;
     if (handle == MPX_NO_HANDLE)
         return 0;
-    Py_BEGIN_ALLOW_THREADS
-    if (close((int)handle) < 0)
-        status = -errno;
-    Py_END_ALLOW_THREADS
+    if (MPX_LIKELY(mpx_end_is_joined(&self->end) || mpx_os_closes_at_once(fd)))
+        status = close(fd) < 0 ? -errno : 0;
+    else
+        status = close_slowly(fd);
     mpx_connection_end(self);
     if (status < 0)
         mpx_raise(status);

@@ -248,6 +248,7 @@ static bool is_keeper(ConnectionObject *self, mpx_keeper_t *keeper)
 
 static void drop_rest(ConnectionObject *self)
 {
+    mpx_own_fd_drop(&self->rest.own);
     PyMem_RawFree((char *)self->rest.out.data);
     self->rest = (mpx_sending_t){.before = NULL};
 }
@@ -355,8 +356,12 @@ static int send_in_turn(ConnectionObject *self, const mpx_brackets_t *brackets, 
     if (MPX_UNLIKELY(self->rest.out.data != NULL) && self->sending == NULL && !has_rest(self))
         drop_rest(self);
     bool is_torn = mine.out.done > 0 && mpx_outflow_left(&mine.out) > 0;
-    if (status == -EINTR && is_torn && mpx_connection_fd(self) >= 0)
-        keep_rest(self, &mine);
+    if (MPX_UNLIKELY(is_torn)) {
+        if (status == -EINTR && mpx_connection_fd(self) >= 0)
+            keep_rest(self, &mine);
+        else
+            tear(&mine);
+    }
     return status;
 }
 
@@ -433,8 +438,8 @@ MPX_COLD static void see_to_end(ConnectionObject *self)
 {
     if (mpx_turn_is_anothers(&self->sender) || !mpx_u32_exchange_acq_rel(&self->is_ended, 0))
         return;
-    tear(&self->rest);
     mpx_end_close(&self->end);
+    tear(&self->rest);
 }
 
 int mpx_connection_send(ConnectionObject *self, const char *data, size_t size)
@@ -812,6 +817,8 @@ void mpx_connection_end(ConnectionObject *self)
         for (mpx_sending_t *sending = self->sending; sending != NULL; sending = sending->before)
             mpx_own_fd_drop(&sending->own);
     }
+    if (mpx_turn_is_anothers(&self->sender))
+        mpx_end_hide(&self->end);
     (void)mpx_u32_exchange_acq_rel(&self->is_ended, 1);
     see_to_end(self);
 }

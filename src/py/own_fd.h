@@ -1,6 +1,6 @@
-/* own_fd.h - a descriptor again, under a number that is one call's own: what another thread closes
- * meanwhile is another number. A child that is forked meanwhile has none of them: who reads at the
- * other end is not to wait for the child's end.
+/* own_fd.h - descriptors that a child which is forked meanwhile does not have: who reads at the
+ * other end is not to wait for the child's end. Mostly a descriptor again, under a number that is
+ * one call's own: what another thread closes meanwhile is another number.
  */
 #ifndef MPX_PY_OWN_FD_H
 #define MPX_PY_OWN_FD_H
@@ -17,5 +17,11 @@ typedef struct mpx_own_fd {
 void mpx_own_fd_take(mpx_own_fd_t *self, int fd);
 
 void mpx_own_fd_drop(mpx_own_fd_t *self);
+
+/* A number that there is already: a child has it no more than the others. */
+void mpx_own_fd_hide(mpx_own_fd_t *self, int number);
+
+/* From here on the number is its owner's again. */
+void mpx_own_fd_show(mpx_own_fd_t *self);
 
 #endif

@@ -508,8 +508,16 @@ static bool move_to_descriptor(mpx_ring_end_t *end, mpx_rings_t *rings, int fd)
 static void close_life(mpx_ring_end_t *end)
 {
     int life = own_life(end);
+    mpx_own_fd_show(&end->hidden);
     if (forget_life(end) && life >= 0)
         close(life);
+}
+
+void mpx_end_hide(mpx_ring_end_t *end)
+{
+    int life = end->joined == NULL ? -1 : own_life(end);
+    if (life >= 0 && end->hidden.number == 0)
+        mpx_own_fd_hide(&end->hidden, life);
 }
 
 bool mpx_end_was_reset(mpx_ring_end_t *end)

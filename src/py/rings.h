@@ -23,7 +23,7 @@
 #ifndef MPX_PY_RINGS_H
 #define MPX_PY_RINGS_H
 
-#include "module.h"
+#include "own_fd.h"
 
 #include "mpx_arena.h"
 #include "mpx_atomic.h"
@@ -43,6 +43,7 @@ typedef struct {
     unsigned side;       /* which of the ducts it sends to; it receives from the other */
     mpx_atomic_u32 life; /* a descriptor, or MPX_NO_HANDLE */
     mpx_file_id_t life_file;
+    mpx_own_fd_t hidden;       /* the life, while a closed connection has a thread that sends */
     mpx_atomic_u32 sent;       /* messages, before there was a duct; then, before it was opened */
     mpx_atomic_u64 next_look;  /* when to ask next whether there is another end */
     mpx_atomic_u32 closings;   /* how often one had been closed then */
@@ -113,6 +114,10 @@ bool mpx_end_was_left(mpx_ring_end_t *end, const struct pollfd *polled);
 
 /* The connection's descriptor has been closed in this process. */
 void mpx_end_close(mpx_ring_end_t *end);
+
+/* Its connection was closed, and mpx_end_close is left to a thread that is sending, which a child
+ * that is forked until then does not have. */
+void mpx_end_hide(mpx_ring_end_t *end);
 
 /* At the connection's end. */
 void mpx_end_forget(mpx_ring_end_t *end);

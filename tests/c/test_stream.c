@@ -53,6 +53,25 @@ static void open_sockets_for_a_pipe(int ends[2])
     is_socket = false;
 }
 
+TEST(what_lingers_may_take_long_to_close)
+{
+    int ends[2], file = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    open_pipe(ends);
+    CHECK(mpx_os_closes_at_once(ends[0]) && mpx_os_closes_at_once(ends[1]));
+    close(ends[0]);
+    close(ends[1]);
+    CHECK(mpx_os_closes_at_once(ends[0])); /* there is nothing to close */
+    open_sockets(ends);
+    const struct linger lingers = {.l_onoff = 1, .l_linger = 10};
+    CHECK(mpx_os_closes_at_once(ends[0]));
+    CHECK_EQ(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &lingers, sizeof(lingers)), 0);
+    CHECK(!mpx_os_closes_at_once(ends[0]) && mpx_os_closes_at_once(ends[1]));
+    CHECK(!mpx_os_closes_at_once(file));
+    close(file);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 typedef void open_t(int ends[2]);
 static open_t *const kinds[] = {open_pipe, open_sockets, open_pipe_for_sockets,
                                 open_sockets_for_a_pipe};

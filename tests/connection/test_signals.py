@@ -314,6 +314,29 @@ def test_another_descriptor_gets_nothing_of_the_rest(ours, kind):
         os.close(fd)
 
 
+def test_another_descriptor_while_the_rest_is_sent(ours, kind):
+    """The rest's own copy of the first descriptor goes with the rest."""
+    first, second = descriptors(kind), descriptors(kind)
+    writer = ours.Connection(first[1], readable=kind != "pipe")
+    interrupted(writer.send_bytes, BIG)
+    task = untroubled(messages_of, second[0])
+
+    def send(*_):
+        writer._handle = second[1]
+        writer.send_bytes(b"from the handler")
+
+    with handler(send):
+        sender = signal_when_blocked()
+        writer.send_bytes(b"outer")
+        sender.get()
+    writer.close()
+    assert task.get() == [b"from the handler", b"outer"]
+    os.close(first[1])
+    read_all(first[0])  # to the end, which nobody else holds open
+    for fd in (first[0], second[0]):
+        os.close(fd)
+
+
 def test_another_descriptor_begins_with_a_message(ours, kind):
     """What has been received of one is no part of what comes from the other."""
     first, second = descriptors(kind), descriptors(kind)

@@ -6,18 +6,23 @@ import pickle
 import random
 import select
 import sys
+import sysconfig
 import threading
 
 import pytest
 from connection_helpers import (
+    KINDS,
+    RINGS,
     blocked_in,
     close,
     fork,
     framed,
     is_blocked,
+    make_pair,
     messages_in,
     number_of,
     open_pair,
+    open_the_rings,
     raw_reader,
     raw_writer,
     read_all,
@@ -432,6 +437,69 @@ def test_a_child_that_closes_its_copy(ours, kind):
         join(fork(writer.close))
         assert messages_in(read_exactly(fd, len(framed(large)))) == ([large], b"")
         task.get()
+
+
+def open_descriptors():
+    def is_open(number):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            return True
+
+    return {number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number)}
+
+
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    reason="without a GIL a fork may come between the closing of a descriptor and of the end",
+)
+@pytest.mark.parametrize("kind", [*KINDS, *RINGS])
+def test_fork_while_a_thread_closes(ours, kind):
+    """What is closed in the child has nothing open, and what is not can be closed."""
+    in_the_midst = 0
+    with open_pair(ours, kind):
+        pass  # what all of them share is there from here on
+    for number in range(100):
+        before = open_descriptors()
+        pairs = [make_pair(ours, kind) for _ in range(5)]
+        for pair in pairs:
+            if kind in RINGS:
+                open_the_rings(*pair)
+        ends = [end for pair in pairs for end in pair]
+        task = Task(close, *ends)
+        for _ in range(number % 25 * 10):
+            pass
+
+        def in_child(before=before, ends=ends):
+            closed = sum(end.closed for end in ends)
+            close(*ends)
+            assert open_descriptors() <= before
+            os._exit(3 if 0 < closed < len(ends) else 0)
+
+        pid = fork(in_child)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        task.get()
+        assert status in (0, 3)
+        in_the_midst += status == 3
+    assert in_the_midst
+
+
+@pytest.mark.parametrize("kind", RINGS)
+def test_fork_after_closing_while_a_thread_sends(ours, kind, gate):
+    """The sending goes on in the parent, and the child has nothing of the end."""
+    reader, writer = make_pair(ours, kind)
+    open_the_rings(reader, writer)
+    large = stamped(1, 5_000_000)
+    task = blocked_in(writer.send_bytes, large)
+    writer.close()
+    pid = fork(lambda: (reader.close(), gate.wait()))
+    assert reader.recv_bytes() == large
+    task.get()
+    assert reader.poll(LIMIT)
+    with pytest.raises(EOFError):
+        reader.recv()
+    gate.open()
+    join(pid)
+    reader.close()
 
 
 def test_forks_again_and_again(ours, kind):
