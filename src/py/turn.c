@@ -76,13 +76,14 @@ void mpx_turn_end(mpx_turn_t *turn)
         turn->depth--;
         return;
     }
-    if (MPX_UNLIKELY(mpx_u32_exchange_acq_rel(&turn->holder, 0) & WAITED)) /* T0: with T1 */
+    /* T0: with T1; T3: with T2 */
+    if (MPX_UNLIKELY(mpx_u32_exchange_acq_rel(&turn->holder, 0) & WAITED))
         mpx_os_futex_wake(&turn->holder, 1);
 }
 
 bool mpx_turn_is_anothers(mpx_turn_t *turn)
 {
-    /* T2: with T0, which reads what is written here, where this does not read what that writes. */
+    /* T2: with T3, which reads what is written here, where this does not read what that writes. */
     uint32_t holder = mpx_u32_fetch_add_acq_rel(&turn->holder, 0) & ~WAITED;
     return holder != 0 && holder != mpx_os_self()->id &&
            mpx_u64_load_relaxed(&turn->process) == mpx_os_own_word();
