@@ -5,7 +5,7 @@
  *
  * What a holder did before it let go (T0) is seen by the next one (T1). Who asks whether somebody
  * has the turn (T2), and hears that, has been heard: the holder sees what was done before, after it
- * has let go.
+ * has let go (T3).
  */
 #include "turn.h"
 

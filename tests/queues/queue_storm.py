@@ -17,7 +17,7 @@ anybody else did.
 Ends with a table of the points, a line of figures and status 0; with 1 and a line that says why,
 where one does not get on for so many seconds, where a message is torn, comes twice or out of its
 producer's order, where more are lost than consumers were killed, where shared memory is lost, and,
-after THOROUGH kills, where nobody has died at one of the points.
+where nobody has died at one of the points after THOROUGH kills, and up to as many again.
 """
 
 import argparse
@@ -285,6 +285,7 @@ class Storm:
         self.queue = self.ctx.JoinableQueue(**options)
         self.processes = [None] * (WORKERS if on_death else WORKERS - JOINERS)
         self.kills = self.of_consumers = self.at_points = 0
+        self.is_late = False  # all are killed that were to be
         self.longest = 0.0
 
     def start(self, worker):
@@ -341,9 +342,19 @@ class Storm:
         """The point and the pass at which somebody is to die: rare points as often as others."""
         if random.random() < 0.1:
             return ANY_POINT, random.randrange(1, 200)
-        number = min(random.sample(self.concerned, 3), key=lambda n: counts[n][1])
+        never = [n for n in self.concerned if not counts[n][1]]
+        some = never if self.is_late and never else random.sample(self.concerned, 3)
+        number = min(some, key=lambda n: counts[n][1])
         often = counts[number][0] // (self.kills + 1)
         return number + 1, random.randrange(1, 2 + min(often, 30))
+
+    def has_missed(self):
+        """Whether it is to go on until somebody has died at each point."""
+        return self.kills >= THOROUGH and any(
+            not kills
+            for number, (_, kills) in enumerate(self.ledger.passes_and_kills())
+            if number in self.concerned
+        )
 
     def kill_at_a_point(self):
         """Who comes by first dies; perhaps others, before that is known.  Whether somebody did."""
@@ -376,7 +387,8 @@ class Storm:
         try:
             for worker in range(len(self.processes)):
                 self.start(worker)
-            while self.kills < kills:
+            while self.kills < kills or (self.kills < 2 * kills and self.has_missed()):
+                self.is_late = self.kills >= kills
                 self.watch()
                 time.sleep(random.uniform(0, 0.004))
                 if random.random() < 0.4 or not self.concerned or not self.kill_at_a_point():
