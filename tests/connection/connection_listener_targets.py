@@ -54,6 +54,7 @@ class Thing:
     def __init__(self, value=None, *, more=None):
         self.value, self.more = value, more
         self.event = threading.Event()
+        self.lock = threading.Lock()  # each client has a thread of the server's
 
     def get(self):
         return self.value, self.more
@@ -62,8 +63,9 @@ class Thing:
         self.value = value
 
     def add(self, value):
-        self.value += value
-        return self.value
+        with self.lock:
+            self.value += value
+            return self.value
 
     def error(self, name):
         raise ERRORS[name]
