@@ -56,8 +56,9 @@ bool mpx_os_closes_at_once(int fd)
     struct stat info;
     struct linger linger;
     socklen_t size = sizeof(linger);
-    if (fstat(fd, &info) < 0 || S_ISFIFO(info.st_mode))
+    if (fstat(fd, &info) < 0 || S_ISFIFO(info.st_mode)) {
         return true;
+    }
     return S_ISSOCK(info.st_mode) && getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &size) == 0 &&
            linger.l_onoff == 0;
 }

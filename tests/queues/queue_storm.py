@@ -342,19 +342,20 @@ class Storm:
         """The point and the pass at which somebody is to die: rare points as often as others."""
         if random.random() < 0.1:
             return ANY_POINT, random.randrange(1, 200)
-        never = [n for n in self.concerned if not counts[n][1]]
-        some = never if self.is_late and never else random.sample(self.concerned, 3)
+        some = (self.is_late and self.missed(counts)) or random.sample(self.concerned, 3)
         number = min(some, key=lambda n: counts[n][1])
         often = counts[number][0] // (self.kills + 1)
         return number + 1, random.randrange(1, 2 + min(often, 30))
 
-    def has_missed(self):
-        """Whether it is to go on until somebody has died at each point."""
-        return self.kills >= THOROUGH and any(
-            not kills
-            for number, (_, kills) in enumerate(self.ledger.passes_and_kills())
-            if number in self.concerned
-        )
+    def missed(self, counts):
+        """The points that it is concerned with where nobody has died."""
+        return [number for number in self.concerned if not counts[number][1]]
+
+    def goes_on(self, kills):
+        """Until so many have died; and up to as many again, until somebody has at each point."""
+        if self.kills < max(kills, THOROUGH):
+            return self.kills < kills
+        return self.kills < 2 * kills and bool(self.missed(self.ledger.passes_and_kills()))
 
     def kill_at_a_point(self):
         """Who comes by first dies; perhaps others, before that is known.  Whether somebody did."""
@@ -387,7 +388,7 @@ class Storm:
         try:
             for worker in range(len(self.processes)):
                 self.start(worker)
-            while self.kills < kills or (self.kills < 2 * kills and self.has_missed()):
+            while self.goes_on(kills):
                 self.is_late = self.kills >= kills
                 self.watch()
                 time.sleep(random.uniform(0, 0.004))
@@ -483,13 +484,11 @@ class Storm:
 
 
 def print_table(storm):
-    missed = []
-    for number, (passes, kills) in enumerate(storm.ledger.passes_and_kills()):
-        if number in storm.concerned and not kills:
-            missed.append(storm.points[number])
+    counts = storm.ledger.passes_and_kills()
+    for number, (passes, kills) in enumerate(counts):
         if number in storm.concerned or passes:
             print(f"  {storm.points[number]:24} {passes:12} passes {kills:6} kills")
-    return missed
+    return [storm.points[number] for number in storm.missed(counts)]
 
 
 def main():
