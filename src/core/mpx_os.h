@@ -293,6 +293,13 @@ MPX_NODISCARD ssize_t mpx_os_send_now(int fd, const struct iovec *parts, int cou
 /* Whether it is a socket that bytes go through in a stream. */
 bool mpx_os_is_stream_socket(int fd);
 
+/* How long a call on the socket may wait (SO_SNDTIMEO where it `sends`, else SO_RCVTIMEO), in
+ * nanoseconds; MPX_NEVER: as long as it takes, or it is no socket. */
+int64_t mpx_os_socket_patience(int fd, bool sends);
+
+/* The error that waits in a socket of AF_UNIX, and is gone then: a negative errno, or 0. */
+int mpx_os_local_socket_error(int fd);
+
 /* Whether closing the descriptor waits for nothing: it is a pipe, or a socket that does not linger.
  */
 bool mpx_os_closes_at_once(int fd);

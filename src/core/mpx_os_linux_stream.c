@@ -51,6 +51,29 @@ bool mpx_os_is_stream_socket(int fd)
     return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM;
 }
 
+int64_t mpx_os_socket_patience(int fd, bool sends)
+{
+    struct timeval time = {0, 0};
+    socklen_t size = sizeof(time);
+    if (getsockopt(fd, SOL_SOCKET, sends ? SO_SNDTIMEO : SO_RCVTIMEO, &time, &size) < 0 ||
+        (time.tv_sec == 0 && time.tv_usec == 0)) {
+        return MPX_NEVER;
+    }
+    int64_t most = MPX_NEVER / MPX_NANOS_PER_SEC - 1;
+    return time.tv_sec > most ? MPX_NEVER
+                              : time.tv_sec * MPX_NANOS_PER_SEC + time.tv_usec * INT64_C(1000);
+}
+
+int mpx_os_local_socket_error(int fd)
+{
+    int domain = 0, error = 0;
+    socklen_t size = sizeof(domain);
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0 || domain != AF_UNIX) {
+        return 0;
+    }
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 ? -error : 0;
+}
+
 bool mpx_os_closes_at_once(int fd)
 {
     struct stat info;

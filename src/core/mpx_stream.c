@@ -37,7 +37,7 @@ static bool is_closed(int fd, const mpx_stream_wait_t *wait)
     return wait->handle != NULL && mpx_u32_load_relaxed(wait->handle) != (uint32_t)fd;
 }
 
-/* 0, -ETIMEDOUT or -EINTR. */
+/* 0, -ETIMEDOUT or -EINTR; 1: something is wrong with the descriptor. */
 static int sleep_until_ready(int fd, short events, const mpx_stream_wait_t *wait)
 {
     struct pollfd look = {.fd = fd, .events = events};
@@ -45,7 +45,10 @@ static int sleep_until_ready(int fd, short events, const mpx_stream_wait_t *wait
     if (ready < 0) {
         return ready;
     }
-    return ready == 0 || is_closed(fd, wait) ? -ETIMEDOUT : 0;
+    if (ready == 0 || is_closed(fd, wait)) {
+        return -ETIMEDOUT;
+    }
+    return (look.revents & (POLLERR | POLLHUP)) != 0;
 }
 
 static ssize_t read_now(int fd, bool is_socket, void *data, size_t size)
@@ -88,9 +91,10 @@ static ssize_t read_waiting(int fd, bool is_socket, void *data, size_t size,
     return got;
 }
 
-static ssize_t write_waiting(int fd, bool is_socket, const struct iovec *parts, int count,
+static ssize_t write_waiting(int fd, const mpx_outflow_t *out, const struct iovec *parts, int count,
                              const mpx_stream_wait_t *wait)
 {
+    bool is_socket = out->is_socket;
     ssize_t put;
     for (unsigned tries = 0; mpx_wait_yields(wait->mood, tries, wait->deadline); tries++) {
         if (is_closed(fd, wait)) {
@@ -105,6 +109,9 @@ static ssize_t write_waiting(int fd, bool is_socket, const struct iovec *parts, 
         int status = sleep_until_ready(fd, POLLOUT, wait);
         if (status < 0) {
             return status;
+        }
+        if (status > 0 && (put = mpx_outflow_error(out, fd)) < 0) {
+            return put;
         }
         put = write_now(fd, is_socket, parts, count);
         if (put == -EAGAIN) {
@@ -187,13 +194,19 @@ void mpx_outflow_copy_rest(const mpx_outflow_t *out, char *to)
     }
 }
 
+int mpx_outflow_error(const mpx_outflow_t *out, int fd)
+{
+    int error = out->is_socket ? mpx_os_local_socket_error(fd) : 0;
+    return error < 0 && out->done > 0 ? -EPIPE : error;
+}
+
 int mpx_outflow_write(mpx_outflow_t *out, int fd, const mpx_stream_wait_t *wait)
 {
     struct iovec rest[PARTS];
     int count = rest_of(out, rest);
     ssize_t put = write_now(fd, out->is_socket, rest, count);
     if (put == -EAGAIN && wait != NULL) {
-        put = write_waiting(fd, out->is_socket, rest, count, wait);
+        put = write_waiting(fd, out, rest, count, wait);
     }
     if (put < 0) {
         return (int)put;

@@ -140,14 +140,24 @@ static int wait_joined_without_gil(const step_t *step, int fd)
     Py_END_ALLOW_THREADS
     if (status == 1) {
         mpx_connection_leave(step->connection);
-        return 0;
+        return step->sending == NULL ? 0 : mpx_outflow_error(&step->sending->out, fd);
     }
     if (status == -ETIMEDOUT || status == -EINTR)
         return mpx_wait_on(&status, MPX_NEVER) ? 0 : -EINTR;
     return status;
 }
 
-/* -EINTR with an exception of a signal handler; or 0: look again. */
+/* A socket may have a time limit of its own, which is that of each call. */
+static int64_t deadline_of(const step_t *step, int fd)
+{
+    bool sends = step->sending != NULL;
+    bool is_socket = sends ? step->sending->out.is_socket : step->connection->in.is_socket;
+    int64_t patience = is_socket ? mpx_os_socket_patience(fd, sends) : MPX_NEVER;
+    return patience == MPX_NEVER ? MPX_NEVER : mpx_os_deadline(patience);
+}
+
+/* -EINTR with an exception of a signal handler; -EAGAIN: the socket's own time is over; or 0: look
+ * again. */
 static int wait_and_transfer(const step_t *step, int fd)
 {
     ConnectionObject *self = step->connection;
@@ -155,13 +165,22 @@ static int wait_and_transfer(const step_t *step, int fd)
         return wait_joined_without_gil(step, fd);
     mpx_stream_wait_t wait = {
         .mood = step->sending != NULL ? &self->sender_mood : &self->receiver_mood,
-        .deadline = mpx_piece_of(MPX_NEVER),
         .handle = step->sending != NULL && step->sending->own.number != 0 ? NULL : &self->handle,
     };
-    int status = transfer_without_gil(step, fd, &wait);
-    if (status == -ETIMEDOUT || status == -EINTR)
-        return mpx_wait_on(&status, MPX_NEVER) ? 0 : -EINTR;
-    return status;
+    int64_t deadline = deadline_of(step, fd);
+    int status;
+    do {
+        wait.deadline = mpx_piece_of(deadline);
+        status = transfer_without_gil(step, fd, &wait);
+        if (status != -ETIMEDOUT && status != -EINTR)
+            return status;
+        bool is_late = status == -ETIMEDOUT && mpx_os_now() >= deadline;
+        if (!mpx_wait_on(&status, MPX_NEVER))
+            return -EINTR;
+        if (is_late)
+            return fd_of(step) == fd ? -EAGAIN : 0;
+    } while (status == -ETIMEDOUT && deadline != MPX_NEVER && fd_of(step) == fd);
+    return 0;
 }
 
 /* A descriptor, which may have been closed meanwhile; -1 with an exception. */
@@ -320,10 +339,10 @@ static int write_all(ConnectionObject *self, mpx_sending_t *sending)
             own_fd(self, sending);
         status = take_step(&step);
         if (status < 0) {
-            if (status != -EINTR) {
+            if (status != -EINTR && status != -EAGAIN)
                 tear(sending);
+            if (status != -EINTR)
                 mpx_raise(status);
-            }
             return status;
         }
     }
@@ -357,7 +376,7 @@ static int send_in_turn(ConnectionObject *self, const mpx_brackets_t *brackets, 
         drop_rest(self);
     bool is_torn = mine.out.done > 0 && mpx_outflow_left(&mine.out) > 0;
     if (MPX_UNLIKELY(is_torn)) {
-        if (status == -EINTR && mpx_connection_fd(self) >= 0)
+        if ((status == -EINTR || status == -EAGAIN) && mpx_connection_fd(self) >= 0)
             keep_rest(self, &mine);
         else
             tear(&mine);
@@ -403,8 +422,12 @@ MPX_COLD static int send_slowly(ConnectionObject *self, mpx_duct_t *duct, const 
         if (status == -ETIMEDOUT)
             return -EAGAIN;
         if (status != 0 && mpx_end_is_alone(&self->end, mpx_connection_fd(self))) {
+            bool was_reset = mpx_end_was_reset(&self->end);
             mpx_connection_leave(self);
-            return check_left(self);
+            if (!was_reset)
+                return check_left(self);
+            mpx_raise(-ECONNRESET); /* who waits for room is told, and who receives then is not */
+            return -EINTR;
         }
     }
     return status == 0 ? 0 : -EAGAIN;

@@ -6,6 +6,7 @@ import os
 import random
 import select
 import socket
+import struct
 import sys
 import threading
 import weakref
@@ -683,3 +684,25 @@ def test_kinds_are_what_they_are_called():
         assert stat.S_ISFIFO(os.fstat(fd).st_mode) == (kind == "pipe")
         os.close(fd)
         os.close(other)
+
+
+@pytest.mark.parametrize("kind", ["socketpair", "tcp", "rings"])
+@pytest.mark.parametrize("way", ["send", "receive"])
+def test_a_socket_with_a_time_limit(connection, kind, way):
+    """SO_RCVTIMEO and SO_SNDTIMEO, which any copy of the descriptor may set."""
+    option = socket.SO_SNDTIMEO if way == "send" else socket.SO_RCVTIMEO
+    with open_pair(connection, kind) as (reader, writer):
+        end = writer if way == "send" else reader
+        with socket.socket(fileno=os.dup(end.fileno())) as copy:
+            copy.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", 0, 150_000))
+        if way == "send":
+            message = bytes(3_000)
+            with pytest.raises(BlockingIOError):
+                while True:
+                    writer.send_bytes(message)
+        else:
+            for _ in range(2):
+                with pytest.raises(BlockingIOError):
+                    reader.recv()
+            writer.send("in time")
+            assert reader.recv() == "in time"

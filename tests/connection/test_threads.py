@@ -29,10 +29,11 @@ from connection_helpers import (
     read_exactly,
     sending,
     stamped,
+    theirs,
     wait_until_blocked,
     write_all,
 )
-from sync_helpers import LIMIT, Task, wait_until
+from sync_helpers import LIMIT, Task, outcome, wait_until
 
 SIZES = [1, 100, 5_000, 16_384, 16_385, 70_000, 300_000, 1_000_000]
 WEIGHTS = [20, 20, 20, 10, 10, 5, 3, 1]
@@ -323,6 +324,34 @@ def test_errors_of_one_are_not_anothers(ours, kind):
         found = [thing for task in receiving for thing in task.get()]
     assert found.count("garbage") == 100
     assert sorted(n for n in found if n != "garbage") == list(range(1, 200, 2))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *RINGS])
+@pytest.mark.parametrize("size", [1, 1_000, 50_000, 5_000_000])
+def test_the_reader_goes_while_a_thread_waits_for_room(connection, kind, size):
+    """Of a socket's error one call is told: the one that waits, which has sent nothing or a part."""
+    reader, writer = make_pair(connection, kind)
+    if kind in RINGS and connection is not theirs:
+        open_the_rings(reader, writer)
+    message = bytes(size)
+
+    def send_on():
+        while True:
+            writer.send_bytes(message)
+
+    task = Task(outcome, send_on)
+    wait_until_blocked(task)
+    reader.close()
+    found = task.get()[0]
+    expected = {"BrokenPipeError", "ConnectionResetError"}
+    if kind in ("pipe", "one-way ring"):
+        expected = {"BrokenPipeError"}
+    elif size < 50_000 or kind == "tcp":
+        expected = {"ConnectionResetError"}
+    assert found in expected
+    if writer.readable:
+        assert outcome(writer.recv_bytes)[0] == "EOFError"
+    writer.close()
 
 
 # ---- Forks -----------------------------------------------------------------------------------
