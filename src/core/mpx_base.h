@@ -58,6 +58,15 @@
 #define MPX_LIKELY(condition)   __builtin_expect(!!(condition), 1)
 #define MPX_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
+/* A thread's own variable. The GNU loader gets the memory of a library's own ones when the thread
+ * first uses one, and ends the process where there is none; these few bytes it has room for when it
+ * starts the thread. (musl does so with all.) */
+#ifdef __GLIBC__
+#define MPX_THREAD_LOCAL __attribute__((tls_model("initial-exec"))) _Thread_local
+#else
+#define MPX_THREAD_LOCAL _Thread_local
+#endif
+
 #define MPX_ARRAY_LENGTH(array) (sizeof(array) / sizeof((array)[0]))
 
 /* Shared memory is read by 64-bit little-endian programs only (x86-64, arm64); offsets and

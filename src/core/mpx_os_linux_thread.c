@@ -25,7 +25,7 @@
 /* Above the pid in a number. With the most, no number is MPX_FUTEX_TID_MASK, which is nobody's. */
 #define MOST_FOREIGN_FORKS 254
 
-static _Thread_local mpx_thread_t self; /* id 0: not asked yet */
+static MPX_THREAD_LOCAL mpx_thread_t self; /* id 0: not asked yet */
 static mpx_atomic_u64 own_process;      /* pid and start, 0: not asked yet */
 mpx_atomic_u64 mpx_os_known_process;    /* the same where forks are seen, else 0 */
 static mpx_atomic_u32 foreign_forks;    /* 0: this process is not foreign */

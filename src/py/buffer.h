@@ -53,6 +53,8 @@ static inline int mpx_buffer_grow(mpx_buffer_t *buffer, size_t more)
     if (capacity < needed)
         capacity = needed;
     char *data = PyMem_RawRealloc(buffer->data, capacity);
+    if (data == NULL && capacity > needed)
+        data = PyMem_RawRealloc(buffer->data, capacity = needed);
     if (data == NULL) {
         PyErr_NoMemory();
         return -1;
@@ -60,6 +62,18 @@ static inline int mpx_buffer_grow(mpx_buffer_t *buffer, size_t more)
     buffer->data = data;
     buffer->capacity = capacity;
     return 0;
+}
+
+/* Only the first `size` bytes are still wanted, and memory only for them. It has no grower. */
+static inline void mpx_buffer_shrink(mpx_buffer_t *buffer, size_t size)
+{
+    size_t capacity = size < MPX_BUFFER_LEAST ? MPX_BUFFER_LEAST : size;
+    buffer->size = size;
+    char *data = capacity < buffer->capacity ? PyMem_RawRealloc(buffer->data, capacity) : NULL;
+    if (data != NULL) {
+        buffer->data = data;
+        buffer->capacity = capacity;
+    }
 }
 
 /* Is due after code of the program's, which may have forked: this may be the child, and the content

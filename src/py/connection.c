@@ -234,6 +234,7 @@ PyDoc_STRVAR(Connection_recv_doc,
              "OSError: the connection is closed, or for writing only; or the other end was closed\n"
              "in the middle of a message.\n"
              "BlockingIOError: the descriptor does not block, and nothing is there.\n"
+             "MemoryError: the next call goes on with the message.\n"
              "An exception that unpickling raises comes out here, and the message is gone.");
 
 static PyObject *load(ConnectionObject *self, mpx_received_t *message)

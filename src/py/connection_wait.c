@@ -15,8 +15,9 @@
 /* Of one call. */
 typedef struct {
     PyObject *module;
-    PyObject *objects; /* a tuple, or NULL */
-    struct pollfd *polled;
+    PyObject *objects;     /* a tuple, or NULL */
+    struct pollfd *polled; /* without `events`: it is ready, whatever its descriptor says */
+    bool has_ready;        /* there is such a one */
 } waiting_t;
 
 /* As selectors._fileobj_to_fd; -1 with an exception. */
@@ -52,6 +53,24 @@ static int descriptor_of(PyObject *module, PyObject *object)
     }
     Py_XDECREF(number);
     return (int)fd;
+}
+
+/* A connection that could not put into its descriptor what is in its rings, as a process without a
+ * free descriptor, and without memory for a thread, cannot. -1 with an exception. */
+MPX_COLD static int look_into_rings(waiting_t *waiting, PyObject *object, struct pollfd *polled)
+{
+    int has = mpx_connection_poll(mpx_connection(object), 0);
+    if (has > 0) {
+        polled->events = 0;
+        waiting->has_ready = true;
+    }
+    return has < 0 ? -1 : 0;
+}
+
+static bool is_in_rings(PyObject *module, PyObject *object)
+{
+    return PyObject_TypeCheck(object, module_state(module)->connection_type) &&
+           mpx_end_is_joined(&mpx_connection(object)->end);
 }
 
 static int compare_fds(const void *a, const void *b)
@@ -90,10 +109,14 @@ static int check_for_twins(const waiting_t *waiting, Py_ssize_t count)
 static int note_objects(waiting_t *waiting, Py_ssize_t count)
 {
     for (Py_ssize_t i = 0; i < count; i++) {
-        int fd = descriptor_of(waiting->module, PyTuple_GET_ITEM(waiting->objects, i));
+        PyObject *object = PyTuple_GET_ITEM(waiting->objects, i);
+        int fd = descriptor_of(waiting->module, object);
         if (fd < 0)
             return -1;
         waiting->polled[i] = (struct pollfd){.fd = fd, .events = POLLIN};
+        if (is_in_rings(waiting->module, object) &&
+            look_into_rings(waiting, object, &waiting->polled[i]) < 0)
+            return -1;
     }
     return count > 1 ? check_for_twins(waiting, count) : 0;
 }
@@ -120,7 +143,7 @@ static PyObject *ready_objects(const waiting_t *waiting, Py_ssize_t count)
 {
     PyObject *ready = PyList_New(0);
     for (Py_ssize_t i = 0; ready != NULL && i < count; i++) {
-        if (waiting->polled[i].revents == 0)
+        if (waiting->polled[i].revents == 0 && waiting->polled[i].events != 0)
             continue;
         if (PyList_Append(ready, PyTuple_GET_ITEM(waiting->objects, i)) < 0)
             Py_CLEAR(ready);
@@ -134,7 +157,9 @@ static PyObject *wait_for_objects(waiting_t *waiting, int64_t deadline)
     waiting->polled = PyMem_RawCalloc((size_t)count + 1, sizeof(*waiting->polled));
     if (waiting->polled == NULL)
         return PyErr_NoMemory();
-    if (note_objects(waiting, count) < 0 || wait_for_any(waiting, count, deadline) < 0)
+    if (note_objects(waiting, count) < 0)
+        return NULL;
+    if (wait_for_any(waiting, count, waiting->has_ready ? 0 : deadline) < 0)
         return NULL;
     return ready_objects(waiting, count);
 }

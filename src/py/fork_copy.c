@@ -9,7 +9,7 @@
 
 #include "at_fork.h"
 
-static _Thread_local mpx_fork_copy_t *in_use;
+static MPX_THREAD_LOCAL mpx_fork_copy_t *in_use;
 
 static void before_fork(void)
 {

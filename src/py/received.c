@@ -6,22 +6,53 @@
 /* So much memory is taken for a message because its header says so; more, as it comes. */
 #define TRUSTED ((size_t)1 << 20)
 
-/* The same of an object, which is not written to before the bytes come. */
-#define OBJECT_LEAST MPX_UNFRAMED
-#define OBJECT_MOST  ((size_t)64 << 20)
+/* The same of an object, which is not written to before the bytes come; and a larger one when so
+ * much of it has come that it is at most that many times as large. */
+#define OBJECT_LEAST  MPX_UNFRAMED
+#define OBJECT_MOST   ((uint64_t)1 << 30)
+#define OBJECT_LARGER 16
 
 static size_t object_size(const mpx_received_t *received)
 {
     return received->bytes == NULL ? 0 : (size_t)PyBytes_GET_SIZE(received->bytes);
 }
 
-/* Without memory for it, it goes on without it. */
-static void make_object(mpx_received_t *received, size_t at, size_t size)
+/* The object of that size, whose bytes begin at `at` in the message; what of them is among the `got`
+ * bytes in the buffer is in it then, and no longer there. False with an exception, and it is as
+ * before. */
+static bool make_object(mpx_received_t *received, size_t at, size_t size, size_t got)
 {
+    mpx_buffer_t *buffer = &received->buffer;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (bytes == NULL)
+        return false;
+    if (got > at)
+        memcpy(PyBytes_AS_STRING(bytes), buffer->data + at, Py_MIN(got - at, size));
+    received->bytes = bytes;
     received->at = at;
-    received->bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-    if (received->bytes == NULL)
-        PyErr_Clear();
+    if (got > at)
+        mpx_buffer_shrink(buffer, at);
+    return true;
+}
+
+/* Its size if an object is to be made for it now that `got` bytes of the message are in the buffer,
+ * else 0; *at is where it begins. Where there was no memory for it, it is tried again when the buffer
+ * is full. */
+static size_t wanted_object(const mpx_received_t *received, mpx_purpose_t purpose, uint64_t size,
+                            uint64_t got, size_t *at)
+{
+    const mpx_buffer_t *buffer = &received->buffer;
+    bool is_full = got >= TRUSTED && got == buffer->capacity;
+    *at = purpose == MPX_FOR_OBJECT ? MPX_BYTES_BEFORE : 0;
+    if (received->bytes != NULL || size < OBJECT_LEAST || (got != *at && !is_full))
+        return 0;
+    if (size > OBJECT_MOST && size / OBJECT_LARGER > got)
+        return 0;
+    if (purpose == MPX_FOR_BYTES)
+        return (size_t)size;
+    bool is_bytes =
+        purpose == MPX_FOR_OBJECT && mpx_pickle_is_bytes(buffer->data, (size_t)size);
+    return is_bytes ? (size_t)size - MPX_BYTES_AROUND : 0;
 }
 
 static char *room_in_buffer(mpx_received_t *received, uint64_t left, size_t *room)
@@ -42,13 +73,9 @@ static char *room_in_buffer(mpx_received_t *received, uint64_t left, size_t *roo
 char *mpx_received_room(mpx_received_t *received, mpx_purpose_t purpose, uint64_t size,
                         uint64_t got, size_t *room)
 {
-    bool is_large = size >= OBJECT_LEAST && size <= OBJECT_MOST;
-    bool looks = is_large && purpose == MPX_FOR_OBJECT && received->bytes == NULL;
-    if (is_large && purpose == MPX_FOR_BYTES && got == 0 && received->bytes == NULL)
-        make_object(received, 0, (size_t)size);
-    if (looks && got == MPX_BYTES_BEFORE &&
-        mpx_pickle_is_bytes(received->buffer.data, (size_t)size))
-        make_object(received, MPX_BYTES_BEFORE, (size_t)size - MPX_BYTES_AROUND);
+    size_t at, wanted = wanted_object(received, purpose, size, got, &at);
+    if (wanted > 0 && !make_object(received, at, wanted, (size_t)got))
+        PyErr_Clear(); /* it goes on in the buffer */
     size_t length = object_size(received);
     if (got >= received->at && got - received->at < length) {
         size_t in_object = (size_t)got - received->at;
@@ -56,7 +83,8 @@ char *mpx_received_room(mpx_received_t *received, mpx_purpose_t purpose, uint64_
         return PyBytes_AS_STRING(received->bytes) + in_object;
     }
     received->buffer.size = (size_t)got - (got > received->at ? length : 0);
-    uint64_t end = looks && got < MPX_BYTES_BEFORE ? MPX_BYTES_BEFORE : size;
+    bool looks = purpose == MPX_FOR_OBJECT && size >= OBJECT_LEAST && got < MPX_BYTES_BEFORE;
+    uint64_t end = looks ? MPX_BYTES_BEFORE : size;
     return room_in_buffer(received, end - got, room);
 }
 
@@ -87,6 +115,8 @@ int mpx_received_end(mpx_received_t *received, mpx_purpose_t purpose, size_t siz
 {
     mpx_buffer_t *buffer = &received->buffer;
     buffer->size = size - object_size(received);
+    if (purpose == MPX_FOR_BYTES && received->bytes == NULL && size >= OBJECT_LEAST)
+        return make_object(received, 0, size, size) ? 0 : -1;
     bool is_object =
         received->bytes != NULL &&
         (purpose == MPX_FOR_BYTES ? buffer->size == 0

@@ -686,6 +686,11 @@ def test_kinds_are_what_they_are_called():
         os.close(other)
 
 
+def send_for_ever(writer, message):
+    while True:
+        writer.send_bytes(message)
+
+
 @pytest.mark.parametrize("kind", ["socketpair", "tcp", "rings"])
 @pytest.mark.parametrize("way", ["send", "receive"])
 def test_a_socket_with_a_time_limit(connection, kind, way):
@@ -696,10 +701,8 @@ def test_a_socket_with_a_time_limit(connection, kind, way):
         with socket.socket(fileno=os.dup(end.fileno())) as copy:
             copy.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", 0, 150_000))
         if way == "send":
-            message = bytes(3_000)
             with pytest.raises(BlockingIOError):
-                while True:
-                    writer.send_bytes(message)
+                send_for_ever(writer, bytes(3_000))
         else:
             for _ in range(2):
                 with pytest.raises(BlockingIOError):

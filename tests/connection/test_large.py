@@ -287,6 +287,9 @@ def test_no_memory(ours):
         pytest.skip("this _testcapi cannot make allocations fail")
     thing = numbered(3 << 20)  # more than there is in memory that is kept
     unusual = pickle.dumps(thing)[:-2] + b"2."
+    with raw_writer(ours, "pipe") as (reader, fd):  # what the first use asks of the class is asked
+        write_all(fd, framed(pickle.dumps("before")))
+        assert reader.recv() == "before"
     found = []
     for number in range(1, 20):
         file = os.memfd_create("messages")
@@ -326,3 +329,46 @@ def test_no_memory_for_what_has_not_come(ours, receive):
     """A size that is only said takes none that is not there."""
     program = LIMITED.format(paths=[str(HERE), str(HERE.parent / "sync")], receive=receive)
     assert run_program("-c", program).splitlines() == ["got end of file during message"]
+
+
+NO_ROOM_FOR_TWO = """
+import pickle, resource, sys
+sys.path += {paths!r}
+import mproc_ext.connection
+from connection_helpers import open_pair, sending
+
+def limit(more):
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+
+data = b"".join(number.to_bytes(4, "big") for number in range(30 << 20))
+with open_pair(mproc_ext.connection, {kind!r}) as (reader, writer):
+    task = sending(writer, lambda: (writer.{send}(data), writer.send("next")))
+    for more in {limits}:
+        limit(more << 20)
+        try:
+            received = reader.{receive}()
+        except MemoryError:
+            print("MemoryError")
+        else:
+            print(received == data, reader.recv())
+            task.get()
+            break
+"""
+
+
+@pytest.mark.parametrize("way", ["recv", "recv_bytes"])
+@pytest.mark.parametrize("limits", [[150], [50, 20, 150]])
+@pytest.mark.parametrize("kind", ["pipe", "socketpair"])
+def test_no_room_for_a_message_twice_limits(ours, kind, limits, way):
+    """A message takes the memory that it has; and where that was not there, when it is."""
+    program = NO_ROOM_FOR_TWO.format(
+        paths=[str(HERE), str(HERE.parent / "sync")],
+        kind=kind,
+        limits=limits,
+        receive=way,
+        send=way.replace("recv", "send"),
+    )
+    expected = ["MemoryError"] * (len(limits) - 1) + ["True next"]
+    assert run_program("-c", program).splitlines() == expected

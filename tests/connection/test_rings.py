@@ -1397,6 +1397,58 @@ def test_no_descriptor_is_free(ends, ours):
     assert not reader.poll()
 
 
+NO_DESCRIPTOR_AND_NO_MEMORY = """
+import contextlib, os, resource, select, sys, threading
+from mproc_ext.connection import Pipe, wait
+
+def limit(name, soft):
+    resource.setrlimit(name, (soft, resource.getrlimit(name)[1]))
+
+reader, writer = Pipe({duplex})
+other = Pipe(False)
+for number in range(9):
+    writer.send(number)
+    assert reader.recv() == number
+writer.send("in the ring")
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+taken = []
+limit(resource.RLIMIT_NOFILE, max(map(int, os.listdir("/proc/self/fd"))) + 3)
+with contextlib.suppress(OSError):
+    while True:
+        taken.append(os.dup(2))
+limit(resource.RLIMIT_AS, used + (1 << 20))
+ended, threads = threading.Event(), 0
+with contextlib.suppress(MemoryError, RuntimeError):
+    while threads < 20:  # the C library may have kept the memory of one
+        threading.Thread(target=ended.wait, daemon=True).start()
+        threads += 1
+assert threads < 20
+assert wait([other[0], reader], {timeout}) == [reader]
+assert wait([reader, other[0]], {timeout}) == [reader]
+assert reader.poll({timeout}) and reader.recv() == "in the ring"
+assert wait([other[0], reader], 0) == []
+writer.send("after it")
+assert wait([other[0], reader], {timeout}) == [reader]
+assert reader.recv() == "after it"
+limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+for fd in taken:
+    os.close(fd)
+writer.send("and at last")
+assert select.select([reader], [], [], {timeout})[0] == [reader]
+assert reader.recv() == "and at last"
+print("fine")
+"""
+
+
+@pytest.mark.parametrize("duplex", [True, False])
+@pytest.mark.parametrize("timeout", [0, 0.5, None])
+def test_no_descriptor_and_no_memory_limits(ours, duplex, timeout):
+    """wait() sees what it could not put into the descriptor."""
+    program = NO_DESCRIPTOR_AND_NO_MEMORY.format(duplex=duplex, timeout=timeout)
+    assert run_program("-c", program).strip() == "fine"
+
+
 def use_and_drop(module, duplex, how):
     reader, writer = module.Pipe(duplex)
     for number in range(7):

@@ -329,7 +329,7 @@ def test_errors_of_one_are_not_anothers(ours, kind):
 @pytest.mark.parametrize("kind", [*KINDS, *RINGS])
 @pytest.mark.parametrize("size", [1, 1_000, 50_000, 5_000_000])
 def test_the_reader_goes_while_a_thread_waits_for_room(connection, kind, size):
-    """Of a socket's error one call is told: the one that waits, which has sent nothing or a part."""
+    """One call is told of a socket's error: the one that waits, which sent nothing or a part."""
     reader, writer = make_pair(connection, kind)
     if kind in RINGS and connection is not theirs:
         open_the_rings(reader, writer)

@@ -1,6 +1,7 @@
 """Few descriptors, little memory, closed descriptors, very many locks: programs of their own."""
 
 import os
+import platform
 
 import pytest
 from sync_helpers import ours, run_program
@@ -9,6 +10,7 @@ pytestmark = pytest.mark.skipif(
     not ours("Lock"), reason="mproc_ext.synchronize hands out the stdlib's locks"
 )
 needs_event = pytest.mark.skipif(not ours("Event"), reason="Event is the stdlib's")
+LIBC = platform.libc_ver()[0]
 FULL = os.environ.get("MPROC_EXT_STORM") == "full"
 
 START = """
@@ -458,4 +460,35 @@ assert not errors, errors
 print("all right")
 """)
         == "all right\n"
+    )
+
+
+@pytest.mark.skipif(LIBC != "glibc", reason="other loaders get all memory when a thread starts")
+@pytest.mark.parametrize("work", ["lock.acquire()", "(a.send(5), b.recv())"])
+def test_no_memory_for_what_a_thread_has_of_its_own(work):
+    """The loader would end the process, where a thread uses the core for the first time."""
+    assert (
+        run(f"""
+import ctypes
+malloc = ctypes.CDLL(None).malloc
+malloc.restype, malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+lock, (a, b) = mproc_ext.Lock(), mproc_ext.Pipe()
+for number in range(9):
+    a.send(number), b.recv(), lock.acquire(), lock.release()
+def use():
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+    for size in (1 << 20, 1 << 16, 4096, 1024, 512, 256, 128, 64, 48, 32, 24, 16, 8):
+        while malloc(size):
+            pass
+    try:
+        {work}
+    except MemoryError:
+        pass
+    os.write(1, b"all right")
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+os._exit(0)
+""")
+        == "all right"
     )
