@@ -62,9 +62,9 @@
  * first uses one, and ends the process where there is none; these few bytes it has room for when it
  * starts the thread. (musl does so with all.) */
 #ifdef __GLIBC__
-#define MPX_THREAD_LOCAL __attribute__((tls_model("initial-exec"))) _Thread_local
+#    define MPX_THREAD_LOCAL __attribute__((tls_model("initial-exec"))) _Thread_local
 #else
-#define MPX_THREAD_LOCAL _Thread_local
+#    define MPX_THREAD_LOCAL _Thread_local
 #endif
 
 #define MPX_ARRAY_LENGTH(array) (sizeof(array) / sizeof((array)[0]))

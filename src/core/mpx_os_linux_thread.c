@@ -26,10 +26,10 @@
 #define MOST_FOREIGN_FORKS 254
 
 static MPX_THREAD_LOCAL mpx_thread_t self; /* id 0: not asked yet */
-static mpx_atomic_u64 own_process;      /* pid and start, 0: not asked yet */
-mpx_atomic_u64 mpx_os_known_process;    /* the same where forks are seen, else 0 */
-static mpx_atomic_u32 foreign_forks;    /* 0: this process is not foreign */
-static mpx_atomic_u32 namespaces;       /* how many forks led into another one */
+static mpx_atomic_u64 own_process;         /* pid and start, 0: not asked yet */
+mpx_atomic_u64 mpx_os_known_process;       /* the same where forks are seen, else 0 */
+static mpx_atomic_u32 foreign_forks;       /* 0: this process is not foreign */
+static mpx_atomic_u32 namespaces;          /* how many forks led into another one */
 static pthread_once_t registered = PTHREAD_ONCE_INIT;
 static mpx_atomic_u32 forks_are_seen; /* set once; who sees it late asks more often */
 

@@ -68,9 +68,9 @@ static inline size_t mpx_outflow_left(const mpx_outflow_t *out)
 /* Copies what is left. */
 void mpx_outflow_copy_rest(const mpx_outflow_t *out, char *to);
 
-/* Who waits for room in a local socket, and finds that the other end is closed: what a call says that
- * sleeps in the kernel, which takes the socket's error with it; it has written nothing, or a part,
- * and then the next call says -EPIPE. 0: the next call says it. */
+/* Who waits for room in a local socket, and finds that the other end is closed: what a call says
+ * that sleeps in the kernel, which takes the socket's error with it; it has written nothing, or a
+ * part, and then the next call says -EPIPE. 0: the next call says it. */
 MPX_NODISCARD int mpx_outflow_error(const mpx_outflow_t *out, int fd);
 
 MPX_NODISCARD int mpx_outflow_write(mpx_outflow_t *out, int fd, const mpx_stream_wait_t *wait);

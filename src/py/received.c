@@ -17,9 +17,9 @@ static size_t object_size(const mpx_received_t *received)
     return received->bytes == NULL ? 0 : (size_t)PyBytes_GET_SIZE(received->bytes);
 }
 
-/* The object of that size, whose bytes begin at `at` in the message; what of them is among the `got`
- * bytes in the buffer is in it then, and no longer there. False with an exception, and it is as
- * before. */
+/* The object of that size, whose bytes begin at `at` in the message; what of them is among the
+ * `got` bytes in the buffer is in it then, and no longer there. False with an exception, and it is
+ * as before. */
 static bool make_object(mpx_received_t *received, size_t at, size_t size, size_t got)
 {
     mpx_buffer_t *buffer = &received->buffer;
@@ -36,8 +36,8 @@ static bool make_object(mpx_received_t *received, size_t at, size_t size, size_t
 }
 
 /* Its size if an object is to be made for it now that `got` bytes of the message are in the buffer,
- * else 0; *at is where it begins. Where there was no memory for it, it is tried again when the buffer
- * is full. */
+ * else 0; *at is where it begins. Where there was no memory for it, it is tried again when the
+ * buffer is full. */
 static size_t wanted_object(const mpx_received_t *received, mpx_purpose_t purpose, uint64_t size,
                             uint64_t got, size_t *at)
 {
@@ -50,8 +50,7 @@ static size_t wanted_object(const mpx_received_t *received, mpx_purpose_t purpos
         return 0;
     if (purpose == MPX_FOR_BYTES)
         return (size_t)size;
-    bool is_bytes =
-        purpose == MPX_FOR_OBJECT && mpx_pickle_is_bytes(buffer->data, (size_t)size);
+    bool is_bytes = purpose == MPX_FOR_OBJECT && mpx_pickle_is_bytes(buffer->data, (size_t)size);
     return is_bytes ? (size_t)size - MPX_BYTES_AROUND : 0;
 }
 
