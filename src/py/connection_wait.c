@@ -70,7 +70,7 @@ MPX_COLD static int look_into_rings(waiting_t *waiting, PyObject *object, struct
 static bool is_in_rings(PyObject *module, PyObject *object)
 {
     return PyObject_TypeCheck(object, module_state(module)->connection_type) &&
-           mpx_end_is_joined(&mpx_connection(object)->end);
+           mpx_end_is_joined(&mpx_connection(object)->end) && mpx_connection_is_plain(object);
 }
 
 static int compare_fds(const void *a, const void *b)
