@@ -180,7 +180,9 @@ PyDoc_STRVAR(Connection_send_doc,
              "\n"
              "OSError: the connection is closed, or for reading only.\n"
              "BrokenPipeError, ConnectionResetError: nobody has the other end any more.\n"
-             "BlockingIOError: the descriptor does not block, and there is no room at all.\n"
+             "BlockingIOError: the descriptor does not block, and there is no room.  If it has\n"
+             "characters_written, there was for a part: the rest of the message goes before the\n"
+             "next one, and it is not to be sent again.\n"
              "An object that cannot be pickled raises what pickle says of it; nothing is sent.");
 
 /* A large object, from where its bytes are; 1: it cannot be sent so. */
@@ -233,7 +235,8 @@ PyDoc_STRVAR(Connection_recv_doc,
              "EOFError: there is nothing left to receive, and nobody who could send.\n"
              "OSError: the connection is closed, or for writing only; or the other end was closed\n"
              "in the middle of a message.\n"
-             "BlockingIOError: the descriptor does not block, and nothing is there.\n"
+             "BlockingIOError: the descriptor does not block, and the message is not there, or\n"
+             "not all of it; what is there is not lost.\n"
              "MemoryError: the next call goes on with the message.\n"
              "An exception that unpickling raises comes out here, and the message is gone.");
 
@@ -416,6 +419,27 @@ static PyObject *Connection_recv_bytes_into(PyObject *self, PyObject *const *arg
 PyDoc_STRVAR(Connection_send_bytes_hook_doc,
              "_send_bytes($self, buf, /)\n--\n\nSend all bytes of a bytes-like object.");
 
+/* The standard library writes a header and so many bytes together. */
+#define TOGETHER 16384
+
+/* With an exception: what it says where it puts them together. */
+MPX_COLD static void say_unfit(PyObject *buffer)
+{
+    PyObject *type, *error, *traceback, *none = NULL;
+    PyErr_Fetch(&type, &error, &traceback);
+    Py_ssize_t length = PyObject_Length(buffer);
+    if (length >= 0 && length <= TOGETHER && (none = PyBytes_FromString("")) != NULL)
+        PyBytes_Concat(&none, buffer); /* which fails as that does */
+    Py_XDECREF(none);
+    if (PyErr_Occurred()) {
+        Py_XDECREF(type);
+        Py_XDECREF(error);
+        Py_XDECREF(traceback);
+    } else {
+        PyErr_Restore(type, error, traceback);
+    }
+}
+
 static PyObject *Connection_send_bytes_hook(PyObject *self, PyObject *buffer)
 {
     Py_buffer view;
@@ -424,8 +448,10 @@ static PyObject *Connection_send_bytes_hook(PyObject *self, PyObject *buffer)
         return kind < 0 ? NULL : super(self, "_send_bytes", &buffer, 1, NULL);
     if (!check_open(self))
         return NULL;
-    if (PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE) < 0)
+    if (PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE) < 0) {
+        say_unfit(buffer);
         return NULL;
+    }
     int status = mpx_connection_send(mpx_connection(self), view.buf, (size_t)view.len);
     PyBuffer_Release(&view);
     return status < 0 ? NULL : Py_NewRef(Py_None);

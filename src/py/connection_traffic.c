@@ -240,7 +240,7 @@ static int take_step(const step_t *step)
         step->size < LONG ? transfer(step, fd, NULL) : transfer_without_gil(step, fd, NULL);
     if (MPX_UNLIKELY(status == -EINTR)) /* without RWF_NOWAIT poll is asked, and may say so */
         return PyErr_CheckSignals() < 0 ? -EINTR : 0;
-    if (status != -EAGAIN || (!has_begun(step) && mpx_os_is_nonblocking(fd)))
+    if (status != -EAGAIN || mpx_os_is_nonblocking(fd))
         return status;
     if (step->sending == NULL && !has_begun(step) && settle(step->connection, fd))
         return 0; /* there may be something in the ring */
@@ -357,6 +357,19 @@ static int write_in_order(ConnectionObject *self, mpx_sending_t *sending)
     return status;
 }
 
+/* With a BlockingIOError: the message is under way, and not to be sent again. */
+MPX_COLD static void say_how_much(size_t done)
+{
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    PyObject *count = PyLong_FromSize_t(done);
+    if (count == NULL || PyObject_SetAttrString(error, "characters_written", count) < 0)
+        PyErr_Clear();
+    Py_XDECREF(count);
+    PyErr_Restore(type, error, traceback);
+}
+
 static int send_in_turn(ConnectionObject *self, const mpx_brackets_t *brackets, const char *data,
                         size_t size)
 {
@@ -376,6 +389,8 @@ static int send_in_turn(ConnectionObject *self, const mpx_brackets_t *brackets, 
         drop_rest(self);
     bool is_torn = mine.out.done > 0 && mpx_outflow_left(&mine.out) > 0;
     if (MPX_UNLIKELY(is_torn)) {
+        if (status == -EAGAIN)
+            say_how_much(mine.out.done);
         if ((status == -EINTR || status == -EAGAIN) && mpx_connection_fd(self) >= 0)
             keep_rest(self, &mine);
         else

@@ -266,12 +266,13 @@ def test_no_room_without_blocking(modules, kind, send):
 
 
 def until_not_blocking(function):
-    """Again and again, as a program would call what does not block."""
+    """Again and again, as a program calls what does not block, until it is done or under way."""
     while True:
         try:
             return function()
-        except BlockingIOError:
-            pass
+        except BlockingIOError as error:
+            if hasattr(error, "characters_written"):
+                return None
 
 
 @every_receive
@@ -298,7 +299,7 @@ def test_the_middle_of_sending_without_blocking(ours, kind):
     """Who reads sees whole messages, each once, also when it reads late."""
     with raw_reader(ours, kind) as (writer, fd):
         os.set_blocking(writer.fileno(), False)
-        sent = [bytes([number]) * 100_000 for number in range(30)]
+        sent = [bytes([number]) * 100_000 for number in range(30)] + [b""]
         task = Task(lambda: [until_not_blocking(lambda: writer.send_bytes(m)) for m in sent])
         assert select.select([fd], [], [], LIMIT)[0]
         total = sum(len(framed(message)) for message in sent)
@@ -308,6 +309,39 @@ def test_the_middle_of_sending_without_blocking(ours, kind):
         assert not rest
         writer.close()
         assert read_all(fd) == b""
+
+
+@pytest.mark.parametrize("size", [1_000_000, 5_000_000])
+def test_a_part_without_blocking(modules, kind, size):
+    """It is said as by the standard library, which leaves a part of a message there."""
+    message = bytes(size)
+    for module in modules:
+        with raw_reader(module, kind) as (writer, fd):
+            os.set_blocking(writer.fileno(), False)
+            assert outcome(writer.send_bytes, message) == NO_WAIT
+            assert outcome(writer.send, message) == NO_WAIT
+        with raw_writer(module, kind) as (reader, fd):
+            os.set_blocking(reader.fileno(), False)
+            write_all(fd, framed(b"0123456789")[:9])
+            assert outcome(reader.recv_bytes) == NO_WAIT
+
+
+def test_how_much_was_written_without_blocking(ours, kind):
+    """With a part of it the message is under way; without, it has to be sent again."""
+    with raw_reader(ours, kind) as (writer, fd):
+        os.set_blocking(writer.fileno(), False)
+        with pytest.raises(BlockingIOError) as first:
+            writer.send_bytes(bytes(5_000_000))
+        written = first.value.characters_written
+        assert 0 < written < 5_000_000
+        with pytest.raises(BlockingIOError) as second:
+            writer.send_bytes(b"second")
+        assert not hasattr(second.value, "characters_written")
+        task = Task(read_exactly, fd, 5_000_000 + 4 + 4 + 5)
+        while outcome(writer.send_bytes, b"third") == NO_WAIT:
+            pass
+        found, rest = messages_in(task.get())
+        assert (found, rest) == ([bytes(5_000_000), b"third"], b"")
 
 
 # ---- Closing ---------------------------------------------------------------------------------
