@@ -370,5 +370,8 @@ def test_no_room_for_a_message_twice_limits(ours, kind, limits, way):
         receive=way,
         send=way.replace("recv", "send"),
     )
-    expected = ["MemoryError"] * (len(limits) - 1) + ["True next"]
-    assert run_program("-c", program).splitlines() == expected
+    *failures, last = run_program("-c", program).splitlines()
+    assert last == "True next"
+    assert set(failures) <= {"MemoryError"}
+    # A free-threaded Python has address space in reserve, which is enough at the first try.
+    assert len(failures) == len(limits) - 1 or sysconfig.get_config_var("Py_GIL_DISABLED")
