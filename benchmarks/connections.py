@@ -65,8 +65,17 @@ def echo_bytes(reader, writer, count, go):
         writer.send_bytes(reader.recv_bytes())
 
 
-def one_way(library, count, message, duplex=True, send=send, receive=receive):
-    reader, writer = context_of(library).Pipe(duplex)
+def pipe_of(library, duplex=True, is_plain=False):
+    """One whose descriptors were asked for has what is sent in them, as the stdlib's has."""
+    ends = context_of(library).Pipe(duplex)
+    if is_plain:
+        for end in ends:
+            end.fileno()
+    return ends
+
+
+def one_way(library, count, message, duplex=True, send=send, receive=receive, is_plain=False):
+    reader, writer = pipe_of(library, duplex, is_plain)
     go = fork.Barrier(3)
     processes = [
         fork.Process(target=send, args=(writer, message, count, go)),
@@ -75,14 +84,14 @@ def one_way(library, count, message, duplex=True, send=send, receive=receive):
     return timed(processes, go) / count
 
 
-def there_and_back(library, count, message, duplex=True, as_bytes=False):
+def there_and_back(library, count, message, duplex=True, as_bytes=False, is_plain=False):
     """Over one pipe both ways, or over two."""
-    ctx = context_of(library)
     if duplex:
-        here, there = ctx.Pipe()
+        here, there = pipe_of(library, is_plain=is_plain)
         reader, writer, ends = here, here, (there, there)
     else:
-        (reader, answering), (asked, writer) = ctx.Pipe(False), ctx.Pipe(False)
+        reader, answering = pipe_of(library, False, is_plain)
+        asked, writer = pipe_of(library, False, is_plain)
         ends = asked, answering
     go = fork.Barrier(2)
     process = fork.Process(target=echo_bytes if as_bytes else echo, args=(*ends, count, go))
@@ -159,6 +168,26 @@ CASES = {
     "round trip False": (
         "the same, two of Pipe(False)",
         lambda *a: there_and_back(*a, 7, False),
+        500,
+    ),
+    "int plain": (
+        "a small int, one way, a Pipe() whose fileno() was asked for",
+        lambda *a: one_way(*a, 7, is_plain=True),
+        2000,
+    ),
+    "round trip plain": (
+        "the same there and back",
+        lambda *a: there_and_back(*a, 7, is_plain=True),
+        500,
+    ),
+    "int plain False": (
+        "a small int, one way, such a Pipe(False)",
+        lambda *a: one_way(*a, 7, False, is_plain=True),
+        2000,
+    ),
+    "round trip plain False": (
+        "the same there and back, two of them",
+        lambda *a: there_and_back(*a, 7, False, is_plain=True),
         500,
     ),
     "dict": ("a dict of 6 keys, one way", lambda *a: one_way(*a, DICT), 2000),
