@@ -201,18 +201,13 @@ LIMITED = """
 import os, resource, sys
 sys.path += {paths!r}
 import mproc_ext.connection
-from connection_helpers import framed, header, open_pair, raw_writer, sending, write_all
-from sync_helpers import Task, outcome
-
-def limit(more):
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+from connection_helpers import limit_memory, open_pair, sending
+from sync_helpers import outcome
 
 with open_pair(mproc_ext.connection, {kind!r}) as (reader, writer):
     data = bytes(200 << 20)
     task = sending(writer, lambda: (writer.send_bytes(data), writer.send("next")))
-    limit(50 << 20)
+    limit_memory(50 << 20)
     try:
         reader.recv_bytes()
     except MemoryError:

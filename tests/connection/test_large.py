@@ -306,17 +306,15 @@ def test_no_memory(ours):
 
 
 LIMITED = """
-import os, pickle, resource, sys
+import os, pickle, sys
 sys.path += {paths!r}
 import mproc_ext.connection
-from connection_helpers import framed, raw_writer, write_all
+from connection_helpers import framed, limit_memory, raw_writer, write_all
 
 with raw_writer(mproc_ext.connection, "socketpair") as (reader, fd):
     write_all(fd, framed(pickle.dumps(bytes(40 << 20)))[:100])
     os.close(fd)
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), resource.RLIM_INFINITY))
+    limit_memory(20 << 20)
     try:
         reader.{receive}()
     except OSError as error:
@@ -332,21 +330,16 @@ def test_no_memory_for_what_has_not_come(ours, receive):
 
 
 NO_ROOM_FOR_TWO = """
-import pickle, resource, sys
+import sys
 sys.path += {paths!r}
 import mproc_ext.connection
-from connection_helpers import open_pair, sending
-
-def limit(more):
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+from connection_helpers import limit_memory, open_pair, sending
 
 data = b"".join(number.to_bytes(4, "big") for number in range(30 << 20))
 with open_pair(mproc_ext.connection, {kind!r}) as (reader, writer):
     task = sending(writer, lambda: (writer.{send}(data), writer.send("next")))
     for more in {limits}:
-        limit(more << 20)
+        limit_memory(more << 20)
         try:
             received = reader.{receive}()
         except MemoryError:
