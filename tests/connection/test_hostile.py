@@ -5,6 +5,7 @@ import pathlib
 import pickle
 import random
 import struct
+import sysconfig
 
 import pytest
 from connection_helpers import (
@@ -209,11 +210,12 @@ with open_pair(mproc_ext.connection, {kind!r}) as (reader, writer):
     task = sending(writer, lambda: (writer.send_bytes(data), writer.send("next")))
     limit_memory(50 << 20)
     try:
-        reader.recv_bytes()
+        received = reader.recv_bytes()
     except MemoryError:
         print("MemoryError")
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-    print(len(reader.recv_bytes()) == len(data), reader.recv())
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+        received = reader.recv_bytes()
+    print(len(received) == len(data), reader.recv())
     reader.close()
     outcome(task.get)
 """
@@ -222,8 +224,10 @@ with open_pair(mproc_ext.connection, {kind!r}) as (reader, writer):
 def test_a_message_beyond_the_limits_of_memory(ours, kind):
     """MemoryError; and what has come of it is not lost, nor taken for something else."""
     program = LIMITED.format(paths=[str(HERE), str(HERE.parent / "sync")], kind=kind)
-    lines = run_program("-c", program).splitlines()
-    assert lines == ["MemoryError", "True next"]
+    *failures, last = run_program("-c", program).splitlines()
+    assert last == "True next"
+    # A free-threaded Python has address space in reserve, which may be enough at the first try.
+    assert failures == ["MemoryError"] or sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 # ---- Pickles ---------------------------------------------------------------------------------
