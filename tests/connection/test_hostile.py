@@ -226,8 +226,9 @@ def test_a_message_beyond_the_limits_of_memory(ours, kind):
     program = LIMITED.format(paths=[str(HERE), str(HERE.parent / "sync")], kind=kind)
     *failures, last = run_program("-c", program).splitlines()
     assert last == "True next"
+    assert set(failures) <= {"MemoryError"}
     # A free-threaded Python has address space in reserve, which may be enough at the first try.
-    assert failures == ["MemoryError"] or sysconfig.get_config_var("Py_GIL_DISABLED")
+    assert len(failures) == 1 or sysconfig.get_config_var("Py_GIL_DISABLED")
 
 
 # ---- Pickles ---------------------------------------------------------------------------------
