@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 PROGRAM = """\
-import sys, warnings
+import sys, threading, warnings
 
 assert not sys.flags.ignore_environment
 before = sys._is_gil_enabled()
@@ -21,6 +21,20 @@ after = sys._is_gil_enabled()
 def target(queue):
     queue.put(mproc_ext.current_process().name)
 
+def use(pool, number, right):
+    items = range(number, number + 500)
+    expected = [str(item) for item in items]
+    for _ in range(20):
+        assert pool.map(str, items, 1) == pool.map(str, items) == expected
+        assert list(pool.imap(str, items)) == expected
+        assert sorted(pool.imap_unordered(str, items, 7)) == sorted(expected)
+        told = []
+        results = [pool.apply_async(str, (i,), callback=told.append) for i in range(20)]
+        assert [result.get() for result in results] == [str(i) for i in range(20)]
+        assert sorted(told) == sorted(map(str, range(20)))
+        assert pool.apply(str, (number,)) == str(number)
+    right.append(number)
+
 if __name__ == "__main__":
     assert mproc_ext.ACCELERATED
     for method in ("fork", "spawn", "forkserver"):
@@ -31,6 +45,15 @@ if __name__ == "__main__":
         assert queue.get(timeout=60) == "free", method
         process.join()
         assert process.exitcode == 0, (method, process.exitcode)
+    # Several threads on one pool, whose workers run without the GIL too.
+    with mproc_ext.get_context("spawn").Pool(2) as pool:
+        right = []
+        threads = [threading.Thread(target=use, args=(pool, i, right)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(right) == [0, 1, 2, 3], right
     print(before, after, any("GIL" in str(w.message) for w in caught))
 """
 

@@ -6,12 +6,17 @@ with the first round in which the number of references has grown by less than on
 times.
 """
 
+import concurrent.futures
 import gc
+import itertools
+import os
 import pickle
 import sys
+import warnings
 from multiprocessing.reduction import ForkingPickler
 
 import mproc_ext
+import mproc_ext.pool
 from mproc_ext import _core, connection
 
 TIMES, ROUNDS = 40, 30
@@ -263,9 +268,9 @@ class Slow(connection.Connection):
         super()._send_bytes(buf)
 
 
-def raises(errors, function, *args):
+def raises(errors, function, *args, **kwargs):
     try:
-        function(*args)
+        function(*args, **kwargs)
     except errors:
         return
     raise AssertionError(f"{function} did not raise")
@@ -307,6 +312,93 @@ def use_connections():
     raises(EOFError, second.recv)
 
 
+def fail(error):
+    raise error
+
+
+def use_a_pool():
+    text = f"text {TIMES}"
+    with mproc_ext.get_context("fork").Pool(2) as pool:
+        assert pool.apply(len, ([1, text],)) == 2
+        for chunksize in (1, 3, None):
+            assert pool.map(str, range(20), chunksize) == [str(i) for i in range(20)]
+            assert pool.starmap(divmod, [(7, 2)] * 5, chunksize) == [(3, 1)] * 5
+        for items in ([text] * 10, [1j] * 10, [b"x" * 10_000] * 3):
+            assert list(pool.imap(repr, items)) == list(map(repr, items))
+            assert list(pool.imap_unordered(repr, items, 4)) == list(map(repr, items))
+        lazy = pool.imap(len, iter([text] * 50), buffersize=2)
+        assert next(lazy) == len(text)
+        lazy.cancel()
+        bound = text.join  # goes along with its task
+        assert pool.map(bound, [["a", "b"]] * 3) == [bound(["a", "b"])] * 3
+        pool.close()
+        pool.join()
+
+
+def call_back_from_a_pool():
+    told = []
+    with mproc_ext.get_context("fork").Pool(1) as pool:
+        result = pool.apply_async(len, ([1],), callback=told.append, error_callback=fail)
+        assert result.get() == 1
+        assert result.successful()
+        result.itself = result
+        error = pool.map_async(fail, [KeyError(1)], callback=fail, error_callback=told.append)
+        raises(KeyError, error.get)
+        assert len(told) == 2
+
+
+def raise_in_a_pool():
+    with mproc_ext.get_context("fork").Pool(1) as pool:
+        raises(KeyError, pool.apply, fail, (KeyError("key"),))
+        raises(KeyError, pool.map, fail, [KeyError("key")] * 5)
+        raises(KeyError, list, pool.imap(fail, [KeyError("key")] * 5))
+        raises(KeyError, pool.map, len, broken_items())
+        raises(KeyError, list, pool.imap(len, broken_items()))
+        # What cannot be pickled: there and back.
+        raises((AttributeError, TypeError, pickle.PicklingError), pool.apply, lambda: None)
+        raises(mproc_ext.pool.MaybeEncodingError, pool.apply, compile, ("1", "name", "eval"))
+        raises(TypeError, pool.map, len, 5)
+        raises(ValueError, pool.apply, len, ([],), timeout=-1)
+
+
+def broken_items():
+    yield "text"
+    raise KeyError("items")
+
+
+def end_workers_of_a_pool():
+    with mproc_ext.get_context("fork").Pool(1, maxtasksperchild=2) as pool:
+        raises(mproc_ext.pool.WorkerLostError, pool.apply, os._exit, (1,))
+        assert pool.map(len, ["a"] * 5, 1) == [1] * 5
+        raises(mproc_ext.TimeoutError, pool.apply, input_forever, timeout=0.01)
+        result = pool.apply_async(input_forever)
+        assert result.cancel()
+        raises(concurrent.futures.CancelledError, result.get)
+
+
+def terminate_a_pool():
+    pool = mproc_ext.get_context("fork").Pool(2)
+    results = [pool.apply_async(input_forever) for _ in range(5)]
+    iterator = pool.imap(input_forever, itertools.count())
+    pool.terminate()
+    for result in results:
+        raises(mproc_ext.pool.BrokenPoolError, result.get)
+    raises(mproc_ext.pool.BrokenPoolError, next, iterator)
+    raises(ValueError, pool.apply, len, ([],))
+    pool.join()
+
+
+def forget_a_pool():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        pool = mproc_ext.get_context("fork").Pool(1)
+        pool.itself = pool  # for the garbage collector
+        assert pool.apply(len, ("a",)) == 1
+        assert pool.apply_async(len, ("a",)).get() == 1
+        del pool
+        gc.collect()
+
+
 def leak():
     import ctypes
 
@@ -331,6 +423,12 @@ CASES = {
     "messages that are damaged": read_damaged_messages,
     "messages: reducers, another class": register_reducers,
     "connections": use_connections,
+    "pools": use_a_pool,
+    "pools: callbacks": call_back_from_a_pool,
+    "pools: errors": raise_in_a_pool,
+    "pools: workers that end": end_workers_of_a_pool,
+    "pools: terminated": terminate_a_pool,
+    "pools: unclosed": forget_a_pool,
 }
 
 

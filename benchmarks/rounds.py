@@ -5,6 +5,7 @@ and --library, and that compares the two libraries without these options.
 """
 
 import argparse
+import importlib.metadata
 import os
 import platform
 import statistics
@@ -23,14 +24,15 @@ def parser(doc, rounds=7, libraries=LIBRARIES):
     return parser
 
 
-def print_heading(rounds):
+def print_heading(rounds, peers=()):
     """What was measured where; ends the program where mproc_ext would be the stdlib."""
     import mproc_ext
 
     if not mproc_ext.ACCELERATED:
         sys.exit("mproc_ext runs without its core here")
+    versions = "".join(f"{peer} {importlib.metadata.version(peer)}, " for peer in peers)
     print(
-        f"Python {platform.python_version()}, mproc_ext {mproc_ext.__version__}, "
+        f"Python {platform.python_version()}, mproc_ext {mproc_ext.__version__}, {versions}"
         f"Linux {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs; "
         f"median of {rounds} rounds\n"
     )

@@ -121,6 +121,8 @@ def find_spec(fullname):
         if name.startswith("_stdlib."):
             name = name.removeprefix("_stdlib.")
             return _spec(fullname, lambda: _load_stdlib(name))
+        if not accelerated and name == "futures":
+            return _spec(fullname, lambda: importlib.import_module("concurrent.futures.process"))
         if (not accelerated or _is_frozen_start(name)) and is_submodule(name):
             return _spec(fullname, lambda: stdlib(name))
     elif aliased and top == STDLIB:

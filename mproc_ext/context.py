@@ -103,11 +103,31 @@ class BaseContext(_std.BaseContext):
 
         return SimpleQueue(ctx=self.get_context(), zero_copy=zero_copy)
 
-    def Pool(self, processes=None, initializer=None, initargs=(), maxtasksperchild=None):
+    def Pool(
+        self,
+        processes=None,
+        initializer=None,
+        initargs=(),
+        maxtasksperchild=None,
+        *,
+        worker_exit=None,
+        max_memory=None,
+        cpus=None,
+        max_restarts=None,
+        cloudpickle=False,
+    ):
         """Returns a process pool object"""
         from mproc_ext.pool import Pool
 
-        return Pool(processes, initializer, initargs, maxtasksperchild, context=self.get_context())
+        return Pool(
+            *(processes, initializer, initargs, maxtasksperchild),
+            context=self.get_context(),
+            worker_exit=worker_exit,
+            max_memory=max_memory,
+            cpus=cpus,
+            max_restarts=max_restarts,
+            cloudpickle=cloudpickle,
+        )
 
     def RawValue(self, typecode_or_type, *args):
         """Returns a shared object"""

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Iterable
 from multiprocessing import context as _std
 from multiprocessing.context import (
     AuthenticationError as AuthenticationError,
@@ -11,7 +12,7 @@ from multiprocessing.context import (
 )
 from typing import Any, ClassVar, Literal, overload
 
-from mproc_ext import queues, synchronize
+from mproc_ext import pool, queues, synchronize
 
 __all__ = ()
 
@@ -35,6 +36,19 @@ class BaseContext(_std.BaseContext):
         on_death: Literal["done"] | None = None,
     ) -> queues.JoinableQueue[Any]: ...
     def SimpleQueue(self, *, zero_copy: bool = False) -> queues.SimpleQueue[Any]: ...
+    def Pool(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        maxtasksperchild: int | None = None,
+        *,
+        worker_exit: Callable[[], object] | None = None,
+        max_memory: int | tuple[int | None, int | None] | None = None,
+        cpus: Iterable[int | Iterable[int]] | None = None,
+        max_restarts: tuple[int, float] | None = None,
+        cloudpickle: bool = False,
+    ) -> pool.Pool: ...
     def set_forkserver_preload(
         self, module_names: list[str], *, on_error: Literal["ignore", "warn", "fail"] = "ignore"
     ) -> None: ...

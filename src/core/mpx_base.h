@@ -16,8 +16,10 @@
  *   L2  mpx_stream.{h,c}                        messages through pipes and sockets
  *   L3  mpx_arena.h, mpx_arena*.c               small objects in shared memory
  *   L3  mpx_condition.{h,c}                     waiters that are notified one by one
+ *   L3  mpx_spsc.{h,c}                          a ring with one process at each end
  *   L4  mpx_heap.h, mpx_heap*.c                 blocks of shared memory
  *   L5  mpx_ring.h, mpx_ring*.c                 a queue of messages
+ *   L5  mpx_crew.{h,c}                          the lanes between a parent and its workers
  */
 #ifndef MPX_BASE_H
 #define MPX_BASE_H

@@ -107,7 +107,8 @@ static int module_exec(PyObject *module)
         mpx_add_fork_copy(module) < 0 || mpx_add_own_fd(module) < 0 ||
         mpx_add_channel(module) < 0 || mpx_add_queue_base(module) < 0 ||
         mpx_add_queue(module) < 0 || mpx_add_simple_queue(module) < 0 ||
-        mpx_add_connection(module) < 0 || mpx_add_connection_wait(module) < 0)
+        mpx_add_connection(module) < 0 || mpx_add_connection_wait(module) < 0 ||
+        mpx_add_job(module) < 0 || mpx_add_crew(module) < 0 || mpx_add_worker(module) < 0)
         return -1;
 #ifdef MPX_KILL_POINTS
     if (mpx_add_kill_points(module) < 0)
@@ -140,6 +141,12 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->lease_type);
     Py_VISIT(module_state(module)->reading_type);
     Py_VISIT(module_state(module)->scratch_type);
+    Py_VISIT(module_state(module)->job_type);
+    Py_VISIT(module_state(module)->crew_type);
+    Py_VISIT(module_state(module)->pool_timeout_error);
+    Py_VISIT(module_state(module)->pool_failure);
+    Py_VISIT(module_state(module)->pool_unsendable);
+    Py_VISIT(module_state(module)->pool_apply);
     Py_VISIT(module_state(module)->pickler_class);
     Py_VISIT(module_state(module)->pickler_tables);
     Py_VISIT(module_state(module)->pickle_loads);
@@ -178,6 +185,12 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->lease_type);
     Py_CLEAR(module_state(module)->reading_type);
     Py_CLEAR(module_state(module)->scratch_type);
+    Py_CLEAR(module_state(module)->job_type);
+    Py_CLEAR(module_state(module)->crew_type);
+    Py_CLEAR(module_state(module)->pool_timeout_error);
+    Py_CLEAR(module_state(module)->pool_failure);
+    Py_CLEAR(module_state(module)->pool_unsendable);
+    Py_CLEAR(module_state(module)->pool_apply);
     Py_CLEAR(module_state(module)->pickler_class);
     Py_CLEAR(module_state(module)->pickler_tables);
     Py_CLEAR(module_state(module)->pickle_loads);

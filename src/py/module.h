@@ -85,6 +85,12 @@ typedef struct {
     PyTypeObject *lease_type;
     PyTypeObject *reading_type;
     PyTypeObject *scratch_type;
+    PyTypeObject *job_type;
+    PyTypeObject *crew_type;
+    PyObject *pool_timeout_error; /* NULL before mproc_ext._engine is imported */
+    PyObject *pool_failure;       /* these too: see serve_pools */
+    PyObject *pool_unsendable;
+    PyObject *pool_apply;
     void *picklings[2][MPX_PICKLINGS]; /* objects that nobody uses now; or NULL */
     PyObject *pickler_class;           /* which is like ForkingPickler, or NULL */
     unsigned pickler_version;          /* of that class: as long as it has it, it is */
@@ -244,6 +250,9 @@ int mpx_add_fork_copy(PyObject *module);
 int mpx_add_own_fd(PyObject *module);
 int mpx_add_connection(PyObject *module);
 int mpx_add_connection_wait(PyObject *module);
+int mpx_add_job(PyObject *module);
+int mpx_add_crew(PyObject *module);
+int mpx_add_worker(PyObject *module);
 
 #ifdef MPX_KILL_POINTS
 /* src/testing/kill_points.c */

@@ -9,6 +9,8 @@
  *     (number + 1) << 32 | n   die at the n-th pass of the point with that number from now on
  *     2^31-1 << 32 | n         die at the n-th pass of any
  *
+ * Who asks for that finds in a note who has died, and when.
+ *
  * MPROC_EXT_RECOVERY=0 in the environment makes every process one that recovers nothing (see
  * mpx_fault.h): a test that passes all the same could not have failed.
  */
@@ -21,6 +23,7 @@
 
 #include "mpx_atomic.h"
 #include "mpx_fault.h"
+#include "mpx_os.h"
 
 #define ANY INT32_MAX
 
@@ -28,6 +31,12 @@ typedef struct {
     mpx_atomic_u64 passes;
     mpx_atomic_u64 kills;
 } count_t;
+
+/* Of who has died by its plan; the process is written last. */
+typedef struct {
+    mpx_atomic_u64 died_at; /* as of mpx_os_now, which is time.monotonic_ns() */
+    mpx_atomic_u64 pid;
+} note_t;
 
 /* Where the linker has put them. */
 extern const mpx_kill_point_t __start_mpx_points[] __attribute__((visibility("hidden")));
@@ -40,6 +49,7 @@ static size_t numbers;
 static Py_buffer memory;
 static count_t *counts; /* NULL: not enrolled */
 static mpx_atomic_u64 *plan;
+static note_t *note; /* or NULL */
 static bool recovers_nothing;
 
 static size_t listed(void)
@@ -85,6 +95,10 @@ void mpx_kill_point(const mpx_kill_point_t *point)
     (void)mpx_u64_fetch_add_relaxed(&counts[number].passes, 1);
     if (is_last_pass(number)) {
         (void)mpx_u64_fetch_add_relaxed(&counts[number].kills, 1);
+        if (note != NULL) {
+            mpx_u64_store_relaxed(&note->died_at, (uint64_t)mpx_os_now());
+            mpx_u64_store_release(&note->pid, (uint64_t)getpid()); /* with the test's read */
+        }
         kill(getpid(), SIGKILL);
     }
 }
@@ -112,25 +126,29 @@ static PyObject *kill_points(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ig
 }
 
 PyDoc_STRVAR(enrol_doc,
-             "kill_points_enrol(memory, counts, plan, /)\n--\n\n"
+             "kill_points_enrol(memory, counts, plan, note=-1, /)\n--\n\n"
              "From now on count in the shared memory, at that offset, (passes, kills) of\n"
-             "each point, and die as the plan at that offset says.");
+             "each point, and die as the plan at that offset says; at that of the note, if there "
+             "is one,\n(nanoseconds, pid) says when that was.");
 
 static PyObject *enrol(PyObject *Py_UNUSED(module), PyObject *args)
 {
     Py_buffer view;
-    Py_ssize_t at, plan_at;
-    if (!PyArg_ParseTuple(args, "w*nn:kill_points_enrol", &view, &at, &plan_at))
+    Py_ssize_t at, plan_at, note_at = -1;
+    if (!PyArg_ParseTuple(args, "w*nn|n:kill_points_enrol", &view, &at, &plan_at, &note_at))
         return NULL;
     Py_ssize_t size = (Py_ssize_t)(numbers * sizeof(count_t));
     if (counts != NULL || at < 0 || at % 8 != 0 || at > view.len - size || plan_at < 0 ||
-        plan_at % 8 != 0 || plan_at > view.len - (Py_ssize_t)sizeof(*plan)) {
+        plan_at % 8 != 0 || plan_at > view.len - (Py_ssize_t)sizeof(*plan) ||
+        (note_at >= 0 && (note_at % 8 != 0 || note_at > view.len - (Py_ssize_t)sizeof(*note)))) {
         PyBuffer_Release(&view);
         PyErr_SetString(PyExc_ValueError, "enrolled already, or an offset is none");
         return NULL;
     }
     memory = view; /* for good */
     plan = (void *)((char *)view.buf + plan_at);
+    if (note_at >= 0)
+        note = (void *)((char *)view.buf + note_at);
     counts = (void *)((char *)view.buf + at);
     Py_RETURN_NONE;
 }

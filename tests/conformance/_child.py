@@ -12,6 +12,8 @@ def listing(spec):
     import importlib
     import unittest
 
+    executor = put_executor() if spec["mode"] == "executor" else None
+
     found = []
     for module_name in spec["modules"]:
         entry = {"module": module_name, "classes": [], "skipped": None, "error": None}
@@ -29,6 +31,9 @@ def listing(spec):
         for name, value in sorted(vars(module).items()):
             if isinstance(value, type) and issubclass(value, unittest.TestCase):
                 methods = unittest.defaultTestLoader.getTestCaseNames(value)
+                if executor and getattr(value, "executor_type", None) is not executor:
+                    users = spec["executor_users"].get(name, ())
+                    methods = [method for method in methods if method in users]
                 if methods:
                     entry["classes"].append([name, list(methods)])
     return found
@@ -49,6 +54,20 @@ def checks(spec):
 
         if multiprocessing is not mproc_ext:
             sys.exit(f"multiprocessing does not mean mproc_ext here: {multiprocessing!r}")
+
+
+def put_executor():
+    """Make ProcessPoolExecutor ours for the tests that are imported from now on."""
+    import concurrent.futures.process
+
+    import mproc_ext.futures
+
+    executor = mproc_ext.futures.ProcessPoolExecutor
+    if executor is concurrent.futures.process.ProcessPoolExecutor:
+        sys.exit("mproc_ext.futures.ProcessPoolExecutor is the stdlib's: nothing to test")
+    concurrent.futures.ProcessPoolExecutor = executor
+    concurrent.futures.process.ProcessPoolExecutor = executor
+    return executor
 
 
 def reach_package():
@@ -173,8 +192,10 @@ def run(spec):
     support.use_resources = None
 
     checks(spec)
-    if spec["mode"] == "name":
+    if spec["mode"] in ("name", "executor"):
         reach_package()
+    if spec["mode"] == "executor":
+        put_executor()
     result = result_class(spec)
     module = importlib.import_module(spec["module"])
     case = getattr(module, spec["class"])

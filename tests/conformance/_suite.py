@@ -18,7 +18,8 @@ REPOSITORY = HERE.parent.parent
 
 PACKAGE = "mpx_suite"  # the package that the copied tests live in
 OUR_NAME = "mproc_ext"
-MODES = ("name", "alias", "baseline")
+MODES = ("name", "alias", "baseline", "executor")
+COPIED = ("name", "executor")  # modes whose tests are copies, with our name in them
 
 START_METHODS = ("fork", "spawn", "forkserver")
 ALWAYS = tuple(f"test_multiprocessing_{m}" for m in START_METHODS)  # no Python is without them
@@ -26,6 +27,16 @@ MAIN_FILE = "_test_multiprocessing.py"
 VENV_SCRIPT = "_test_venv_multiprocessing.py"
 
 WORD = re.compile(r"\bmultiprocessing\b")
+
+# In executor mode: what uses ProcessPoolExecutor without having it as its executor_type. Of the
+# classes that have it, every test runs.
+EXECUTOR_USERS = {
+    "FailingInitializerResourcesTest": ("test_forkserver", "test_spawn"),
+    "ThreadPoolExecutorTest": ("test_hang_global_shutdown_lock",),
+}
+
+# The programs that tests of executors run; the name of the class is put in when they are run.
+PROGRAM_IMPORT = re.compile(r"\bfrom concurrent\.futures import (?={executor_type}$)", re.MULTILINE)
 
 # Modules of the `test` package that are copied, and are to be found in the copy.
 RENAMED = re.compile(
@@ -76,6 +87,11 @@ def replace_modules(text: str, root: str) -> str:
     return INDENTED_IMPORT.sub(
         lambda m: f"{m['indent']}__import__('sys').path.insert(0, {root!r}); {m['import']}", text
     )
+
+
+def replace_executor(text: str) -> str:
+    """The executor that a test's program imports is ours."""
+    return PROGRAM_IMPORT.sub(f"from {OUR_NAME}.futures import ", text)
 
 
 def replace_neighbours(text: str) -> str:
@@ -196,8 +212,10 @@ class VenvTest(unittest.TestCase):
 
 def _copy(source: Path, target: Path, mode: str, root: Path) -> None:
     text = source.read_text(encoding="utf-8")
-    if mode == "name":
+    if mode in COPIED:
         text = replace_word(text, source.name)
+    if mode == "executor":
+        text = replace_executor(text)
     if source.parent.name == "test":  # its neighbours are not copied with it
         text = replace_neighbours(text)
     text = replace_modules(text, str(root))
@@ -227,8 +245,9 @@ def _modules_of(source: Path) -> list[str]:
 def prepare(root: Path, mode: str, version: tuple[int, int] | None = None) -> list[Group]:
     """Fill `root` with what a run in this mode needs; the groups of modules to run.
 
-    In name mode everything is a copy, in the package PACKAGE. Otherwise the tests are the
+    In the modes COPIED everything is a copy, in the package PACKAGE. Otherwise the tests are the
     running Python's own modules, untouched, and PACKAGE holds only what it came without.
+    Executor mode has the tests of executors alone.
     """
     version = version or sys.version_info[:2]
     own = own_test_folder()
@@ -252,12 +271,15 @@ def prepare(root: Path, mode: str, version: tuple[int, int] | None = None) -> li
             groups.append(Group(name, [], "not in this installation"))
             return
         where = "own" if own in source.parents else f"from {fetched}"
-        if mode != "name" and own in source.parents:
+        if mode not in COPIED and own in source.parents:
             modules = ["test." + m for m in _modules_of(source)]
         else:
             modules = [f"{PACKAGE}.{m}" for m in _copy_module(source, package, mode, root)]
         groups.append(Group(name, modules, where, only))
 
+    if mode == "executor":
+        add("test_concurrent_futures")
+        return groups
     for method in START_METHODS:
         name = f"test_multiprocessing_{method}"
         if find_module(name, [own]):

@@ -6,6 +6,7 @@ error: take it off the list.
 
 The key is the test's name as the runner prints it, `group.Class.method`. The value is the reason,
 or a tuple of the reason and where it holds: {"modes": ("name",), "pythons": ("3.11", "3.12")}.
+RACY has the same form.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _CHILD_LEFT = (
     "test_resource_tracker, which is excused below, fails before it waits for its child: whether"
     " that has been reaped when the runner looks is a matter of time"
 )
-RACY = {
+RACY: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = {
     f"test_multiprocessing_{method}.WithProcessesTestProcess.test_interrupt": _INTERRUPT
     for method in ("fork", "spawn", "forkserver")
 } | {
@@ -55,15 +56,22 @@ if (3, 12) <= sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3,
             # It submits a local function.
             "ProcessPoolShutdownTest.test_processes_terminate",
         ):
-            RACY[f"test_concurrent_futures.ProcessPool{method}{test}"] = _SHUTDOWN
+            RACY[f"test_concurrent_futures.ProcessPool{method}{test}"] = (
+                _SHUTDOWN,
+                {"modes": ("name", "alias", "baseline")},  # not where the executor is ours
+            )
 
 _NO_NAME = (
     "looks at the name of a semaphore, and what the resource tracker does with it: ours has none"
 )
 
 _NO_FEEDER = (
-    "has the feeder thread of the executor's queue fail to start; under the alias it has none",
-    {"modes": ("alias",), "pythons": ("3.13", "3.14", "3.15")},
+    "has the feeder thread of the executor's queue fail to start; the alias and ours have none",
+    {"modes": ("alias", "executor"), "pythons": ("3.13", "3.14", "3.15")},
+)
+_NO_SPAWN_WORKER = (
+    "has the function fail that starts workers of the stdlib's: see tests/pool/test_futures.py",
+    {"modes": ("executor",), "pythons": ("3.14", "3.15")},
 )
 
 EXCUSED: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = (
@@ -81,12 +89,25 @@ EXCUSED: dict[str, str | tuple[str, dict[str, tuple[str, ...]]]] = (
         ".test_python_finalization_error": _NO_FEEDER
         for method in ("Fork", "Spawn", "Forkserver")
     }
+    | {
+        f"test_concurrent_futures.ProcessPool{method}ProcessPoolExecutorTest"
+        ".test_failed_worker_replacement_breaks_pool": _NO_SPAWN_WORKER
+        for method in ("Spawn", "Forkserver")
+    }
 )
 
 
 def excuse(name: str, mode: str, python: str) -> str | None:
     """The reason why this test need not pass, or None."""
-    entry = EXCUSED.get(name)
+    return _reason(EXCUSED.get(name), mode, python)
+
+
+def race(name: str, mode: str, python: str) -> str | None:
+    """The reason why this test need not pass at the first try, or None."""
+    return _reason(RACY.get(name), mode, python)
+
+
+def _reason(entry, mode: str, python: str) -> str | None:
     if entry is None or isinstance(entry, str):
         return entry
     reason, where = entry

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import _suite
-from excused import EXCUSED, RACY, excuse
+from excused import EXCUSED, excuse, race
 
 HERE = Path(__file__).resolve().parent
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -91,14 +91,14 @@ class Mode:
     def folder(self, ours: str | None) -> Path:
         """A new folder for one process: t is its TMPDIR, w its current folder.
 
-        Some tests start Python with -E -S, where only the current folder is on the path: in
-        name mode it holds links to the package and to the tests.
+        Some tests start Python with -E -S, where only the current folder is on the path: where
+        the tests are copies it holds links to the package and to the tests.
         """
         self.counter += 1
         folder = self.root / str(self.counter)
         (folder / "t").mkdir(parents=True)
         (folder / "w").mkdir()
-        if self.name == "name" and ours:
+        if self.name in _suite.COPIED and ours:
             os.symlink(ours, folder / "w" / _suite.OUR_NAME)
             os.symlink(self.root / _suite.PACKAGE, folder / "w" / _suite.PACKAGE)
         return folder
@@ -383,6 +383,7 @@ def prepare(name: str, root: Path, ours: str | None, stdlib: str) -> Mode:
                 "action": "list",
                 "mode": name,
                 "modules": modules,
+                "executor_users": _suite.EXECUTOR_USERS,
                 "results": str(folder / "results"),
                 "stdlib": stdlib,
             }
@@ -504,12 +505,13 @@ def judge(
         elif reason and outcome.state == PASSED:
             outcome.state, outcome.detail = STALE, f"it passes, but is excused: {reason}"
     failed = [name for name, outcome in outcomes.items() if outcome.state == FAILED]
-    racy = {name.rpartition(".")[0] for name in failed if name in RACY}
+    races = {name for name in failed if race(name, mode, python)}
+    racy = {name.rpartition(".")[0] for name in races}
 
     def known_to_fail(name):
         # A process that a racy test has left over is found at the end of its class.
         left_over = name.endswith(".<environment>") and name.rpartition(".")[0] in racy
-        return name in RACY or left_over or not all(again("baseline", name) for _ in range(TRIES))
+        return name in races or left_over or not all(again("baseline", name) for _ in range(TRIES))
 
     if len(failed) > most:
         print(f"{len(failed)} tests failed: the first {most} are tried again")
@@ -517,22 +519,31 @@ def judge(
         outcome = outcomes[name]
         if mode != "baseline" and not again("baseline", name):
             outcome.state = STDLIB
-        elif any(again(mode, name) for _ in range(RACY_TRIES if name in RACY else 1)):
+        elif any(again(mode, name) for _ in range(RACY_TRIES if name in races else 1)):
             # Some tests hang with the stdlib now and then (3.12.1: test_shutdown_deadlock_pickle).
             known = mode != "baseline" and known_to_fail(name)
             outcome.state = STDLIB if known else FLAKY
 
 
-def missing_excuses(outcomes: dict[str, Outcome], mode: str, python: str = PYTHON) -> list[str]:
-    """Excuses for tests that do not exist."""
-    return [n for n in EXCUSED if excuse(n, mode, python) and n not in outcomes]
+def missing_excuses(
+    groups: list[_suite.Group], outcomes: dict[str, Outcome], mode: str, python: str = PYTHON
+) -> list[str]:
+    """Excuses for tests that do not exist, in the groups of this mode."""
+    names = {group.name for group in groups}
+    return [
+        name
+        for name in EXCUSED
+        if name.split(".")[0] in names and excuse(name, mode, python) and name not in outcomes
+    ]
 
 
 def below_floor(
-    groups: list[_suite.Group], found: dict[str, int], python: str = PYTHON
+    groups: list[_suite.Group], found: dict[str, int], mode: str, python: str = PYTHON
 ) -> list[str]:
     """Groups in which fewer tests were found than this Python is known to have."""
     floors = json.loads(FLOORS.read_text()) if FLOORS.exists() else {}
+    if mode == "executor":  # a part of the group
+        floors = floors.get(mode, {})
     present = {group.name for group in groups if group.modules}
     return [
         f"{name}: {found.get(name, 0)} tests found, at least {floor} expected"
@@ -677,8 +688,9 @@ def run(options, root: Path, ours: str | None, stdlib: str, started: float) -> i
     problems = []
     if not options.only:
         found = Counter(u.group for u in units for _ in u.methods)
-        problems += below_floor(mode.groups, found)
-        problems += [f"excused, but not there: {n}" for n in missing_excuses(outcomes, mode.name)]
+        problems += below_floor(mode.groups, found, mode.name)
+        missing = missing_excuses(mode.groups, outcomes, mode.name)
+        problems += [f"excused, but not there: {name}" for name in missing]
     report(options, mode, outcomes, times, time.monotonic() - started)
     if options.record_durations:
         record(outcomes)

@@ -112,6 +112,48 @@ for kind in ("Queue", "JoinableQueue", "SimpleQueue"):
     for cls in ("Base", "Default", "Fork", "Spawn", "ForkServer"):
         DIFFERENCES[f"context/{cls}Context.{kind} signature"] = QUEUE_KEYWORDS
 
+POOL_KEYWORDS = "beyond the stdlib: worker_exit, max_memory, cpus, max_restarts, cloudpickle"
+for group in ("(package)", *(f"get_context({method})" for method in METHODS)):
+    DIFFERENCES[f"{group}/Pool signature"] = POOL_KEYWORDS
+for cls in ("Base", "Default", "Fork", "Spawn", "ForkServer"):
+    DIFFERENCES[f"context/{cls}Context.Pool signature"] = POOL_KEYWORDS
+
+# Pools have an engine in C: no queues, and no threads that go between them and the workers.
+for name in (
+    "_inqueue _outqueue _quick_put _quick_get _taskqueue _change_notifier "
+    "_worker_handler _task_handler _result_handler"
+).split():
+    DIFFERENCES[f"Pool(1)/{name}"] = (
+        "part of the stdlib's way, which has queues and threads; a pool whose class overrides what "
+        "uses them has them"
+    )
+for keywords, methods in {
+    "timeout, retries": "apply apply_async",
+    "timeout, retries, progress": "map map_async starmap starmap_async",
+    "buffersize, timeout, retries, progress": "imap imap_unordered",
+}.items():
+    for name in methods.split():
+        for group in ("pool/Pool.", "pool/ThreadPool.", "Pool(1)/"):
+            DIFFERENCES[f"{group}{name} signature"] = f"beyond the stdlib: {keywords}"
+DIFFERENCES["pool/Pool signature"] = (
+    "beyond the stdlib: worker_exit, max_memory, cpus, max_restarts, cloudpickle"
+)
+for name in ("Pool.resize", "ThreadPool.resize"):
+    for fact in (name, f"{name} signature"):
+        DIFFERENCES[f"pool/{fact}"] = "beyond the stdlib"
+DIFFERENCES["Pool(1)/resize"] = "beyond the stdlib"
+for name in ("WorkerLostError", "TaskTimeoutError", "BrokenPoolError", "current_worker"):
+    DIFFERENCES[f"pool/{name}"] = "beyond the stdlib"
+DIFFERENCES["pool/__all__"] = "four names beyond the stdlib's"
+for call, methods in {
+    "apply_async": "cancel cancelled done",
+    "map_async": "cancel cancelled done",
+    "imap": "cancel cancelled",
+    "imap_unordered": "cancel cancelled",
+}.items():
+    for name in methods.split():
+        DIFFERENCES[f"Pool(1).{call}/{name}"] = "beyond the stdlib"
+
 # The forkserver is ours, and so is what it and its clients say to each other.
 for name in (
     "ForkServer.connect_to_new_process signature",

@@ -9,6 +9,7 @@ from typing import Any, assert_type
 import mproc_ext
 import mproc_ext.connection
 import mproc_ext.managers
+import mproc_ext.pool
 import mproc_ext.queues
 import mproc_ext.shared_memory
 import mproc_ext.sharedctypes
@@ -79,10 +80,50 @@ def locks() -> None:
 
 
 def pools() -> None:
-    with mproc_ext.Pool(2, maxtasksperchild=3) as pool:
+    with mproc_ext.pool.Pool(2, maxtasksperchild=3) as pool:
         assert_type(pool.map(work, [1, 2]), list[str])
         assert_type(pool.apply_async(work, (1,)).get(1), str)
         pool.map(work, ["one"])  # type: ignore[arg-type]
+        assert_type(pool.map_async(work, [1]).get(), list[str])
+        assert_type(pool.starmap(work, [(1,)], timeout=1.5, progress="working"), list[str])
+        assert_type(pool.starmap_async(work, [(1,)], progress=True).get(), list[str])
+        assert_type(next(pool.imap(work, [1], buffersize=4)), str)
+        assert_type(pool.imap_unordered(work, [1], 10, retries=1).next(timeout=1), str)
+        assert_type(pool.apply(work, (1,), timeout=1.5, retries=2), str)
+        assert_type(pool.apply_async(work, (1,)).cancel(), bool)
+        assert_type(pool.imap(work, [1]).cancelled(), bool)
+        pool.apply(work, (1,), retries="2")  # type: ignore[arg-type]
+        pool.imap(work, [1], progress=1)  # type: ignore[arg-type]
+        pool.resize(4)
+        # What takes the stdlib's takes ours.
+        theirs: multiprocessing.pool.Pool = pool
+        result: multiprocessing.pool.AsyncResult[str] = pool.apply_async(work, (1,))
+        results: mproc_ext.pool.MapResult[str] = pool.map_async(work, [1])
+        del theirs, result, results
+    error = mproc_ext.pool.WorkerLostError("lost")
+    assert_type(error.exitcode, int | None)
+    assert_type(error.task, str | None)
+    timeout: mproc_ext.TimeoutError = mproc_ext.pool.TaskTimeoutError()
+    broken: RuntimeError = mproc_ext.pool.BrokenPoolError()
+    del timeout, broken
+    if (worker := mproc_ext.pool.current_worker()) is not None:
+        assert_type(worker.id, int)
+        worker.state["key"] = 1
+
+
+def pools_of_their_own() -> None:
+    mproc_ext.Pool(2, max_memory=1 << 30, cpus=[0, {1, 2}], max_restarts=(3, 60))
+    mproc_ext.get_context("spawn").Pool(
+        max_memory=(1 << 30, 2 << 30), worker_exit=print, cloudpickle=True
+    )
+    mproc_ext.pool.Pool(max_memory="1 GB")  # type: ignore[arg-type]
+    mproc_ext.pool.ThreadPool(2).resize(2)
+
+
+async def awaited() -> None:
+    with mproc_ext.Pool(2) as pool:
+        assert_type(await pool.apply_async(work, (1,)), str)
+        assert_type(await pool.map_async(work, [1]), list[str])
 
 
 def connections() -> None:

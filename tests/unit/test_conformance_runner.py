@@ -83,6 +83,16 @@ def test_modules_are_found_in_the_copy():
     )
 
 
+def test_programs_import_our_executor():
+    text = """
+        from concurrent.futures import {executor_type}
+        from concurrent.futures import ThreadPoolExecutor
+    """
+    assert suite.replace_executor(text) == text.replace(
+        "concurrent.futures import {", "mproc_ext.futures import {"
+    )
+
+
 def test_multiprocess_tests_of_a_module():
     source = textwrap.dedent(
         """\
@@ -118,6 +128,49 @@ def test_name_mode_leaves_no_word_behind(tmp_path):
         assert not lines, f"{file}: {lines}"
 
 
+def test_executor_mode_names_our_executor(tmp_path):
+    """Its copies are those of name mode, but for the executor that programs import."""
+
+    def texts(mode):
+        (group,) = (
+            g for g in suite.prepare(tmp_path / mode, mode) if g.name == "test_concurrent_futures"
+        )
+        if not group.modules:
+            pytest.skip("this Python comes without test_concurrent_futures")
+        folder = tmp_path / mode / suite.PACKAGE
+        files = sorted(folder.rglob("*.py"))
+        files = [f for f in files if "test_concurrent_futures" in str(f.relative_to(folder))]
+        return {str(f.relative_to(folder)): f.read_text() for f in files}
+
+    def differing(one, other):
+        assert one.keys() == other.keys()
+        return [
+            (before.strip(), after.strip())
+            for file in one
+            for before, after in zip(one[file].split("\n"), other[file].split("\n"), strict=True)
+            if before != after and str(tmp_path) not in before
+        ]
+
+    name, executor = texts("name"), texts("executor")
+    # the stdlib's executor, with our contexts
+    assert any("mproc_ext" in text for text in name.values())
+    assert not any("mproc_ext.futures" in text for text in name.values())
+    pairs = differing(name, executor)
+    assert len(pairs) >= 3
+    assert set(pairs) == {
+        (
+            "from concurrent.futures import {executor_type}",
+            "from mproc_ext.futures import {executor_type}",
+        )
+    }
+
+
+def test_executor_mode_has_tests_of_executors_alone(tmp_path):
+    assert [g.name for g in suite.prepare(tmp_path / "r", "executor")] == [
+        "test_concurrent_futures"
+    ]
+
+
 def test_other_modes_use_the_originals(tmp_path):
     for group in suite.prepare(tmp_path / "r", "baseline"):
         if group.source == "own":
@@ -131,14 +184,14 @@ class Runner:
     def __init__(self, folder):
         self.folder = folder
 
-    def mode(self, name, text):
+    def mode(self, name, text, kind="baseline"):
         root = self.folder / name
         package = root / suite.PACKAGE
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
         (package / "test_made.py").write_text("import unittest\n" + textwrap.dedent(text))
         shutil.copy(FOLDER / "_child.py", root / "_child.py")
-        return run.Mode("baseline", root)
+        return run.Mode(kind, root)
 
     def run(self, mode, methods, limit=60.0):
         unit = run.Unit("test_made", suite.PACKAGE + ".test_made", "Made", methods)
@@ -333,6 +386,105 @@ def test_exit_code_counts(runner):
     assert runner.states(mode, ["test_a"]) == {"test_a": "passed", "<exit>": "failed"}
 
 
+# -- our executor -----------------------------------------------------------------------------
+
+# A package of the name, which is all that the mode takes of it: the extension is not needed.
+# concurrent.futures keeps what was once asked for.
+OURS = """
+from concurrent.futures import ProcessPoolExecutor as Stdlib
+class ProcessPoolExecutor(Stdlib): pass
+"""
+
+
+@pytest.fixture
+def our_package(tmp_path, monkeypatch):
+    """Write mproc_ext.futures into a package that the runner's processes find."""
+
+    def write(text):
+        folder = tmp_path / "path" / suite.OUR_NAME
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "futures.py").write_text(text)
+        monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+        return str(folder)
+
+    return write
+
+
+def test_the_executor_of_the_tests_is_ours(runner, our_package):
+    our_package(OURS)
+    mode = runner.mode(
+        "m",
+        """
+        import concurrent.futures
+        from concurrent import futures
+        from concurrent.futures import process
+        import mproc_ext.futures
+        class Made(unittest.TestCase):
+            executor_type = futures.ProcessPoolExecutor
+            def test_both(self):
+                ours = mproc_ext.futures.ProcessPoolExecutor
+                self.assertIs(self.executor_type, ours)
+                self.assertIs(process.ProcessPoolExecutor, ours)
+                self.assertIs(concurrent.futures.ProcessPoolExecutor, ours)
+            def test_used(self):
+                with self.executor_type(1) as executor:
+                    self.assertEqual(executor.submit(abs, -3).result(), 3)
+        """,
+        "executor",
+    )
+    assert runner.states(mode, ["test_both", "test_used"]) == {
+        "test_both": "passed",
+        "test_used": "passed",
+    }
+
+
+def test_an_executor_that_is_the_stdlibs_is_refused(runner, our_package):
+    our_package("from concurrent.futures import ProcessPoolExecutor")
+    mode = runner.mode(
+        "m",
+        """
+        class Made(unittest.TestCase):
+            def test_a(self): pass
+        """,
+        "executor",
+    )
+    (outcome,) = runner.run(mode, ["test_a"]).values()
+    assert outcome.state == "failed"
+    assert "nothing to test" in outcome.detail
+
+
+def test_executor_mode_lists_what_uses_process_pools(tmp_path, our_package, monkeypatch):
+    def prepare(root, mode, version=None):
+        made = Runner(tmp_path).mode(
+            mode,
+            """
+            from concurrent import futures
+            class FutureTests(unittest.TestCase):
+                def test_a(self): pass
+            class ThreadPoolWaitTest(unittest.TestCase):
+                executor_type = futures.ThreadPoolExecutor
+                def test_a(self): pass
+            class ThreadPoolExecutorTest(unittest.TestCase):
+                executor_type = futures.ThreadPoolExecutor
+                def test_a(self): pass
+                def test_hang_global_shutdown_lock(self): pass
+            class ProcessPoolForkWaitTest(unittest.TestCase):
+                executor_type = futures.ProcessPoolExecutor
+                def test_a(self): pass
+            """,
+        )
+        assert made.root == root
+        return [suite.Group("test_made", [suite.PACKAGE + ".test_made"], "made")]
+
+    monkeypatch.setattr(suite, "prepare", prepare)
+    mode = run.prepare("executor", tmp_path, our_package(OURS), run.stdlib_origin())
+    assert [(u.cls, u.methods) for u in run.select(mode, [])] == [
+        ("ProcessPoolForkWaitTest", ["test_a"]),
+        ("ThreadPoolExecutorTest", ["test_hang_global_shutdown_lock"]),
+    ]
+
+
 # -- judgement --------------------------------------------------------------------------------
 
 
@@ -394,7 +546,7 @@ def test_what_the_stdlib_fails_now_and_then_is_not_ours():
 
 
 def test_a_racy_test_may_pass_at_the_second_try(monkeypatch):
-    monkeypatch.setitem(run.RACY, "g.C.test_a", "a race of CPython's own")
+    monkeypatch.setitem(run.race.__globals__["RACY"], "g.C.test_a", "a race of CPython's own")
     names = ["g.C.test_a", "g.C.<environment>", "g.D.<environment>"]
     found = {name: run.Outcome("failed") for name in names}
     run.judge(found, "name", lambda where, name: True)
@@ -402,6 +554,18 @@ def test_a_racy_test_may_pass_at_the_second_try(monkeypatch):
     found = {names[0]: run.Outcome("failed")}
     run.judge(found, "name", lambda where, name: where == "baseline")
     assert found[names[0]].state == "failed"
+
+
+def test_a_race_of_the_stdlibs_executor_is_none_of_ours(monkeypatch):
+    name = "test_concurrent_futures.C.test_a"
+    race = ("a race of the stdlib's executor", {"modes": ("name", "baseline")})
+    monkeypatch.setitem(run.race.__globals__["RACY"], name, race)
+    states = {}
+    for mode in ("name", "executor"):
+        found = {name: run.Outcome("failed")}
+        run.judge(found, mode, lambda where, name: True)
+        states[mode] = found[name].state
+    assert states == {"name": "stdlib fails", "executor": "FLAKY"}
 
 
 def test_a_module_that_only_the_stdlib_can_import_is_a_failure(tmp_path):
@@ -432,7 +596,9 @@ def test_excuses(monkeypatch):
     found = {"g.C.test_a": run.Outcome("failed"), "g.C.test_b": run.Outcome("failed")}
     run.judge(found, "name", lambda where, name: where == "baseline", "3.13")
     assert [o.state for o in found.values()] == ["excused", "failed"]
-    assert run.missing_excuses(found, "name", "3.13") == ["g.C.test_gone"]
+    groups = [suite.Group("g", ["m"], "own")]
+    assert run.missing_excuses(groups, found, "name", "3.13") == ["g.C.test_gone"]
+    assert run.missing_excuses([], found, "name", "3.13") == []
     found = {"g.C.test_a": run.Outcome("passed")}
     run.judge(found, "name", None, "3.13")
     assert found["g.C.test_a"].state == "stale excuse"
@@ -441,25 +607,36 @@ def test_excuses(monkeypatch):
 
 def test_floor(monkeypatch, tmp_path):
     floors = tmp_path / "floors.json"
-    floors.write_text('{"3.13": {"test_multiprocessing_fork": 5, "test_concurrent_futures": 7}}')
+    floors.write_text(
+        '{"3.13": {"test_multiprocessing_fork": 5, "test_concurrent_futures": 7},'
+        ' "executor": {"3.13": {"test_concurrent_futures": 3}}}'
+    )
     monkeypatch.setattr(run, "FLOORS", floors)
     groups = [
         suite.Group("test_multiprocessing_fork", ["m"], "own"),
         suite.Group("test_concurrent_futures", [], "not in this installation"),
     ]
-    assert run.below_floor(groups, {"test_multiprocessing_fork": 5}, "3.13") == []
-    assert run.below_floor(groups, {"test_multiprocessing_fork": 4}, "3.13")
+    assert run.below_floor(groups, {"test_multiprocessing_fork": 5}, "name", "3.13") == []
+    assert run.below_floor(groups, {"test_multiprocessing_fork": 4}, "name", "3.13")
     # what an installation may lack is no excuse for the rest
-    assert run.below_floor([], {}, "3.13")
+    assert run.below_floor([], {}, "name", "3.13")
     groups[1].modules = ["m"]
-    assert run.below_floor(groups, {"test_multiprocessing_fork": 5}, "3.13")
+    assert run.below_floor(groups, {"test_multiprocessing_fork": 5}, "name", "3.13")
+    # executor mode has its own
+    assert run.below_floor(groups[1:], {"test_concurrent_futures": 3}, "executor", "3.13") == []
+    assert run.below_floor(groups[1:], {"test_concurrent_futures": 2}, "executor", "3.13")
 
 
 def test_floors_are_recorded_for_every_python():
     import json
 
     floors = json.loads((FOLDER / "floors.json").read_text())
-    assert set(floors) >= {"3.11", "3.12", "3.13", "3.14", "3.15"}
+    pythons = {"3.11", "3.12", "3.13", "3.14", "3.15"}
+    executor = floors.pop("executor")
+    assert set(executor) >= pythons
+    for python, groups in executor.items():
+        assert 150 < groups["test_concurrent_futures"] < floors[python]["test_concurrent_futures"]
+    assert set(floors) >= pythons
     for python, groups in floors.items():
         assert set(groups) >= {*suite.ALWAYS, "test_multiprocessing_main_handling"}, python
         assert all(groups[name] > 300 for name in suite.ALWAYS)

@@ -1,0 +1,361 @@
+/* crew_drive.c - who drives a crew, and how the others wait; see engine.h.
+ *
+ * The right to drive is a word with the thread that has it, which may take it again. Who cannot
+ * have it follows: sleeps until a job is done, or the driver leaves. Who wants it for something
+ * short that is not to wait (resize, terminate) says so, and the driver leaves.
+ */
+#include "engine.h"
+
+#include <errno.h>
+#include <limits.h>
+
+/* How often the driver looks for workers that have ended, and for tasks that have taken too long.
+ */
+#define TICK       (20 * MPX_NANOS_PER_MILLI)
+#define TICK_TIMED (5 * MPX_NANOS_PER_MILLI)
+
+/* So long nobody has driven before the service thread does: who waits for one result after the
+ * other comes back sooner. */
+#define GAP MPX_NANOS_PER_MILLI
+
+/* So often the service thread looks whether nobody drives, and after so many looks at a crew that
+ * has no job it sleeps until it is woken. */
+#define IDLE_LOOKS 50
+
+/* How long it sleeps then, before it looks for workers that have ended. */
+#define IDLE_SLEEP (MPX_NANOS_PER_SEC / 2)
+
+/* The longest time that it drives before it looks who else is there. */
+#define SHIFT (50 * MPX_NANOS_PER_MILLI)
+
+/* ---- The right to drive ---------------------------------------------------------------------- */
+
+bool mpx_crew_try_drive(CrewObject *crew)
+{
+    uint64_t me = (uint64_t)PyThread_get_thread_ident(), nobody = 0;
+    if (mpx_u64_load_relaxed(&crew->driver) == me) {
+        crew->depth++;
+        return true;
+    }
+    if (!mpx_u64_cas_acquire(&crew->driver, &nobody, me)) /* M1: with M0 */
+        return false;
+    crew->depth = 1;
+    return true;
+}
+
+void mpx_crew_tell(CrewObject *crew)
+{
+    (void)mpx_u32_fetch_add_acq_rel(&crew->turns, 1); /* M2: with M3 */
+    if (mpx_u32_load_relaxed(&crew->followers) > 0)
+        (void)mpx_os_futex_wake(&crew->turns, INT_MAX);
+}
+
+void mpx_crew_leave(CrewObject *crew)
+{
+    if (--crew->depth > 0)
+        return;
+    mpx_u64_store_relaxed(&crew->left_at, (uint64_t)mpx_os_tick());
+    mpx_u64_store_release(&crew->driver, 0); /* M0: with M1 */
+    mpx_crew_tell(crew);
+    if (mpx_u32_load_relaxed(&crew->watched) > 0)
+        mpx_crew_kick(crew, true);
+}
+
+/* The driver is to look at what has changed. */
+void mpx_crew_wake_driver(CrewObject *crew)
+{
+    if (mpx_u32_load_relaxed(&crew->is_asleep))
+        mpx_crew_ring(&crew->crew);
+}
+
+/* Sleeps until something has happened, or a while. 0; or -1 with an exception of a signal's. */
+static int follow(CrewObject *crew, uint32_t turns, int64_t deadline)
+{
+    int64_t piece = mpx_piece_of(deadline);
+    int status;
+    (void)mpx_u32_fetch_add_acq_rel(&crew->followers, 1);
+    Py_BEGIN_ALLOW_THREADS
+    status = mpx_os_futex_wait(&crew->turns, turns, piece);
+    Py_END_ALLOW_THREADS(void)
+    mpx_u32_fetch_add_acq_rel(&crew->followers, UINT32_MAX);
+    return status == -EINTR || status == -ETIMEDOUT ? PyErr_CheckSignals() : 0;
+}
+
+static uint32_t turns_now(CrewObject *crew)
+{
+    return mpx_u32_load_acquire(&crew->turns); /* M3: with M2 */
+}
+
+int mpx_crew_take_turn(CrewObject *crew)
+{
+    int status = 0;
+    (void)mpx_u32_fetch_add_acq_rel(&crew->wanted, 1);
+    for (;;) {
+        uint32_t turns = turns_now(crew);
+        if (mpx_crew_try_drive(crew))
+            break;
+        mpx_crew_wake_driver(crew);
+        status = follow(crew, turns, MPX_NEVER);
+        if (status < 0)
+            break;
+    }
+    (void)mpx_u32_fetch_add_acq_rel(&crew->wanted, UINT32_MAX);
+    return status;
+}
+
+/* ---- Driving --------------------------------------------------------------------------------- */
+
+static bool has_answer(CrewObject *crew)
+{
+    for (Py_ssize_t i = 0; i < crew->count; i++) {
+        if (mpx_spsc_has_record(&crew->lanes[i]->results))
+            return true;
+    }
+    return false;
+}
+
+/* Waits for an answer, or that somebody rings. 0, -ETIMEDOUT, -EINTR. */
+static int nap(CrewObject *crew, int64_t deadline)
+{
+    int status = 0;
+    uint32_t heard = mpx_crew_listen(&crew->crew);
+    mpx_u32_store_relaxed(&crew->is_asleep, 1);
+    Py_BEGIN_ALLOW_THREADS
+    for (unsigned tries = 0; !has_answer(crew) && mpx_crew_listen(&crew->crew) == heard; tries++) {
+        if (!mpx_wait_yields(&crew->mood, tries, deadline)) {
+            status = mpx_crew_sleep(&crew->crew, heard, crew->lanes, (size_t)crew->count, deadline);
+            break;
+        }
+    }
+    Py_END_ALLOW_THREADS
+    mpx_u32_store_relaxed(&crew->is_asleep, 0);
+    return status;
+}
+
+static int maintain(CrewObject *crew)
+{
+    /* Ctrl-C ends workers too: the program is to hear of that first. */
+    if (PyErr_CheckSignals() < 0)
+        return -1;
+    crew->has_gap = false;
+    PyObject *done = PyObject_CallMethod((PyObject *)crew, "_maintain", NULL);
+    if (done == NULL)
+        crew->has_gap = true; /* it may have been interrupted anywhere */
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+/* Workers that have ended are Python's to replace. */
+static int look_for_ended(CrewObject *crew)
+{
+    struct pollfd fds[64];
+    if (crew->has_gap)
+        return maintain(crew);
+    for (Py_ssize_t from = 0; from < crew->count; from += (Py_ssize_t)MPX_ARRAY_LENGTH(fds)) {
+        Py_ssize_t count = Py_MIN(crew->count - from, (Py_ssize_t)MPX_ARRAY_LENGTH(fds));
+        for (Py_ssize_t i = 0; i < count; i++)
+            fds[i] = (struct pollfd){.fd = crew->workers[from + i]->sentinel, .events = POLLIN};
+        bool any = mpx_os_poll(fds, (size_t)count, 0) > 0;
+        for (Py_ssize_t i = 0; i < count; i++)
+            any |= crew->workers[from + i]->is_damaged;
+        if (any)
+            return maintain(crew);
+    }
+    return 0;
+}
+
+/* Has the worker killed that is in the middle of a task for too long. */
+static int look_at_time(CrewObject *crew, Py_ssize_t place, int64_t now)
+{
+    mpx_worker_t *worker = crew->workers[place];
+    uint32_t number = mpx_u32_load_acquire(&worker->lane.room->begun); /* M5: with M4 */
+    int64_t begun_at = (int64_t)mpx_u64_load_relaxed(&worker->lane.room->begun_at);
+    mpx_task_t *task = worker->tasks + (number & (MPX_CREW_CELLS - 1));
+    if (begun_at == 0 /* it has begun nothing yet */ ||
+        number - worker->oldest >= worker->next - worker->oldest || task->job == NULL ||
+        task->job->timeout == 0 || now - begun_at < task->job->timeout ||
+        !mpx_lane_doom(&worker->lane, number))
+        return 0;
+    PyObject *error = PyObject_CallMethod((PyObject *)crew, "_make_timeout", "nOn", place,
+                                          task->job, task->index);
+    if (error == NULL)
+        return -1;
+    Py_XSETREF(worker->reason, error);
+    worker->is_stopped = true;
+    PyObject *done = PyObject_CallMethod((PyObject *)crew, "_kill", "n", place);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+/* Workers that have more than their limit are Python's to kill. */
+static int look_at_memory(CrewObject *crew)
+{
+    PyObject *done = PyObject_CallMethod((PyObject *)crew, "_look_at_memory", NULL);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+static int tick(CrewObject *crew, int64_t now)
+{
+    int status = look_for_ended(crew);
+    if (status == 0 && crew->looks_at_memory)
+        status = look_at_memory(crew);
+    for (Py_ssize_t i = 0; status == 0 && i < crew->count; i++) {
+        if (crew->workers[i]->is_untold)
+            (void)mpx_crew_stop(crew->workers[i]);
+        if (crew->workers[i]->timed > 0)
+            status = look_at_time(crew, i, now);
+    }
+    crew->next_tick = mpx_os_now() + (crew->timed > 0 ? TICK_TIMED : TICK);
+    Py_BEGIN_ALLOW_THREADS /* others may wait for the GIL while answers come and come */
+    Py_END_ALLOW_THREADS
+    return status;
+}
+
+enum { TIMED_OUT, READY, LEFT };
+
+/* Of the thread that Ctrl-C came to while it read a result. */
+static bool raise_interrupt(CrewObject *crew)
+{
+    if (crew->interrupted != (uint64_t)PyThread_get_thread_ident())
+        return false;
+    PyObject *interrupt = crew->interrupt;
+    crew->interrupt = NULL;
+    PyErr_SetObject((PyObject *)Py_TYPE(interrupt), interrupt);
+    Py_DECREF(interrupt);
+    return true;
+}
+
+/* Of the service thread, which has callbacks to call besides. */
+static bool has_nothing_to_drive(CrewObject *crew)
+{
+    return mpx_u32_load_relaxed(&crew->unfinished) == 0 || mpx_u32_load_relaxed(&crew->settled) > 0;
+}
+
+/* Until ready(job) (NULL: until there is nothing to drive), or the deadline, or somebody wants to
+ * drive. -1 with an exception. */
+static int drive(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int64_t deadline)
+{
+    for (;;) {
+        bool news = mpx_crew_collect(crew);
+        if (MPX_UNLIKELY(crew->interrupt != NULL) && raise_interrupt(crew))
+            return -1;
+        news |= mpx_crew_send(crew);
+        if (job != NULL ? ready(job) : has_nothing_to_drive(crew))
+            return READY;
+        if (mpx_u32_load_relaxed(&crew->wanted) > 0 && crew->depth == 1)
+            return LEFT;
+        int64_t now = mpx_os_now();
+        if (now >= crew->next_tick) {
+            if (tick(crew, now) < 0 || PyErr_CheckSignals() < 0)
+                return -1;
+            continue;
+        }
+        if (now >= deadline)
+            return TIMED_OUT;
+        if (!news && nap(crew, Py_MIN(deadline, crew->next_tick)) == -EINTR &&
+            PyErr_CheckSignals() < 0)
+            return -1;
+    }
+}
+
+/* In the service thread a callback may wait for a job that has callbacks itself. */
+static int run_settled(CrewObject *crew)
+{
+    if (mpx_u32_load_relaxed(&crew->settled) == 0 ||
+        mpx_u64_load_relaxed(&crew->service) != (uint64_t)PyThread_get_thread_ident())
+        return 0;
+    PyObject *done = PyObject_CallMethod((PyObject *)crew, "_run_settled", NULL);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+int mpx_crew_wait(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int64_t deadline)
+{
+    if (!mpx_crew_is_here(crew)) {
+        PyErr_SetString(PyExc_ValueError,
+                        "Pool not running: it belongs to the process that has made it");
+        return -1;
+    }
+    for (;;) {
+        uint32_t turns = turns_now(crew);
+        if (ready(job))
+            return 1;
+        if (run_settled(crew) < 0)
+            return -1;
+        if ((mpx_u32_load_relaxed(&crew->wanted) == 0 ||
+             mpx_u64_load_relaxed(&crew->driver) == (uint64_t)PyThread_get_thread_ident()) &&
+            mpx_crew_try_drive(crew)) {
+            int status = drive(crew, job, ready, deadline);
+            mpx_crew_leave(crew);
+            if (status != LEFT)
+                return status;
+            continue;
+        }
+        mpx_crew_wake_driver(crew);
+        if (mpx_os_now() >= deadline)
+            return ready(job);
+        if (follow(crew, turns, deadline) < 0)
+            return -1;
+    }
+}
+
+/* ---- The service thread ---------------------------------------------------------------------- */
+
+/* How it sleeps. */
+enum { AWAKE, NAPS, SLEEPS };
+
+void mpx_crew_kick(CrewObject *crew, bool is_urgent)
+{
+    if (mpx_u32_load_relaxed(&crew->service_sleeps) >= (is_urgent ? NAPS : SLEEPS)) {
+        (void)mpx_u32_fetch_add_acq_rel(&crew->kicks, 1); /* M6: with M7 */
+        (void)mpx_os_futex_wake(&crew->kicks, 1);
+    }
+}
+
+/* Nothing of Python here. */
+static enum mpx_service wait_for_service(CrewObject *crew)
+{
+    for (int looks = 0;; looks++) {
+        uint32_t kicks = mpx_u32_load_acquire(&crew->kicks);            /* M7: with M6 */
+        bool is_closing = mpx_u32_load_acquire(&crew->is_closing) != 0; /* W3: with W2 */
+        bool has_jobs = mpx_u32_load_relaxed(&crew->unfinished) > 0;
+        bool is_hurried = is_closing || mpx_u32_load_relaxed(&crew->watched) > 0;
+        if (mpx_u32_load_relaxed(&crew->settled) > 0)
+            return MPX_SERVICE_CALLBACKS;
+        if (is_closing && !has_jobs)
+            return MPX_SERVICE_END;
+        int64_t left_at = (int64_t)mpx_u64_load_relaxed(&crew->left_at);
+        if (has_jobs && mpx_u64_load_relaxed(&crew->driver) == 0 &&
+            (is_hurried || mpx_os_now() - left_at > GAP))
+            return MPX_SERVICE_DRIVE;
+        if (has_jobs)
+            looks = 0;
+        bool is_idle = looks > IDLE_LOOKS;
+        mpx_u32_store_relaxed(&crew->service_sleeps, is_idle ? SLEEPS : NAPS);
+        int status =
+            mpx_os_futex_wait(&crew->kicks, kicks, mpx_os_deadline(is_idle ? IDLE_SLEEP : GAP));
+        mpx_u32_store_relaxed(&crew->service_sleeps, AWAKE);
+        if (is_idle && status == -ETIMEDOUT)
+            return MPX_SERVICE_LOOK;
+    }
+}
+
+int mpx_crew_serve(CrewObject *crew)
+{
+    enum mpx_service todo;
+    mpx_u64_store_relaxed(&crew->service, (uint64_t)PyThread_get_thread_ident());
+    Py_BEGIN_ALLOW_THREADS
+    todo = wait_for_service(crew);
+    Py_END_ALLOW_THREADS
+    if (todo == MPX_SERVICE_CALLBACKS || todo == MPX_SERVICE_END)
+        return todo;
+    if (mpx_u32_load_relaxed(&crew->wanted) == 0 && mpx_crew_try_drive(crew)) {
+        int status = todo == MPX_SERVICE_DRIVE ? drive(crew, NULL, NULL, mpx_os_deadline(SHIFT))
+                                               : tick(crew, mpx_os_now());
+        mpx_crew_leave(crew);
+        if (status < 0)
+            return -1;
+    }
+    return MPX_SERVICE_LOOK;
+}
