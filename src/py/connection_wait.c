@@ -27,7 +27,10 @@ static int descriptor_of(PyObject *module, PyObject *object)
     if (PyObject_TypeCheck(object, state->connection_type) && mpx_connection_is_plain(object) &&
         mpx_connection_fd(mpx_connection(object)) >= 0) {
         mpx_connection_leave(mpx_connection(object));
-        return mpx_connection_fd(mpx_connection(object));
+        int fd = mpx_connection_fd(mpx_connection(object));
+        if (fd < 0) /* another thread has closed it meanwhile */
+            PyErr_SetString(PyExc_OSError, "handle is closed");
+        return fd;
     }
     PyObject *number = NULL;
     if (PyLong_Check(object)) {
