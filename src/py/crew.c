@@ -359,7 +359,7 @@ static PyObject *Crew_begin_call(PyObject *self, PyObject *const *args, Py_ssize
 static bool drop_task(CrewObject *crew, mpx_worker_t *worker, uint32_t number, PyObject *error,
                       bool kills)
 {
-    mpx_task_t *task = worker->tasks + (number & (MPX_CREW_CELLS - 1));
+    mpx_task_t *task = mpx_task_at(worker, number);
     mpx_block_t block = 0;
     bool is_killed = false;
     if (mpx_lane_revoke(&worker->lane, number)) {
@@ -394,7 +394,7 @@ static int abandon(CrewObject *crew, JobObject *job, PyObject *error, bool kills
         bool is_killed = false;
         for (uint32_t number = worker->next; number != worker->oldest;) {
             number--;
-            if (worker->tasks[number & (MPX_CREW_CELLS - 1)].job == job)
+            if (mpx_task_at(worker, number)->job == job)
                 is_killed |= drop_task(crew, worker, number, error, kills);
         }
         if (is_killed) {
@@ -429,7 +429,7 @@ static void curtail(CrewObject *crew, JobObject *job, PyObject *error)
         mpx_worker_t *worker = crew->workers[i];
         for (uint32_t number = worker->next; number != worker->oldest;) {
             number--;
-            if (worker->tasks[number & (MPX_CREW_CELLS - 1)].job == job &&
+            if (mpx_task_at(worker, number)->job == job &&
                 mpx_lane_state(&worker->lane, number) == MPX_CELL_OFFERED)
                 (void)drop_task(crew, worker, number, error, false);
         }
@@ -505,14 +505,14 @@ static PyObject *Crew_withdraw(PyObject *self, PyObject *object)
     for (Py_ssize_t i = 0; i < crew->count; i++) {
         mpx_worker_t *worker = crew->workers[i];
         for (uint32_t number = worker->oldest; number != worker->next; number++) {
-            if (worker->tasks[number & (MPX_CREW_CELLS - 1)].job != job)
+            if (mpx_task_at(worker, number)->job != job)
                 continue;
             if (mpx_lane_state(&worker->lane, number) != MPX_CELL_OFFERED)
                 Py_RETURN_FALSE;
             if (!mpx_lane_revoke(&worker->lane, number))
                 Py_RETURN_FALSE;
             worker->sent--;
-            mpx_crew_put_back(crew, worker, worker->tasks + (number & (MPX_CREW_CELLS - 1)));
+            mpx_crew_put_back(crew, worker, mpx_task_at(worker, number));
         }
     }
     bool waits = job->items != NULL;
@@ -694,6 +694,15 @@ static mpx_worker_t *worker_at(PyObject *self, PyObject *place)
     return crew_of(self)->workers[number];
 }
 
+/* Its tasks are large, and nothing until they are sent: a process that has just forked would pay
+ * for each page of them that it clears. */
+static void renew_worker(mpx_worker_t *worker, mpx_lane_t lane)
+{
+    memset(worker, 0, offsetof(mpx_worker_t, tasks));
+    worker->lane = lane;
+    worker->sentinel = -1;
+}
+
 PyDoc_STRVAR(Crew_add_lane_doc, "_add_lane($self, /)\n--\n\n"
                                 "A new lane, without a worker: its number. Needs the right to "
                                 "drive.");
@@ -710,17 +719,18 @@ static PyObject *Crew_add_lane(PyObject *self, PyObject *Py_UNUSED(ignored))
     mpx_lane_t **lanes = PyMem_RawRealloc(crew->lanes, size * sizeof(mpx_lane_t *));
     if (lanes != NULL)
         crew->lanes = lanes;
-    mpx_worker_t *worker = PyMem_RawCalloc(1, sizeof(*worker));
+    mpx_worker_t *worker = PyMem_RawMalloc(sizeof(*worker));
+    mpx_lane_t lane;
     if (workers == NULL || lanes == NULL || worker == NULL) {
         PyMem_RawFree(worker);
         return PyErr_NoMemory();
     }
-    int status = mpx_lane_create(&worker->lane, &crew->crew);
+    int status = mpx_lane_create(&lane, &crew->crew);
     if (status < 0) {
         PyMem_RawFree(worker);
         return mpx_raise(status);
     }
-    worker->sentinel = -1;
+    renew_worker(worker, lane);
     workers[crew->count] = worker;
     lanes[crew->count] = &worker->lane;
     crew->changes++;
@@ -788,7 +798,7 @@ static PyObject *Crew_stop(PyObject *self, PyObject *place)
 static void end_task(CrewObject *crew, mpx_worker_t *worker, uint32_t number, PyObject *make_error,
                      PyObject **raised)
 {
-    mpx_task_t *task = worker->tasks + (number & (MPX_CREW_CELLS - 1));
+    mpx_task_t *task = mpx_task_at(worker, number);
     enum mpx_cell state = mpx_lane_state(&worker->lane, number);
     if (mpx_job_state(task->job) != MPX_JOB_OPEN) { /* it was abandoned meanwhile */
         if (task->block != 0 && !(task->kind & MPX_ORDER_KEPT))
@@ -830,10 +840,10 @@ static mpx_worker_t *detach(CrewObject *crew, mpx_worker_t *worker)
         PyMem_RawFree(dead);
         return worker;
     }
-    *dead = *worker;
-    memset(worker, 0, sizeof(*worker));
-    worker->lane = lane;
-    worker->sentinel = -1;
+    memcpy(dead, worker, offsetof(mpx_worker_t, tasks));
+    for (uint32_t number = dead->oldest; number != dead->next; number++)
+        *mpx_task_at(dead, number) = *mpx_task_at(worker, number);
+    renew_worker(worker, lane);
     crew->changes++;
     crew->has_gap = true;
     return dead;
@@ -852,9 +862,7 @@ static void bury_lane(CrewObject *crew, mpx_worker_t *worker, mpx_worker_t *dead
     }
     mpx_lane_t lane = worker->lane;
     mpx_lane_renew(&lane);
-    memset(worker, 0, sizeof(*worker));
-    worker->lane = lane;
-    worker->sentinel = -1;
+    renew_worker(worker, lane);
 }
 
 PyDoc_STRVAR(Crew_bury_doc,
@@ -883,7 +891,7 @@ static PyObject *Crew_bury(PyObject *self, PyObject *args)
         (void)mpx_u32_fetch_add_acq_rel(&crew->ready, UINT32_MAX);
     PyObject *raised = NULL;
     for (uint32_t number = dead->oldest; number != dead->next; number++) {
-        if (dead->tasks[number & (MPX_CREW_CELLS - 1)].job != NULL)
+        if (mpx_task_at(dead, number)->job != NULL)
             end_task(crew, dead, number, make_error, &raised);
     }
     PyObject *note = dead->note != NULL ? Py_NewRef(dead->note) : Py_NewRef(Py_None);

@@ -46,8 +46,7 @@ static void free_cells(mpx_worker_t *worker)
 {
     uint64_t read = mpx_spsc_read_up_to(&worker->lane.tasks);
     while (worker->oldest != worker->next &&
-           is_over(worker, worker->tasks + (worker->oldest & (MPX_CREW_CELLS - 1)), worker->oldest,
-                   read))
+           is_over(worker, mpx_task_at(worker, worker->oldest), worker->oldest, read))
         worker->oldest++;
 }
 
@@ -70,7 +69,7 @@ static mpx_task_t *task_of(mpx_worker_t *worker, uint32_t number)
 {
     if (number - worker->oldest >= worker->next - worker->oldest)
         return NULL;
-    return worker->tasks + (number & (MPX_CREW_CELLS - 1));
+    return mpx_task_at(worker, number);
 }
 
 void mpx_crew_deliver(CrewObject *crew, mpx_worker_t *worker, mpx_task_t *task, bool is_error,

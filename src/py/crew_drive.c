@@ -170,7 +170,7 @@ static int look_at_time(CrewObject *crew, Py_ssize_t place, int64_t now)
     mpx_worker_t *worker = crew->workers[place];
     uint32_t number = mpx_u32_load_acquire(&worker->lane.room->begun); /* M5: with M4 */
     int64_t begun_at = (int64_t)mpx_u64_load_relaxed(&worker->lane.room->begun_at);
-    mpx_task_t *task = worker->tasks + (number & (MPX_CREW_CELLS - 1));
+    mpx_task_t *task = mpx_task_at(worker, number);
     if (begun_at == 0 /* it has begun nothing yet */ ||
         number - worker->oldest >= worker->next - worker->oldest || task->job == NULL ||
         task->job->timeout == 0 || now - begun_at < task->job->timeout ||

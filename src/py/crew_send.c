@@ -53,7 +53,7 @@ static void is_full(mpx_worker_t *worker)
 static void note_task(CrewObject *crew, mpx_worker_t *worker, JobObject *job, Py_ssize_t index,
                       mpx_spsc_header_t header, mpx_block_t block)
 {
-    mpx_task_t *task = worker->tasks + (header.number & (MPX_CREW_CELLS - 1));
+    mpx_task_t *task = mpx_task_at(worker, header.number);
     mpx_lane_offer(&worker->lane, header.number);
     mpx_spsc_commit(&worker->lane.tasks, header);
     if (worker->open == 0)
@@ -267,7 +267,7 @@ static bool place(CrewObject *crew, mpx_worker_t *worker, const mpx_pending_t *p
                                 .number = worker->next,
                                 .extra = pending->function};
     note_task(crew, worker, pending->job, pending->index, header, pending->block);
-    mpx_task_t *task = worker->tasks + (header.number & (MPX_CREW_CELLS - 1));
+    mpx_task_t *task = mpx_task_at(worker, header.number);
     task->tries = pending->tries;
     if (pending->job->retries > 0)
         task->kept = Py_XNewRef(pending->bytes);
@@ -552,7 +552,7 @@ static bool share(CrewObject *crew)
         return false;
     uint32_t most = busiest->open / 2, got = 0;
     for (uint32_t number = busiest->next; number != busiest->oldest && got < most;) {
-        mpx_task_t *task = busiest->tasks + (--number & (MPX_CREW_CELLS - 1));
+        mpx_task_t *task = mpx_task_at(busiest, --number);
         if (task->job == NULL)
             continue;
         if (!mpx_lane_revoke(&busiest->lane, number))

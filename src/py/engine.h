@@ -190,8 +190,13 @@ typedef struct {
     PyObject *reason;         /* why it is killed: the exception of the task that it is in */
     PyObject *note;           /* what it has said of itself; or NULL */
     unsigned char known[128]; /* functions, a bit each */
-    mpx_task_t tasks[MPX_CREW_CELLS];
+    mpx_task_t tasks[MPX_CREW_CELLS]; /* from `oldest` on, up to `next`; the others are no value */
 } mpx_worker_t;
+
+static inline mpx_task_t *mpx_task_at(mpx_worker_t *worker, uint32_t number)
+{
+    return worker->tasks + (number & (MPX_CREW_CELLS - 1));
+}
 
 /* A task that waits for a lane. */
 typedef struct mpx_pending {
