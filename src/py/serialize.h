@@ -62,6 +62,23 @@ int mpx_tree_write(PyObject *object, mpx_buffer_t *out);
  * others may write to the bytes while they are read. */
 PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size, bool is_shared);
 
+/* serialize_read.c: a message that is a tuple of nothing but numbers (None, bool, int to 64 bits,
+ * float), whose items are made one by one. The message is looked through once; it may change. */
+typedef struct {
+    const unsigned char *at, *end;
+    size_t count;
+} mpx_numbers_t;
+
+bool mpx_numbers_open(mpx_numbers_t *numbers, const char *data, size_t size);
+PyObject *mpx_numbers_next(mpx_numbers_t *numbers);
+
+/* serialize_write.c: the message of a list, to an empty buffer, whose items are appended one by
+ * one, and which is complete with their count. An item: 0; 1 where it is no number (of any size);
+ * -1 with an exception. */
+int mpx_list_begin(mpx_buffer_t *out);
+int mpx_list_add_number(mpx_buffer_t *out, PyObject *object);
+void mpx_list_end(mpx_buffer_t *out, size_t count);
+
 /* serialize.c: pickle's exception for what it cannot read, a new reference; NULL with another. */
 PyObject *mpx_unpickling_error(void);
 

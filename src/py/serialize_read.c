@@ -597,3 +597,74 @@ PyObject *mpx_tree_read(mpx_keys_t *keys, const char *data, size_t size, bool is
         return make_ascii(bytes + 2, size - 2, false);
     return read_tree(keys, data, size, false);
 }
+
+/* ---- Numbers, one by one --------------------------------------------------------------------- */
+
+/* The bytes of a number with such a tag; 0: it is no number. */
+static inline size_t number_size(unsigned char tag)
+{
+    switch (tag) {
+    case MPX_TAG_NONE:
+    case MPX_TAG_FALSE:
+    case MPX_TAG_TRUE:
+        return 1;
+    case MPX_TAG_INT8:
+        return 2;
+    case MPX_TAG_INT32:
+        return 5;
+    case MPX_TAG_INT64:
+    case MPX_TAG_FLOAT:
+        return 9;
+    default:
+        return 0;
+    }
+}
+
+bool mpx_numbers_open(mpx_numbers_t *numbers, const char *data, size_t size)
+{
+    reader_t reader; /* no more of it than where it is */
+    uint8_t tag;
+    reader.at = (const unsigned char *)data;
+    reader.end = reader.at + size;
+    if (!take(&reader, &tag, 1) || (tag & ~MPX_TAG_NUMBERED) != MPX_TAG_TUPLE ||
+        !take_length(&reader, 1, &numbers->count))
+        return false;
+    numbers->at = reader.at;
+    numbers->end = reader.end;
+    for (size_t i = 0; i < numbers->count; i++) {
+        size_t step = left(&reader) > 0 ? number_size(*reader.at) : 0;
+        if (step == 0 || step > left(&reader))
+            return false;
+        reader.at += step;
+    }
+    return reader.at == reader.end;
+}
+
+PyObject *mpx_numbers_next(mpx_numbers_t *numbers)
+{
+    reader_t reader;
+    reader.at = numbers->at;
+    reader.end = numbers->end;
+    uint8_t tag = 0;
+    (void)take(&reader, &tag, 1);
+    MPX_READ_ONCE(tag);
+    numbers->at += Py_MIN(number_size(tag), left(&reader) + 1);
+    switch (tag) {
+    case MPX_TAG_NONE:
+        return Py_NewRef(Py_None);
+    case MPX_TAG_FALSE:
+        return Py_NewRef(Py_False);
+    case MPX_TAG_TRUE:
+        return Py_NewRef(Py_True);
+    case MPX_TAG_INT8:
+        return read_int8(&reader);
+    case MPX_TAG_INT32:
+        return read_int32(&reader);
+    case MPX_TAG_INT64:
+        return read_int64(&reader);
+    case MPX_TAG_FLOAT:
+        return read_float(&reader);
+    default:
+        return damaged();
+    }
+}

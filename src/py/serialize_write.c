@@ -493,3 +493,37 @@ int mpx_tree_write(PyObject *object, mpx_buffer_t *out)
         out->size = (size_t)(writer.at - out->data);
     return status;
 }
+
+/* ---- A list, item by item -------------------------------------------------------------------- */
+
+/* With the wide form of the count, which is not known yet. */
+int mpx_list_begin(mpx_buffer_t *out)
+{
+    if (mpx_buffer_grow(out, HEAD_SIZE) < 0)
+        return -1;
+    out->data[0] = (char)MPX_TAG_LIST;
+    out->data[1] = (char)0xff;
+    out->size = HEAD_SIZE;
+    return 0;
+}
+
+int mpx_list_add_number(mpx_buffer_t *out, PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    if (type != &PyLong_Type && type != &PyFloat_Type && type != &PyBool_Type && object != Py_None)
+        return NOT_PLAIN;
+    writer_t writer; /* no more of it than where it is: numbers are not remembered */
+    writer.at = out->data + out->size;
+    writer.end = out->data + out->capacity;
+    writer.out = out;
+    int status = write_value(&writer, object, 0);
+    if (status == 0)
+        out->size = (size_t)(writer.at - out->data);
+    return status;
+}
+
+void mpx_list_end(mpx_buffer_t *out, size_t count)
+{
+    uint64_t wide = count;
+    memcpy(out->data + HEAD_SIZE - sizeof(wide), &wide, sizeof(wide));
+}

@@ -246,28 +246,35 @@ static PyObject *load(desk_t *desk, const char *data, size_t size)
     return mpx_loads(desk->state, &namespace, data, size, NULL);
 }
 
-/* The payload of a record; the block, if it is in one, is freed. */
-static PyObject *load_payload(desk_t *desk, const mpx_spsc_header_t *header, const void *data)
+/* Where the payload of a record is; NULL with an exception. */
+static const char *find_payload(desk_t *desk, const mpx_spsc_header_t *header, const void *data,
+                                size_t *size)
 {
     mpx_parcel_note_t note;
+    *size = header->size;
     if (!(header->kind & MPX_ORDER_IN_BLOCK))
-        return load(desk, data, header->size);
+        return data;
     if (header->size != sizeof(note)) {
         PyErr_SetString(PyExc_OSError, "the pool's shared memory is damaged");
         return NULL;
     }
     memcpy(&note, data, sizeof(note));
+    *size = note.size;
     const char *bytes = mpx_crew_parcel(desk->lane.crew, &note);
-    if (bytes == NULL) {
+    if (bytes == NULL)
         PyErr_SetString(PyExc_OSError, "the memory of a task is not to be had");
-        return NULL;
-    }
-    PyObject *payload = load(desk, bytes, note.size);
-    if (!(header->kind & MPX_ORDER_KEPT)) {
-        mpx_crew_free_block(desk->lane.crew, note.block);
-        mpx_heap_flow(desk->lane.crew->arena, note.size);
-    }
-    return payload;
+    return bytes;
+}
+
+/* The payload has been read: its block, if it is in one, is freed. */
+static void drop_payload(desk_t *desk, const mpx_spsc_header_t *header, const void *data)
+{
+    mpx_parcel_note_t note;
+    if (!(header->kind & MPX_ORDER_IN_BLOCK) || (header->kind & MPX_ORDER_KEPT))
+        return;
+    memcpy(&note, data, sizeof(note));
+    mpx_crew_free_block(desk->lane.crew, note.block);
+    mpx_heap_flow(desk->lane.crew->arena, note.size);
 }
 
 static step_t learn_function(desk_t *desk, const mpx_spsc_header_t *header, const void *data)
@@ -307,6 +314,14 @@ static PyObject *call_star(PyObject *function, PyObject *item)
 }
 
 /* StopIteration ends the map() that the standard library's pools make of a chunk. */
+static bool is_end_of_chunk(const desk_t *desk)
+{
+    if ((desk->manners & TELLS_ALL) || !PyErr_ExceptionMatches(PyExc_StopIteration))
+        return false;
+    PyErr_Clear();
+    return true;
+}
+
 MPX_COLD static PyObject *first_ones(PyObject *results, Py_ssize_t count)
 {
     PyObject *list = PyList_New(count);
@@ -325,8 +340,7 @@ static PyObject *call_chunk(const desk_t *desk, PyObject *function, PyObject *it
         PyObject *result = stars ? call_star(function, item) : PyObject_CallOneArg(function, item);
         if (result != NULL) {
             PyList_SET_ITEM(results, i, result);
-        } else if (!(desk->manners & TELLS_ALL) && PyErr_ExceptionMatches(PyExc_StopIteration)) {
-            PyErr_Clear();
+        } else if (is_end_of_chunk(desk)) {
             return first_ones(results, i);
         } else {
             Py_CLEAR(results);
@@ -409,6 +423,121 @@ static void note_begin(desk_t *desk, uint32_t number)
     mpx_u32_store_release(&desk->lane.room->begun, number); /* M4: with M5 */
 }
 
+/* ---- Chunks of numbers ----------------------------------------------------------------------- */
+
+/* Of a chunk of numbers each is made when it is its turn, and each result that is a number is
+ * written at once: two objects live at a time, in memory that is at hand, where all of a chunk and
+ * of its results are many times what the processor keeps. Numbers have no identity to be kept. */
+
+typedef struct {
+    mpx_buffer_t out; /* the message of the list of results */
+    size_t count;     /* of them */
+    PyObject *list;   /* the results, once one was no number; or NULL */
+} results_t;
+
+static bool is_of_numbers(desk_t *desk, const mpx_spsc_header_t *header, const char *bytes,
+                          size_t size, mpx_numbers_t *numbers)
+{
+    mpx_namespace_t namespace = mpx_engine_namespace(desk->state);
+    return (header->kind & (MPX_ORDER_MASK | MPX_ORDER_WITH_FUNCTION)) == MPX_ORDER_CHUNK &&
+           mpx_numbers_open(numbers, bytes, size) && mpx_reads_plainly(desk->state, &namespace);
+}
+
+static int add_result(desk_t *desk, results_t *results, PyObject *result)
+{
+    if (results->list == NULL) {
+        int status = mpx_list_add_number(&results->out, result);
+        results->count += status == 0;
+        if (status <= 0)
+            return status;
+        mpx_list_end(&results->out, results->count);
+        results->list =
+            mpx_tree_read(&desk->state->keys, results->out.data, results->out.size, false);
+        if (results->list == NULL)
+            return -1;
+    }
+    return PyList_Append(results->list, result);
+}
+
+/* 0, or -1 with an exception. */
+static int call_numbers(desk_t *desk, PyObject *function, mpx_numbers_t *numbers,
+                        results_t *results)
+{
+    for (size_t i = 0; i < numbers->count; i++) {
+        PyObject *item = mpx_numbers_next(numbers);
+        if (item == NULL)
+            return -1;
+        PyObject *result = PyObject_CallOneArg(function, item);
+        Py_DECREF(item);
+        if (result == NULL)
+            return is_end_of_chunk(desk) ? 0 : -1;
+        int status = add_result(desk, results, result);
+        Py_DECREF(result);
+        if (status < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static step_t answer_message(desk_t *desk, uint32_t number, const mpx_buffer_t *message)
+{
+    mpx_draft_t draft;
+    mpx_draft_begin(&draft, desk->lane.crew);
+    step_t step = mpx_buffer_append(&draft.buffer, message->data, message->size) < 0
+                      ? answer_error(desk, number)
+                      : answer_draft(desk, number, MPX_ANSWER_VALUE, &draft);
+    mpx_draft_end(&draft);
+    return step;
+}
+
+static step_t do_numbers(desk_t *desk, const mpx_spsc_header_t *header, const void *data,
+                         mpx_numbers_t *numbers)
+{
+    results_t results = {.count = 0};
+    desk->is_puzzled = false;
+    PyObject *function = known_function(desk, header->extra);
+    int status = function == NULL || mpx_list_begin(&results.out) < 0
+                     ? -1
+                     : call_numbers(desk, function, numbers, &results);
+    drop_payload(desk, header, data);
+    read_record(desk, header->size);
+    step_t step;
+    if (status < 0) {
+        step = desk->is_puzzled && (desk->manners & ENDS_PUZZLED)
+                   ? FAILED
+                   : answer_error(desk, header->number);
+    } else if (results.list != NULL) {
+        step = answer_value(desk, header->number, results.list);
+    } else {
+        mpx_list_end(&results.out, results.count);
+        step = answer_message(desk, header->number, &results.out);
+    }
+    Py_XDECREF(function);
+    Py_XDECREF(results.list);
+    mpx_buffer_free(&results.out);
+    return step;
+}
+
+/* ---- One task -------------------------------------------------------------------------------- */
+
+/* Its payload is made as a whole. */
+static step_t do_any(desk_t *desk, const mpx_spsc_header_t *header, const void *data,
+                     const char *bytes, size_t size)
+{
+    PyObject *payload = bytes == NULL ? NULL : load(desk, bytes, size);
+    if (bytes != NULL)
+        drop_payload(desk, header, data);
+    desk->is_puzzled = payload == NULL;
+    read_record(desk, header->size);
+    PyObject *result = payload == NULL ? NULL : call_task(desk, header, payload);
+    step_t step = desk->is_puzzled && (desk->manners & ENDS_PUZZLED) ? FAILED
+                  : result != NULL ? answer_value(desk, header->number, result)
+                                   : answer_error(desk, header->number);
+    Py_XDECREF(payload);
+    Py_XDECREF(result);
+    return step;
+}
+
 static step_t do_task(desk_t *desk, const mpx_spsc_header_t *header, const void *data)
 {
     if (header->kind & MPX_ORDER_TIMED)
@@ -418,18 +547,12 @@ static step_t do_task(desk_t *desk, const mpx_spsc_header_t *header, const void 
         return GO_ON;
     }
     MPX_STEP(worker_began);
-    PyObject *payload = load_payload(desk, header, data);
-    desk->is_puzzled = payload == NULL;
-    read_record(desk, header->size);
-    PyObject *result = payload == NULL ? NULL : call_task(desk, header, payload);
-    if (desk->is_puzzled && (desk->manners & ENDS_PUZZLED)) {
-        Py_XDECREF(payload);
-        return FAILED;
-    }
-    step_t step = result != NULL ? answer_value(desk, header->number, result)
-                                 : answer_error(desk, header->number);
-    Py_XDECREF(payload);
-    Py_XDECREF(result);
+    mpx_numbers_t numbers;
+    size_t size;
+    const char *bytes = find_payload(desk, header, data, &size);
+    step_t step = bytes != NULL && is_of_numbers(desk, header, bytes, size, &numbers)
+                      ? do_numbers(desk, header, data, &numbers)
+                      : do_any(desk, header, data, bytes, size);
     return step == GO_ON ? after_task(desk) : step;
 }
 

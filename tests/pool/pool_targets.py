@@ -449,3 +449,39 @@ def stop_working_when_noted(path):
     """Fails from the moment that the file is there."""
     if os.path.exists(path):
         raise ValueError("the initializer fails by now")
+
+
+class MyInt(int):
+    pass
+
+
+SPECIAL = 7777  # the item at which these do something else
+
+
+def number_or_not(x):
+    if x == SPECIAL:
+        return ["no number", x, MyInt(x)]
+    return x * 1.5 if x % 3 == 0 else -x
+
+
+def stop_at_special(x):
+    if x == SPECIAL:
+        raise StopIteration
+    return x
+
+
+def fail_at_special(x):
+    return fail_at(x, SPECIAL)
+
+
+def odd_ones(x):
+    return [None, True, x, float("inf"), 1 << 200, MyInt(x), "text", (x, x)][x % 8]
+
+
+def fork_and(x):
+    """A child that ends at once, in the middle of a chunk."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return x + 0.5

@@ -935,3 +935,73 @@ def test_results_do_not_keep_the_pool(pools, mp):
     pool.close()
     pool.join()
     assert not pool._cache
+
+
+# ---- Chunks of numbers -------------------------------------------------------------------------
+
+INTS = [0, 1, -1, 127, 128, -129, 1 << 31, -(1 << 63), (1 << 63) - 1]
+NUMBERS = [*INTS, 0.0, -0.0, 1e300, True, None]
+
+
+def are_the_same(found, expected):
+    return found == expected and list(map(type, found)) == list(map(type, expected))
+
+
+@pytest.mark.parametrize("count", [2, 14, 254, 255, 256, 5000])
+def test_chunks_of_numbers(pool, count):
+    numbers = (NUMBERS * 400)[:count]
+    assert are_the_same(pool.map(targets.identity, numbers, count), numbers)
+    assert are_the_same(pool.map(targets.identity, tuple(numbers), 100), numbers)
+    assert str(pool.map(targets.identity, numbers, count)[9:11]) == str(numbers[9:11])
+    assert are_the_same(list(pool.imap(targets.identity, numbers, count)), numbers)
+
+
+@pytest.mark.parametrize("others", [[1 << 64], ["text"], [[1]], [targets.MyInt(5)], [(1, 2)]])
+@pytest.mark.parametrize("place", [0, 5, 10])
+def test_chunks_that_are_not_all_of_numbers(pool, others, place):
+    items = list(range(10))
+    items[place:place] = others
+    assert are_the_same(pool.map(targets.identity, items, 20), items)
+
+
+def numbers_with(special, count=300):
+    numbers = list(range(count))
+    if special is not None:
+        numbers[special] = targets.SPECIAL
+    return numbers
+
+
+@pytest.mark.parametrize("special", [0, 1, 7, 299, None])
+@pytest.mark.parametrize("chunksize", [2, 100, 300])
+def test_results_that_cease_to_be_numbers(pool, special, chunksize):
+    numbers = numbers_with(special)
+    found = pool.map(targets.number_or_not, numbers, chunksize)
+    assert are_the_same(found, list(map(targets.number_or_not, numbers)))
+    if special is not None:
+        assert type(found[special][2]) is targets.MyInt
+
+
+@pytest.mark.parametrize("chunksize", [2, 8, 5000])
+def test_odd_results_of_numbers(pool, chunksize):
+    assert are_the_same(
+        pool.map(targets.odd_ones, range(5000), chunksize), list(map(targets.odd_ones, range(5000)))
+    )
+
+
+@pytest.mark.parametrize("special", [0, 1, 299])
+def test_a_chunk_of_numbers_ends_with_stop_iteration(pool, special):
+    """As it ends the map() that a chunk is."""
+    assert list(pool.imap(targets.stop_at_special, numbers_with(special), 300)) == list(
+        range(special)
+    )
+
+
+@pytest.mark.parametrize("special", [0, 150, 299])
+def test_an_error_in_a_chunk_of_numbers(pool, special):
+    with pytest.raises(ValueError, match=f"item {targets.SPECIAL}"):
+        pool.map(targets.fail_at_special, numbers_with(special), 300)
+    assert pool.map(targets.fail_at_special, range(300), 300) == list(range(300))
+
+
+def test_a_fork_in_a_chunk_of_numbers(process_pool):
+    assert process_pool.map(targets.fork_and, range(20), 10) == [x + 0.5 for x in range(20)]
