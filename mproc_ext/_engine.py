@@ -580,16 +580,14 @@ class Crew(_core.Crew):
         """End at once: jobs fail, workers are killed in the middle of what they do."""
         if not self._is_here:
             return
-        if _util._exiting:
-            # Threads that wait for a job are daemons, which are to see nothing of the end: from
-            # now on they wait for their turn.
-            self._take_turn()
+        with self.turn():
             self._is_stopping = True
-        else:
-            if error is None:
-                error = self.broken_error(f"the {self.name} was terminated")
-            with self.turn():
-                self._is_stopping = True
+            if _util._exiting:
+                # Threads that wait for a job are daemons, which are to see nothing of the end.
+                self._be_over()
+            else:
+                if error is None:
+                    error = self.broken_error(f"the {self.name} was terminated")
                 self._break(error)
                 self._close()
         processes = list(self.processes)
@@ -602,8 +600,12 @@ class Crew(_core.Crew):
                 if process is not None:
                     self._stop(place)
         _join_all(processes)
-        if not _util._exiting:
-            self._join_service()
+        # At the interpreter's end too: a callback that has begun is not cut off in the middle.
+        self._join_service()
+
+    def _raise_over(self):
+        """In a callback that the interpreter waits for before it ends."""
+        raise self.broken_error(f"the {self.name} does no task any more: the interpreter ends")
 
 
 def _serve(crew):

@@ -570,7 +570,7 @@ static PyObject *Crew_next_settled(PyObject *self, PyObject *Py_UNUSED(ignored))
     CrewObject *crew = crew_of(self);
     JobObject *job;
     Py_BEGIN_CRITICAL_SECTION(self);
-    job = crew->first_settled;
+    job = mpx_u32_load_relaxed(&crew->is_over) ? NULL : crew->first_settled;
     if (job != NULL) {
         crew->first_settled = job->next_to_send;
         if (crew->first_settled == NULL)
@@ -619,6 +619,20 @@ static PyObject *Crew_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_BEGIN_CRITICAL_SECTION(self); /* a job that is begun meanwhile is there first: see admit() */
     mpx_u32_store_release(&crew_of(self)->is_closing, 1); /* W2: with W3 */
     Py_END_CRITICAL_SECTION();
+    mpx_crew_kick(crew_of(self), true);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(Crew_be_over_doc,
+             "_be_over($self, /)\n--\n\n"
+             "The interpreter ends: nobody drives any more, and the service thread ends after the "
+             "callback that\nit is in. Needs the right to drive.");
+
+static PyObject *Crew_be_over(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    mpx_u32_store_release(&crew_of(self)->is_over, 1); /* W4: with W5 */
     mpx_crew_kick(crew_of(self), true);
     Py_RETURN_NONE;
 }
@@ -1076,6 +1090,7 @@ static PyMethodDef Crew_methods[] = {
     {"_set_done", Crew_set_done, METH_O, Crew_set_done_doc},
     {"_serve", Crew_serve, METH_NOARGS, Crew_serve_doc},
     {"_close", Crew_close, METH_NOARGS, Crew_close_doc},
+    {"_be_over", Crew_be_over, METH_NOARGS, Crew_be_over_doc},
     {"_take_turn", Crew_take_turn, METH_NOARGS, Crew_take_turn_doc},
     {"_leave", Crew_leave, METH_NOARGS, Crew_leave_doc},
     {"_drain", Crew_drain, METH_O, Crew_drain_doc},

@@ -259,15 +259,41 @@ static int drive(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int64
     }
 }
 
+static bool is_over(CrewObject *crew)
+{
+    return mpx_u32_load_acquire(&crew->is_over) != 0; /* W5: with W4 */
+}
+
+static bool is_service(CrewObject *crew)
+{
+    return mpx_u64_load_relaxed(&crew->service) == (uint64_t)PyThread_get_thread_ident();
+}
+
 /* In the service thread a callback may wait for a job that has callbacks itself. */
 static int run_settled(CrewObject *crew)
 {
-    if (mpx_u32_load_relaxed(&crew->settled) == 0 ||
-        mpx_u64_load_relaxed(&crew->service) != (uint64_t)PyThread_get_thread_ident())
+    if (mpx_u32_load_relaxed(&crew->settled) == 0 || !is_service(crew))
         return 0;
     PyObject *done = PyObject_CallMethod((PyObject *)crew, "_run_settled", NULL);
     Py_XDECREF(done);
     return done == NULL ? -1 : 0;
+}
+
+/* The right to drive, unless nobody is to have it any more. */
+static bool begin_to_drive(CrewObject *crew)
+{
+    if (is_over(crew) || !mpx_crew_try_drive(crew))
+        return false;
+    if (!is_over(crew))
+        return true;
+    mpx_crew_leave(crew);
+    return false;
+}
+
+static int raise_over(CrewObject *crew)
+{
+    Py_XDECREF(PyObject_CallMethod((PyObject *)crew, "_raise_over", NULL));
+    return -1;
 }
 
 int mpx_crew_wait(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int64_t deadline)
@@ -285,7 +311,7 @@ int mpx_crew_wait(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int6
             return -1;
         if ((mpx_u32_load_relaxed(&crew->wanted) == 0 ||
              mpx_u64_load_relaxed(&crew->driver) == (uint64_t)PyThread_get_thread_ident()) &&
-            mpx_crew_try_drive(crew)) {
+            begin_to_drive(crew)) {
             int status = drive(crew, job, ready, deadline);
             mpx_crew_leave(crew);
             if (status != LEFT)
@@ -295,6 +321,8 @@ int mpx_crew_wait(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int6
         mpx_crew_wake_driver(crew);
         if (mpx_os_now() >= deadline)
             return ready(job);
+        if (is_over(crew) && is_service(crew)) /* whose callback the interpreter waits for */
+            return raise_over(crew);
         if (follow(crew, turns, deadline) < 0)
             return -1;
     }
@@ -321,6 +349,8 @@ static enum mpx_service wait_for_service(CrewObject *crew)
         bool is_closing = mpx_u32_load_acquire(&crew->is_closing) != 0; /* W3: with W2 */
         bool has_jobs = mpx_u32_load_relaxed(&crew->unfinished) > 0;
         bool is_hurried = is_closing || mpx_u32_load_relaxed(&crew->watched) > 0;
+        if (is_over(crew))
+            return MPX_SERVICE_END;
         if (mpx_u32_load_relaxed(&crew->settled) > 0)
             return MPX_SERVICE_CALLBACKS;
         if (is_closing && !has_jobs)
@@ -350,7 +380,7 @@ int mpx_crew_serve(CrewObject *crew)
     Py_END_ALLOW_THREADS
     if (todo == MPX_SERVICE_CALLBACKS || todo == MPX_SERVICE_END)
         return todo;
-    if (mpx_u32_load_relaxed(&crew->wanted) == 0 && mpx_crew_try_drive(crew)) {
+    if (mpx_u32_load_relaxed(&crew->wanted) == 0 && begin_to_drive(crew)) {
         int status = todo == MPX_SERVICE_DRIVE ? drive(crew, NULL, NULL, mpx_os_deadline(SHIFT))
                                                : tick(crew, mpx_os_now());
         mpx_crew_leave(crew);

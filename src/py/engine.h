@@ -226,6 +226,7 @@ struct CrewObject {
     mpx_atomic_u32 unfinished, settled; /* how many jobs are */
     mpx_atomic_u32 watched;             /* of those: whose results somebody is to be told */
     mpx_atomic_u32 is_closing;          /* the service thread is to end once there is no job */
+    mpx_atomic_u32 is_over;             /* the interpreter ends: nobody drives any more */
 
     mpx_worker_t **workers;
     mpx_lane_t **lanes; /* theirs */

@@ -1813,3 +1813,51 @@ def test_bad_options(fork, names, kind):
 def test_a_pool_that_is_the_stdlibs_has_no_options(names):
     with pytest.raises(NotImplementedError, match="it has no options"):
         pools.Pool(1, context=multiprocessing.get_context("fork"), **names)
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+# With the standard library's pools a callback must not wait for its own pool at all.
+WAITS_AT_EXIT = """
+import atexit
+import threading
+import time
+import mproc_ext
+
+begun, go = threading.Event(), threading.Event()
+
+def callback(value):
+    assert pool.apply(abs, (-1,)) == 1
+    begun.set()
+    go.wait()
+    time.sleep(0.5)
+    try:
+        {call}
+    except mproc_ext.pool.BrokenPoolError as error:
+        print(error, flush=True)
+
+if __name__ == "__main__":
+    pool = mproc_ext.get_context("fork").Pool(2)
+    pool.apply_async(abs, (-1,), callback=callback)
+    begun.wait()
+    atexit.register(go.set)
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "pool.apply(abs, (-1,))",
+        "pool.map(abs, range(10))",
+        "next(pool.imap(abs, [-1]))",
+        "pool.apply_async(abs, (-1,)).wait()",
+    ],
+)
+def test_a_callback_that_waits_for_its_pool_at_exit(call):
+    out = run_program("-c", WAITS_AT_EXIT.format(call=call))
+    assert out == "the pool does no task any more: the interpreter ends\n"
+
+
+def test_a_callback_that_cancels_at_exit():
+    call = "job = pool.apply_async(abs, (-1,)); assert job.cancel(); print('cancelled', flush=True)"
+    assert run_program("-c", WAITS_AT_EXIT.format(call=call)) == "cancelled\n"
