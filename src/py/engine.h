@@ -39,6 +39,7 @@ enum mpx_order {
 #define MPX_ORDER_IN_BLOCK      0x200 /* the payload is an mpx_parcel_note_t */
 #define MPX_ORDER_TIMED         0x400 /* say when it is begun */
 #define MPX_ORDER_KEPT          0x800 /* the parent keeps the block */
+#define MPX_ORDER_LISTED        0x1000 /* a chunk of one: a result is shown as a list */
 
 /* What a worker answers. */
 enum mpx_answer {
