@@ -743,13 +743,16 @@ static PyObject *Crew_add_lane(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(Crew_lane_doc, "_lane($self, place, /)\n--\n\n"
                             "(what the worker of a lane opens it by, tasks without a result,\n"
-                            "whether what it has answered makes no sense).");
+                            "whether what it has answered makes no sense). MemoryError: there is one that has "
+             "ended, and is\nbeing buried there.");
 
 static PyObject *Crew_lane(PyObject *self, PyObject *place)
 {
     mpx_worker_t *worker = worker_at(self, place);
     if (worker == NULL)
         return NULL;
+    if (worker->is_buried)
+        return PyErr_NoMemory();
     return Py_BuildValue("KIN", (unsigned long long)worker->lane.block, worker->open,
                          PyBool_FromLong(worker->is_damaged));
 }
@@ -835,13 +838,17 @@ static void end_task(CrewObject *crew, mpx_worker_t *worker, uint32_t number, Py
 
 /* What the dead one has left, apart: to read it, and to say what is lost, may run Python code,
  * which may drive, and start the next worker in this lane. Where there is no memory for that it
- * stays in the lane. */
+ * stays in the lane, which takes no worker and no task until it is buried. */
 static mpx_worker_t *detach(CrewObject *crew, mpx_worker_t *worker)
 {
     mpx_worker_t *dead = PyMem_RawMalloc(sizeof(*dead));
     mpx_lane_t lane;
     if (dead == NULL || mpx_lane_create(&lane, &crew->crew) < 0) {
         PyMem_RawFree(dead);
+        worker->is_buried = worker->is_stopped = true;
+        worker->sentinel = -1;
+        crew->changes++;
+        crew->has_gap = true;
         return worker;
     }
     *dead = *worker;

@@ -203,7 +203,7 @@ static int tick(CrewObject *crew, int64_t now)
     for (Py_ssize_t i = 0; status == 0 && i < crew->count; i++) {
         if (crew->workers[i]->is_untold)
             (void)mpx_crew_stop(crew->workers[i]);
-        if (crew->workers[i]->timed > 0)
+        if (crew->workers[i]->timed > 0 && !crew->workers[i]->is_buried)
             status = look_at_time(crew, i, now);
     }
     crew->next_tick = mpx_os_now() + (crew->timed > 0 ? TICK_TIMED : TICK);

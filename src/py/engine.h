@@ -180,6 +180,7 @@ typedef struct {
     bool is_stopped;       /* it was told to end, or is to be */
     bool is_untold;        /* there was no room to tell it so */
     bool is_damaged;       /* what it has answered makes no sense */
+    bool is_buried;        /* it has ended, and what it has left is still in the lane */
     uint32_t stage;        /* what it has said of that last, or 0 */
     uint32_t oldest, next; /* the numbers of its tasks: those that are not free, and the next one */
     uint32_t open;         /* tasks without a result */
