@@ -339,14 +339,12 @@ class Crew(_core.Crew):
     def __setstate__(self, state):
         self._take(*_arena.take_over(*state))
 
-    @contextlib.contextmanager
     def turn(self):
-        """The right to drive: nobody else changes anything meanwhile."""
-        self._take_turn()
-        try:
-            yield
-        finally:
-            self._leave()
+        """The right to drive, for a with statement: nobody else changes anything meanwhile.
+
+        It is taken and left in C: no signal handler that raises comes between that and the block.
+        """
+        return self
 
     # -- Workers --
 
@@ -384,10 +382,29 @@ class Crew(_core.Crew):
     def _start_worker(self, place):
         lane, _, _ = self._lane(place)
         process = self._make_process(work, (self, place, lane, self._options))
+        try:
+            process.start()
+            self._seat(place, process)
+        except BaseException:
+            self._undo_start(place, process)
+            raise
+        util.debug("added worker")
+
+    def _seat(self, place, process):
         self._open(place, process.sentinel)
         self._places[place] = process
         self.processes.append(process)
-        util.debug("added worker")
+
+    def _undo_start(self, place, process):
+        """Ctrl-C may have come when the process was there: it would share its lane with the next."""
+        if getattr(process, "_popen", None) is None:
+            return
+        process.kill()
+        process.join()
+        self._places[place] = None
+        if process in self.processes:
+            self.processes.remove(process)
+        self._bury(place, lambda job, index: self._make_lost(process.pid, process.exitcode, ""))
 
     def _maintain(self):
         """Bury the workers that have ended, and start others.  Whoever drives calls this."""
@@ -493,7 +510,7 @@ class Crew(_core.Crew):
 
     def need_service(self):
         """Have a service thread, which somebody is to rely on."""
-        if self._service is None:
+        if self._service is None and self._is_here:
             with self._service_lock:
                 if self._service is None:
                     thread = threading.Thread(
@@ -609,12 +626,15 @@ class Crew(_core.Crew):
 
 
 def _serve(crew):
-    while True:
-        todo = crew._serve()
-        if todo == _core.SERVICE_CALLBACKS:
-            crew._run_settled()
-        elif todo == _core.SERVICE_END:
-            break
+    try:
+        while (todo := crew._serve()) != _core.SERVICE_END:
+            if todo == _core.SERVICE_CALLBACKS:
+                crew._run_settled()
+    except BaseException as error:
+        # Nobody would look after jobs that nobody waits for.
+        with crew.turn():
+            crew._fail(error, f"the service thread has failed: {error!r}")
+        crew._run_settled()
     if not crew._is_stopping and crew._broken is None:
         crew.stop_workers()
 

@@ -506,6 +506,7 @@ class Pool(_std.Pool):
         if self._crew is None:
             super()._repopulate_pool()
             return
+        self._crew._check_here()
         with self._crew.turn():
             self._crew._maintain()
 
@@ -694,13 +695,12 @@ class _Results(queue.SimpleQueue):
 
 
 def _process_maker(process, ctx):
-    """What starts a worker: without a reference to the pool, which would never be collected."""
+    """What makes a worker that is to be started: without a reference to the pool, which would never be collected."""
 
     def make(target, args):
         worker = process(ctx, target=target, args=args)
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
-        worker.start()
         return worker
 
     return make

@@ -658,6 +658,16 @@ static PyObject *Crew_leave(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(Crew_enter_doc, "__enter__($self, /)\n--\n\nAs _take_turn().");
+
+PyDoc_STRVAR(Crew_exit_doc, "__exit__($self, /, *exc_info)\n--\n\nAs _leave().");
+
+static PyObject *Crew_exit(PyObject *self, PyObject *const *Py_UNUSED(args),
+                           Py_ssize_t Py_UNUSED(nargs))
+{
+    return Crew_leave(self, NULL);
+}
+
 static bool has_no_job(JobObject *Py_UNUSED(job))
 {
     return false;
@@ -1100,6 +1110,8 @@ static PyMethodDef Crew_methods[] = {
     {"_be_over", Crew_be_over, METH_NOARGS, Crew_be_over_doc},
     {"_take_turn", Crew_take_turn, METH_NOARGS, Crew_take_turn_doc},
     {"_leave", Crew_leave, METH_NOARGS, Crew_leave_doc},
+    {"__enter__", Crew_take_turn, METH_NOARGS, Crew_enter_doc},
+    {"__exit__", (PyCFunction)(void (*)(void))Crew_exit, METH_FASTCALL, Crew_exit_doc},
     {"_drain", Crew_drain, METH_O, Crew_drain_doc},
     {"_add_lane", Crew_add_lane, METH_NOARGS, Crew_add_lane_doc},
     {"_lane", Crew_lane, METH_O, Crew_lane_doc},

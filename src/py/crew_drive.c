@@ -100,6 +100,8 @@ int mpx_crew_take_turn(CrewObject *crew)
             break;
     }
     (void)mpx_u32_fetch_add_acq_rel(&crew->wanted, UINT32_MAX);
+    if (status < 0)
+        mpx_crew_tell(crew); /* others may have left it to this one */
     return status;
 }
 
