@@ -35,10 +35,10 @@ enum mpx_order {
     MPX_ORDER_APPLY,     /* function(*args, **kwds) of (args, kwds) */
 };
 #define MPX_ORDER_MASK          UINT32_C(0xff)
-#define MPX_ORDER_WITH_FUNCTION 0x100 /* the payload is (function, payload) */
-#define MPX_ORDER_IN_BLOCK      0x200 /* the payload is an mpx_parcel_note_t */
-#define MPX_ORDER_TIMED         0x400 /* say when it is begun */
-#define MPX_ORDER_KEPT          0x800 /* the parent keeps the block */
+#define MPX_ORDER_WITH_FUNCTION 0x100  /* the payload is (function, payload) */
+#define MPX_ORDER_IN_BLOCK      0x200  /* the payload is an mpx_parcel_note_t */
+#define MPX_ORDER_TIMED         0x400  /* say when it is begun */
+#define MPX_ORDER_KEPT          0x800  /* the parent keeps the block */
 #define MPX_ORDER_LISTED        0x1000 /* a chunk of one: a result is shown as a list */
 
 /* What a worker answers. */
@@ -219,6 +219,7 @@ struct CrewObject {
     mpx_atomic_u32 followers; /* who sleeps on it */
     mpx_atomic_u32 wanted;    /* threads that are to have their turn before the driver goes on */
     mpx_atomic_u32 is_asleep; /* the driver is */
+    mpx_atomic_u32 calls;     /* how often it was to look */
     mpx_atomic_u64 left_at;   /* when a driver left last */
     mpx_wait_mood_t mood;
 
