@@ -339,13 +339,6 @@ class Crew(_core.Crew):
     def __setstate__(self, state):
         self._take(*_arena.take_over(*state))
 
-    def turn(self):
-        """The right to drive, for a with statement: nobody else changes anything meanwhile.
-
-        It is taken and left in C: no signal handler that raises comes between that and the block.
-        """
-        return self
-
     # -- Workers --
 
     def start(self, count):
@@ -396,7 +389,7 @@ class Crew(_core.Crew):
         self.processes.append(process)
 
     def _undo_start(self, place, process):
-        """Ctrl-C may have come when the process was there: it would share its lane with the next."""
+        """Ctrl-C may have come when it was there: it would share its lane with the next one."""
         if getattr(process, "_popen", None) is None:
             return
         process.kill()

@@ -695,7 +695,7 @@ class _Results(queue.SimpleQueue):
 
 
 def _process_maker(process, ctx):
-    """What makes a worker that is to be started: without a reference to the pool, which would never be collected."""
+    """What makes a worker: without a reference to the pool, which would never be collected."""
 
     def make(target, args):
         worker = process(ctx, target=target, args=args)

@@ -442,8 +442,8 @@ static step_t do_task(desk_t *desk, const mpx_spsc_header_t *header, const void 
         Py_XDECREF(payload);
         return FAILED;
     }
-    step_t step = result != NULL ? answer_value(desk, header, result)
-                                 : answer_error(desk, header->number);
+    step_t step =
+        result != NULL ? answer_value(desk, header, result) : answer_error(desk, header->number);
     Py_XDECREF(payload);
     Py_XDECREF(result);
     return step == GO_ON ? after_task(desk) : step;

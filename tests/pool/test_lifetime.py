@@ -382,7 +382,7 @@ def test_an_unclosed_pool_at_exit(package, method):
     assert run_program("-c", code, method) == "end\n"
 
 
-# ---- callbacks at the end -------------------------------------------------------------------------
+# ---- callbacks at the end ------------------------------------------------------------------------
 
 
 class Callback:
@@ -447,7 +447,7 @@ def test_a_callback_ends_a_pool_that_is_being_ended(ctx):
     pool.join()
 
 
-# The callback is in the middle when the program ends, and long after that: what cuts it off does so.
+# The callback is in the middle when the program ends, and long after: what cuts it off does so.
 CALLBACK_AT_EXIT = """
 import sys
 import threading
@@ -478,7 +478,9 @@ def test_a_callback_at_exit(package, method, call):
     assert run_program("-c", code, method, call) == "ended\n"
 
 
-@pytest.mark.parametrize("then", ["pool.terminate()", "pool.close()", "pool.apply_async(abs, (-1,))"])
+@pytest.mark.parametrize(
+    "then", ["pool.terminate()", "pool.close()", "pool.apply_async(abs, (-1,))"]
+)
 def test_what_a_callback_does_at_exit(package, then):
     code = CALLBACK_AT_EXIT.format(package=package.__name__, then=then)
     assert run_program("-c", code, "fork", "apply_async") == "ended\n"

@@ -37,8 +37,8 @@ def hit(*_):
     raise Hit
 
 
-def take_turns(crew):
-    """Until a signal comes."""
+def take_turns_until_hit(crew):
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
     while True:
         with crew.turn():
             pass
@@ -55,8 +55,7 @@ def test_a_signal_takes_no_turn_along(one):
     with handler(hit, signal.SIGALRM):
         for _ in range(200):
             with pytest.raises(Hit):
-                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-4))
-                take_turns(one._crew)
+                take_turns_until_hit(one._crew)
             assert in_thread(take_one, one._crew)
 
 
