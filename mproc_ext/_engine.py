@@ -339,15 +339,6 @@ class Crew(_core.Crew):
     def __setstate__(self, state):
         self._take(*_arena.take_over(*state))
 
-    @contextlib.contextmanager
-    def turn(self):
-        """The right to drive: nobody else changes anything meanwhile."""
-        self._take_turn()
-        try:
-            yield
-        finally:
-            self._leave()
-
     # -- Workers --
 
     def start(self, count):
@@ -384,10 +375,29 @@ class Crew(_core.Crew):
     def _start_worker(self, place):
         lane, _, _ = self._lane(place)
         process = self._make_process(work, (self, place, lane, self._options))
+        try:
+            process.start()
+            self._seat(place, process)
+        except BaseException:
+            self._undo_start(place, process)
+            raise
+        util.debug("added worker")
+
+    def _seat(self, place, process):
         self._open(place, process.sentinel)
         self._places[place] = process
         self.processes.append(process)
-        util.debug("added worker")
+
+    def _undo_start(self, place, process):
+        """Ctrl-C may have come when it was there: it would share its lane with the next one."""
+        if getattr(process, "_popen", None) is None:
+            return
+        process.kill()
+        process.join()
+        self._places[place] = None
+        if process in self.processes:
+            self.processes.remove(process)
+        self._bury(place, lambda job, index: self._make_lost(process.pid, process.exitcode, ""))
 
     def _maintain(self):
         """Bury the workers that have ended, and start others.  Whoever drives calls this."""
@@ -493,7 +503,7 @@ class Crew(_core.Crew):
 
     def need_service(self):
         """Have a service thread, which somebody is to rely on."""
-        if self._service is None:
+        if self._service is None and self._is_here:
             with self._service_lock:
                 if self._service is None:
                     thread = threading.Thread(
@@ -580,16 +590,14 @@ class Crew(_core.Crew):
         """End at once: jobs fail, workers are killed in the middle of what they do."""
         if not self._is_here:
             return
-        if _util._exiting:
-            # Threads that wait for a job are daemons, which are to see nothing of the end: from
-            # now on they wait for their turn.
-            self._take_turn()
+        with self.turn():
             self._is_stopping = True
-        else:
-            if error is None:
-                error = self.broken_error(f"the {self.name} was terminated")
-            with self.turn():
-                self._is_stopping = True
+            if _util._exiting:
+                # Threads that wait for a job are daemons, which are to see nothing of the end.
+                self._be_over()
+            else:
+                if error is None:
+                    error = self.broken_error(f"the {self.name} was terminated")
                 self._break(error)
                 self._close()
         processes = list(self.processes)
@@ -602,17 +610,24 @@ class Crew(_core.Crew):
                 if process is not None:
                     self._stop(place)
         _join_all(processes)
-        if not _util._exiting:
-            self._join_service()
+        # At the interpreter's end too: a callback that has begun is not cut off in the middle.
+        self._join_service()
+
+    def _raise_over(self):
+        """In a callback that the interpreter waits for before it ends."""
+        raise self.broken_error(f"the {self.name} does no task any more: the interpreter ends")
 
 
 def _serve(crew):
-    while True:
-        todo = crew._serve()
-        if todo == _core.SERVICE_CALLBACKS:
-            crew._run_settled()
-        elif todo == _core.SERVICE_END:
-            break
+    try:
+        while (todo := crew._serve()) != _core.SERVICE_END:
+            if todo == _core.SERVICE_CALLBACKS:
+                crew._run_settled()
+    except BaseException as error:
+        # Nobody would look after jobs that nobody waits for.
+        with crew.turn():
+            crew._fail(error, f"the service thread has failed: {error!r}")
+        crew._run_settled()
     if not crew._is_stopping and crew._broken is None:
         crew.stop_workers()
 

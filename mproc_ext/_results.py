@@ -38,12 +38,19 @@ class _Result(_engine.Job):
         has_callbacks = self._has_callback()
         if how.is_async or has_callbacks:
             crew.need_service()
-        is_fed = crew._begin(
-            *(self, kind, order, function, items, chunk, length, has_callbacks),
-            *(how.timeout or 0.0, how.retries, ahead),
-        )
-        if is_fed:
-            crew.feed(self)
+        try:
+            is_fed = crew._begin(
+                *(self, kind, order, function, items, chunk, length, has_callbacks),
+                *(how.timeout or 0.0, how.retries, ahead),
+            )
+            if is_fed:
+                crew.feed(self)
+        except BaseException as error:
+            # Where it has begun: nobody would draw its items, or has it to wait for.
+            if self._crew is not None:
+                with crew.turn():
+                    crew._abandon(self, error, False)
+            raise
         if how.progress:
             _progress.show(self, how.progress, how.items)
         return self

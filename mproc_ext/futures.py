@@ -241,11 +241,13 @@ class _Crew(_engine.Crew):
         # It is killed when this process ends in whatever way, as a daemon, but may have children.
         is_daemon = worker.daemon
         worker.daemon = True
-        worker.start()
-        worker._config["daemon"] = is_daemon
-        self._open(place, worker.sentinel)
-        self._places[place] = worker
-        self.processes.append(worker)
+        try:
+            worker.start()
+            worker._config["daemon"] = is_daemon
+            self._seat(place, worker)
+        except BaseException:
+            self._undo_start(place, worker)
+            raise
         self.by_pid[worker.pid] = worker
 
     def _refill(self):

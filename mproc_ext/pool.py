@@ -110,11 +110,32 @@ def _retries(retries):
     return min(count, sys.maxsize)
 
 
-def _not_with_the_stdlib(**options):
+# What to do where there is none, by option.
+_INSTEAD = {
+    "timeout": "a thread cannot be stopped: use a Pool, or get(timeout) of the _async calls",
+    "retries": "its threads do not die: use a Pool, or have the function try again",
+    "progress": "use a Pool, or count the results of imap() as they come",
+    "buffersize": "use a Pool, or imap() of one part of the items after the other",
+}
+
+
+def _not_with_the_stdlib(pool, **options):
     """The pool is the standard library's: none of its own options may be used."""
     for name, value in options.items():
-        if value is not None and value is not False and value != 0:
-            raise NotImplementedError(f"this pool is the standard library's: it has no {name}=")
+        if value is None or (not value and name in ("retries", "progress")):
+            continue
+        if isinstance(pool, ThreadPool):
+            raise TypeError(f"a ThreadPool has no {name}=; {_INSTEAD[name]}")
+        raise TypeError(f"{_why_the_stdlibs(pool)}: it has no {name}=")
+
+
+def _why_the_stdlibs(pool):
+    """For people: where the pool is of the standard library."""
+    if isinstance(getattr(pool, "_ctx", None), context.BaseContext):
+        what = f"{type(pool).__name__} overrides what only the standard library's pool calls"
+    else:
+        what = "its context is not one of this package"
+    return f"this pool is the standard library's, as {what}"
 
 
 def _iterate(iterable):
@@ -177,10 +198,16 @@ class Pool(_std.Pool):
         self._crew = None
         self._cloudpickle = False
         self._state = _std.INIT  # __del__ looks at it
-        beyond = (worker_exit, max_memory, cpus, max_restarts, cloudpickle or None)
         if not _is_served(type(self), ctx):
-            if any(option is not None for option in beyond):
-                raise NotImplementedError("this pool is the standard library's: it has no options")
+            self._ctx = ctx
+            _not_with_the_stdlib(
+                self,
+                worker_exit=worker_exit,
+                max_memory=max_memory,
+                cpus=cpus,
+                max_restarts=max_restarts,
+                cloudpickle=cloudpickle or None,
+            )
             super().__init__(processes, initializer, initargs, maxtasksperchild, ctx)
             return
         # As the standard library does it, in its order.
@@ -234,7 +261,7 @@ class Pool(_std.Pool):
     def apply(self, func, args=(), kwds=_NO_NAMES, *, timeout=None, retries=0):
         """func(*args, **kwds), done by a worker."""
         if self._crew is None:
-            _not_with_the_stdlib(timeout=timeout, retries=retries)
+            _not_with_the_stdlib(self, timeout=timeout, retries=retries)
             return super().apply(func, args, kwds)
         if timeout is None and retries == 0:
             if type(self).apply_async is not Pool.apply_async:
@@ -257,7 +284,7 @@ class Pool(_std.Pool):
     ):
         """As apply(), but returns an AsyncResult at once."""
         if self._crew is None:
-            _not_with_the_stdlib(timeout=timeout, retries=retries)
+            _not_with_the_stdlib(self, timeout=timeout, retries=retries)
             return super().apply_async(func, args, kwds, callback, error_callback)
         is_plain = timeout is None and retries == 0 and not self._cloudpickle
         if is_plain and callback is None and error_callback is None:
@@ -288,7 +315,7 @@ class Pool(_std.Pool):
         A chunk is what *timeout* and *retries* are of: with a timeout, one item if not said.
         """
         if self._crew is None:
-            _not_with_the_stdlib(timeout=timeout, retries=retries, progress=progress)
+            _not_with_the_stdlib(self, timeout=timeout, retries=retries, progress=progress)
             return super().map(func, iterable, chunksize)
         how = _How(self, False, timeout, retries, progress)
         return self._map(func, iterable, False, chunksize, None, None, how).get()
@@ -307,7 +334,7 @@ class Pool(_std.Pool):
     ):
         """As map(), but returns an AsyncResult at once."""
         if self._crew is None:
-            _not_with_the_stdlib(timeout=timeout, retries=retries, progress=progress)
+            _not_with_the_stdlib(self, timeout=timeout, retries=retries, progress=progress)
             return super().map_async(func, iterable, chunksize, callback, error_callback)
         how = _How(self, True, timeout, retries, progress)
         return self._map(func, iterable, False, chunksize, callback, error_callback, how)
@@ -315,7 +342,7 @@ class Pool(_std.Pool):
     def starmap(self, func, iterable, chunksize=None, *, timeout=None, retries=0, progress=None):
         """[func(*item) for item in iterable], done by the workers in chunks, as map() does it."""
         if self._crew is None:
-            _not_with_the_stdlib(timeout=timeout, retries=retries, progress=progress)
+            _not_with_the_stdlib(self, timeout=timeout, retries=retries, progress=progress)
             return super().starmap(func, iterable, chunksize)
         how = _How(self, False, timeout, retries, progress)
         return self._map(func, iterable, True, chunksize, None, None, how).get()
@@ -334,7 +361,7 @@ class Pool(_std.Pool):
     ):
         """As starmap(), but returns an AsyncResult at once."""
         if self._crew is None:
-            _not_with_the_stdlib(timeout=timeout, retries=retries, progress=progress)
+            _not_with_the_stdlib(self, timeout=timeout, retries=retries, progress=progress)
             return super().starmap_async(func, iterable, chunksize, callback, error_callback)
         how = _How(self, True, timeout, retries, progress)
         return self._map(func, iterable, True, chunksize, callback, error_callback, how)
@@ -396,7 +423,7 @@ class Pool(_std.Pool):
         """
         if self._crew is None:
             _not_with_the_stdlib(
-                buffersize=buffersize, timeout=timeout, retries=retries, progress=progress
+                self, buffersize=buffersize, timeout=timeout, retries=retries, progress=progress
             )
             return super().imap(func, iterable, chunksize)
         how = _How(self, True, timeout, retries, progress)
@@ -417,7 +444,7 @@ class Pool(_std.Pool):
         """As imap(), but the results come as they are done."""
         if self._crew is None:
             _not_with_the_stdlib(
-                buffersize=buffersize, timeout=timeout, retries=retries, progress=progress
+                self, buffersize=buffersize, timeout=timeout, retries=retries, progress=progress
             )
             return super().imap_unordered(func, iterable, chunksize)
         how = _How(self, True, timeout, retries, progress)
@@ -462,7 +489,8 @@ class Pool(_std.Pool):
     def resize(self, processes):
         """Have so many workers from now on; those that are too many end after what they do."""
         if self._crew is None:
-            raise NotImplementedError("this pool is the standard library's: it has one size")
+            whose = "a ThreadPool" if isinstance(self, ThreadPool) else _why_the_stdlibs(self)
+            raise NotImplementedError(f"{whose}: it cannot be resized; make another one")
         self._check_running()
         self._crew._check_here()
         try:
@@ -478,6 +506,7 @@ class Pool(_std.Pool):
         if self._crew is None:
             super()._repopulate_pool()
             return
+        self._crew._check_here()
         with self._crew.turn():
             self._crew._maintain()
 
@@ -666,13 +695,12 @@ class _Results(queue.SimpleQueue):
 
 
 def _process_maker(process, ctx):
-    """What starts a worker: without a reference to the pool, which would never be collected."""
+    """What makes a worker: without a reference to the pool, which would never be collected."""
 
     def make(target, args):
         worker = process(ctx, target=target, args=args)
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
-        worker.start()
         return worker
 
     return make

@@ -1,7 +1,7 @@
 /* crew.c - Crew: the parent's side of a pool, as an object; see engine.h.
  *
  * Its Python subclass (mproc_ext/_engine.py) starts and replaces the workers, and says what errors
- * are. Methods that need the right to drive say so: _engine.py takes it by _take_turn and _leave.
+ * are. Methods that need the right to drive say so: _engine.py takes it by `with crew.turn()`.
  */
 #include "engine.h"
 
@@ -570,7 +570,7 @@ static PyObject *Crew_next_settled(PyObject *self, PyObject *Py_UNUSED(ignored))
     CrewObject *crew = crew_of(self);
     JobObject *job;
     Py_BEGIN_CRITICAL_SECTION(self);
-    job = crew->first_settled;
+    job = mpx_u32_load_relaxed(&crew->is_over) ? NULL : crew->first_settled;
     if (job != NULL) {
         crew->first_settled = job->next_to_send;
         if (crew->first_settled == NULL)
@@ -623,26 +623,104 @@ static PyObject *Crew_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-/* ---- The right to drive ---------------------------------------------------------------------- */
+PyDoc_STRVAR(Crew_be_over_doc,
+             "_be_over($self, /)\n--\n\n"
+             "The interpreter ends: nobody drives any more, and the service thread ends after the "
+             "callback that\nit is in. Needs the right to drive.");
 
-PyDoc_STRVAR(Crew_take_turn_doc, "_take_turn($self, /)\n--\n\nWait for the right to drive.");
-
-static PyObject *Crew_take_turn(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    if (!is_made(self) || mpx_crew_take_turn(crew_of(self)) < 0)
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(Crew_leave_doc, "_leave($self, /)\n--\n\nGive the right to drive back.");
-
-static PyObject *Crew_leave(PyObject *self, PyObject *Py_UNUSED(ignored))
+static PyObject *Crew_be_over(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     if (!is_made(self))
         return NULL;
-    mpx_crew_leave(crew_of(self));
+    mpx_u32_store_release(&crew_of(self)->is_over, 1); /* W4: with W5 */
+    mpx_crew_kick(crew_of(self), true);
     Py_RETURN_NONE;
 }
+
+/* ---- The right to drive ---------------------------------------------------------------------- */
+
+/* The right to drive, of a with statement. A signal handler may raise wherever the interpreter
+ * looks for it, be it before the block is entered: then this is dropped, and leaves. */
+typedef struct {
+    PyObject_HEAD CrewObject *crew;
+    bool is_taken;
+} TurnObject;
+
+PyDoc_STRVAR(Crew_turn_doc, "turn($self, /)\n--\n\n"
+                            "The right to drive, for a with statement: nobody else changes "
+                            "anything meanwhile.");
+
+static PyObject *Crew_turn(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!is_made(self))
+        return NULL;
+    TurnObject *turn = PyObject_New(TurnObject, crew_of(self)->state->turn_type);
+    if (turn == NULL)
+        return NULL;
+    turn->crew = (CrewObject *)Py_NewRef(self);
+    turn->is_taken = false;
+    return (PyObject *)turn;
+}
+
+static void leave_turn(TurnObject *turn)
+{
+    if (turn->is_taken)
+        mpx_crew_leave(turn->crew);
+    turn->is_taken = false;
+}
+
+static PyObject *Turn_enter(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    TurnObject *turn = (TurnObject *)self;
+    if (turn->is_taken) {
+        PyErr_SetString(PyExc_RuntimeError, "the turn has begun");
+        return NULL;
+    }
+    if (mpx_crew_take_turn(turn->crew) < 0)
+        return NULL;
+    turn->is_taken = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *Turn_exit(PyObject *self, PyObject *const *Py_UNUSED(args),
+                           Py_ssize_t Py_UNUSED(nargs))
+{
+    leave_turn((TurnObject *)self);
+    Py_RETURN_NONE;
+}
+
+static void Turn_dealloc(PyObject *self)
+{
+    TurnObject *turn = (TurnObject *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    leave_turn(turn);
+    Py_DECREF((PyObject *)turn->crew);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(Turn_doc, "The right to drive a crew, for a with statement.");
+
+static PyMethodDef Turn_methods[] = {
+    {"__enter__", Turn_enter, METH_NOARGS, "__enter__($self, /)\n--\n\nWait for it."},
+    {"__exit__", (PyCFunction)(void (*)(void))Turn_exit, METH_FASTCALL,
+     "__exit__($self, /, *exc_info)\n--\n\nGive it back."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot Turn_slots[] = {
+    {Py_tp_doc, (void *)Turn_doc},
+    {Py_tp_dealloc, Turn_dealloc},
+    {Py_tp_methods, Turn_methods},
+    {0, NULL},
+};
+
+static PyType_Spec Turn_spec = {
+    .name = "mproc_ext._core.Turn",
+    .basicsize = sizeof(TurnObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = Turn_slots,
+};
 
 static bool has_no_job(JobObject *Py_UNUSED(job))
 {
@@ -737,15 +815,19 @@ static PyObject *Crew_add_lane(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromSsize_t(crew->count++);
 }
 
-PyDoc_STRVAR(Crew_lane_doc, "_lane($self, place, /)\n--\n\n"
-                            "(what the worker of a lane opens it by, tasks without a result,\n"
-                            "whether what it has answered makes no sense).");
+PyDoc_STRVAR(Crew_lane_doc,
+             "_lane($self, place, /)\n--\n\n"
+             "(what the worker of a lane opens it by, tasks without a result,\n"
+             "whether what it has answered makes no sense). MemoryError: there is one that has "
+             "ended, and is\nbeing buried there.");
 
 static PyObject *Crew_lane(PyObject *self, PyObject *place)
 {
     mpx_worker_t *worker = worker_at(self, place);
     if (worker == NULL)
         return NULL;
+    if (worker->is_buried)
+        return PyErr_NoMemory();
     return Py_BuildValue("KIN", (unsigned long long)worker->lane.block, worker->open,
                          PyBool_FromLong(worker->is_damaged));
 }
@@ -831,13 +913,17 @@ static void end_task(CrewObject *crew, mpx_worker_t *worker, uint32_t number, Py
 
 /* What the dead one has left, apart: to read it, and to say what is lost, may run Python code,
  * which may drive, and start the next worker in this lane. Where there is no memory for that it
- * stays in the lane. */
+ * stays in the lane, which takes no worker and no task until it is buried. */
 static mpx_worker_t *detach(CrewObject *crew, mpx_worker_t *worker)
 {
     mpx_worker_t *dead = PyMem_RawMalloc(sizeof(*dead));
     mpx_lane_t lane;
     if (dead == NULL || mpx_lane_create(&lane, &crew->crew) < 0) {
         PyMem_RawFree(dead);
+        worker->is_buried = worker->is_stopped = true;
+        worker->sentinel = -1;
+        crew->changes++;
+        crew->has_gap = true;
         return worker;
     }
     memcpy(dead, worker, offsetof(mpx_worker_t, tasks));
@@ -1084,8 +1170,8 @@ static PyMethodDef Crew_methods[] = {
     {"_set_done", Crew_set_done, METH_O, Crew_set_done_doc},
     {"_serve", Crew_serve, METH_NOARGS, Crew_serve_doc},
     {"_close", Crew_close, METH_NOARGS, Crew_close_doc},
-    {"_take_turn", Crew_take_turn, METH_NOARGS, Crew_take_turn_doc},
-    {"_leave", Crew_leave, METH_NOARGS, Crew_leave_doc},
+    {"_be_over", Crew_be_over, METH_NOARGS, Crew_be_over_doc},
+    {"turn", Crew_turn, METH_NOARGS, Crew_turn_doc},
     {"_drain", Crew_drain, METH_O, Crew_drain_doc},
     {"_add_lane", Crew_add_lane, METH_NOARGS, Crew_add_lane_doc},
     {"_lane", Crew_lane, METH_O, Crew_lane_doc},
@@ -1183,8 +1269,9 @@ int mpx_add_crew(PyObject *module)
     module_state_t *state = module_state(module);
     state->crew_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &Crew_spec,
                                                                 (PyObject *)state->shared_type);
+    state->turn_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &Turn_spec, NULL);
     if (state->crew_type == NULL || PyModule_AddType(module, state->crew_type) < 0 ||
-        add_constants(module) < 0)
+        state->turn_type == NULL || add_constants(module) < 0)
         return -1;
     return PyModule_AddFunctions(module, functions);
 }

@@ -64,6 +64,7 @@ void mpx_crew_leave(CrewObject *crew)
 /* The driver is to look at what has changed. */
 void mpx_crew_wake_driver(CrewObject *crew)
 {
+    (void)mpx_u32_fetch_add_acq_rel(&crew->calls, 1); /* W6: with W7 */
     if (mpx_u32_load_relaxed(&crew->is_asleep))
         mpx_crew_ring(&crew->crew);
 }
@@ -72,10 +73,11 @@ void mpx_crew_wake_driver(CrewObject *crew)
 static int follow(CrewObject *crew, uint32_t turns, int64_t deadline)
 {
     int64_t piece = mpx_piece_of(deadline);
-    int status;
+    int status = 0;
     (void)mpx_u32_fetch_add_acq_rel(&crew->followers, 1);
     Py_BEGIN_ALLOW_THREADS
-    status = mpx_os_futex_wait(&crew->turns, turns, piece);
+    if (mpx_u32_fetch_add_acq_rel(&crew->turns, 0) == turns) /* M3: with M2 */
+        status = mpx_os_futex_wait(&crew->turns, turns, piece);
     Py_END_ALLOW_THREADS(void)
     mpx_u32_fetch_add_acq_rel(&crew->followers, UINT32_MAX);
     return status == -EINTR || status == -ETIMEDOUT ? PyErr_CheckSignals() : 0;
@@ -100,6 +102,8 @@ int mpx_crew_take_turn(CrewObject *crew)
             break;
     }
     (void)mpx_u32_fetch_add_acq_rel(&crew->wanted, UINT32_MAX);
+    if (status < 0)
+        mpx_crew_tell(crew); /* others may have left it to this one */
     return status;
 }
 
@@ -114,14 +118,18 @@ static bool has_answer(CrewObject *crew)
     return false;
 }
 
-/* Waits for an answer, or that somebody rings. 0, -ETIMEDOUT, -EINTR. */
-static int nap(CrewObject *crew, int64_t deadline)
+/* Waits for an answer, or that somebody calls, who did so last before this one has looked. 0,
+ * -ETIMEDOUT, -EINTR. */
+static int nap(CrewObject *crew, uint32_t calls, int64_t deadline)
 {
     int status = 0;
     uint32_t heard = mpx_crew_listen(&crew->crew);
     mpx_u32_store_relaxed(&crew->is_asleep, 1);
+    /* Who calls from here on sees that this one sleeps, and rings. */
+    bool is_called = mpx_u32_fetch_add_acq_rel(&crew->calls, 0) != calls; /* W7: with W6 */
     Py_BEGIN_ALLOW_THREADS
-    for (unsigned tries = 0; !has_answer(crew) && mpx_crew_listen(&crew->crew) == heard; tries++) {
+    for (unsigned tries = 0;
+         !is_called && !has_answer(crew) && mpx_crew_listen(&crew->crew) == heard; tries++) {
         if (!mpx_wait_yields(&crew->mood, tries, deadline)) {
             status = mpx_crew_sleep(&crew->crew, heard, crew->lanes, (size_t)crew->count, deadline);
             break;
@@ -203,7 +211,7 @@ static int tick(CrewObject *crew, int64_t now)
     for (Py_ssize_t i = 0; status == 0 && i < crew->count; i++) {
         if (crew->workers[i]->is_untold)
             (void)mpx_crew_stop(crew->workers[i]);
-        if (crew->workers[i]->timed > 0)
+        if (crew->workers[i]->timed > 0 && !crew->workers[i]->is_buried)
             status = look_at_time(crew, i, now);
     }
     crew->next_tick = mpx_os_now() + (crew->timed > 0 ? TICK_TIMED : TICK);
@@ -237,6 +245,7 @@ static bool has_nothing_to_drive(CrewObject *crew)
 static int drive(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int64_t deadline)
 {
     for (;;) {
+        uint32_t calls = mpx_u32_load_acquire(&crew->calls); /* W7: with W6 */
         bool news = mpx_crew_collect(crew);
         if (MPX_UNLIKELY(crew->interrupt != NULL) && raise_interrupt(crew))
             return -1;
@@ -253,21 +262,47 @@ static int drive(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int64
         }
         if (now >= deadline)
             return TIMED_OUT;
-        if (!news && nap(crew, Py_MIN(deadline, crew->next_tick)) == -EINTR &&
+        if (!news && nap(crew, calls, Py_MIN(deadline, crew->next_tick)) == -EINTR &&
             PyErr_CheckSignals() < 0)
             return -1;
     }
 }
 
+static bool is_over(CrewObject *crew)
+{
+    return mpx_u32_load_acquire(&crew->is_over) != 0; /* W5: with W4 */
+}
+
+static bool is_service(CrewObject *crew)
+{
+    return mpx_u64_load_relaxed(&crew->service) == (uint64_t)PyThread_get_thread_ident();
+}
+
 /* In the service thread a callback may wait for a job that has callbacks itself. */
 static int run_settled(CrewObject *crew)
 {
-    if (mpx_u32_load_relaxed(&crew->settled) == 0 ||
-        mpx_u64_load_relaxed(&crew->service) != (uint64_t)PyThread_get_thread_ident())
+    if (mpx_u32_load_relaxed(&crew->settled) == 0 || !is_service(crew))
         return 0;
     PyObject *done = PyObject_CallMethod((PyObject *)crew, "_run_settled", NULL);
     Py_XDECREF(done);
     return done == NULL ? -1 : 0;
+}
+
+/* The right to drive, unless nobody is to have it any more. */
+static bool begin_to_drive(CrewObject *crew)
+{
+    if (is_over(crew) || !mpx_crew_try_drive(crew))
+        return false;
+    if (!is_over(crew))
+        return true;
+    mpx_crew_leave(crew);
+    return false;
+}
+
+static int raise_over(CrewObject *crew)
+{
+    Py_XDECREF(PyObject_CallMethod((PyObject *)crew, "_raise_over", NULL));
+    return -1;
 }
 
 int mpx_crew_wait(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int64_t deadline)
@@ -285,7 +320,7 @@ int mpx_crew_wait(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int6
             return -1;
         if ((mpx_u32_load_relaxed(&crew->wanted) == 0 ||
              mpx_u64_load_relaxed(&crew->driver) == (uint64_t)PyThread_get_thread_ident()) &&
-            mpx_crew_try_drive(crew)) {
+            begin_to_drive(crew)) {
             int status = drive(crew, job, ready, deadline);
             mpx_crew_leave(crew);
             if (status != LEFT)
@@ -295,6 +330,8 @@ int mpx_crew_wait(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int6
         mpx_crew_wake_driver(crew);
         if (mpx_os_now() >= deadline)
             return ready(job);
+        if (is_over(crew) && is_service(crew)) /* whose callback the interpreter waits for */
+            return raise_over(crew);
         if (follow(crew, turns, deadline) < 0)
             return -1;
     }
@@ -307,38 +344,52 @@ enum { AWAKE, NAPS, SLEEPS };
 
 void mpx_crew_kick(CrewObject *crew, bool is_urgent)
 {
-    if (mpx_u32_load_relaxed(&crew->service_sleeps) >= (is_urgent ? NAPS : SLEEPS)) {
-        (void)mpx_u32_fetch_add_acq_rel(&crew->kicks, 1); /* M6: with M7 */
+    (void)mpx_u32_fetch_add_acq_rel(&crew->kicks, 1); /* M6: with M7 */
+    if (mpx_u32_load_relaxed(&crew->service_sleeps) >= (is_urgent ? NAPS : SLEEPS))
         (void)mpx_os_futex_wake(&crew->kicks, 1);
-    }
 }
 
-/* Nothing of Python here. */
+/* What there is to do for it now; LOOK: nothing. */
+static enum mpx_service look_for_service(CrewObject *crew, bool has_jobs)
+{
+    bool is_closing = mpx_u32_load_acquire(&crew->is_closing) != 0; /* W3: with W2 */
+    bool is_hurried = is_closing || mpx_u32_load_relaxed(&crew->watched) > 0;
+    if (is_over(crew))
+        return MPX_SERVICE_END;
+    if (mpx_u32_load_relaxed(&crew->settled) > 0)
+        return MPX_SERVICE_CALLBACKS;
+    if (is_closing && !has_jobs)
+        return MPX_SERVICE_END;
+    int64_t left_at = (int64_t)mpx_u64_load_relaxed(&crew->left_at);
+    if (has_jobs && mpx_u64_load_relaxed(&crew->driver) == 0 &&
+        (is_hurried || mpx_os_now() - left_at > GAP))
+        return MPX_SERVICE_DRIVE;
+    return MPX_SERVICE_LOOK;
+}
+
+/* Nothing of Python here. It says that it sleeps before it looks: who kicks it later sees that, and
+ * wakes it; what was done before an earlier kick, it sees. */
 static enum mpx_service wait_for_service(CrewObject *crew)
 {
-    for (int looks = 0;; looks++) {
-        uint32_t kicks = mpx_u32_load_acquire(&crew->kicks);            /* M7: with M6 */
-        bool is_closing = mpx_u32_load_acquire(&crew->is_closing) != 0; /* W3: with W2 */
-        bool has_jobs = mpx_u32_load_relaxed(&crew->unfinished) > 0;
-        bool is_hurried = is_closing || mpx_u32_load_relaxed(&crew->watched) > 0;
-        if (mpx_u32_load_relaxed(&crew->settled) > 0)
-            return MPX_SERVICE_CALLBACKS;
-        if (is_closing && !has_jobs)
-            return MPX_SERVICE_END;
-        int64_t left_at = (int64_t)mpx_u64_load_relaxed(&crew->left_at);
-        if (has_jobs && mpx_u64_load_relaxed(&crew->driver) == 0 &&
-            (is_hurried || mpx_os_now() - left_at > GAP))
-            return MPX_SERVICE_DRIVE;
-        if (has_jobs)
-            looks = 0;
-        bool is_idle = looks > IDLE_LOOKS;
+    enum mpx_service todo = MPX_SERVICE_LOOK;
+    bool is_idle = false;
+    int status = 0;
+    for (int looks = 0; todo == MPX_SERVICE_LOOK && !(is_idle && status == -ETIMEDOUT); looks++) {
+        is_idle = looks > IDLE_LOOKS;
         mpx_u32_store_relaxed(&crew->service_sleeps, is_idle ? SLEEPS : NAPS);
-        int status =
-            mpx_os_futex_wait(&crew->kicks, kicks, mpx_os_deadline(is_idle ? IDLE_SLEEP : GAP));
-        mpx_u32_store_relaxed(&crew->service_sleeps, AWAKE);
-        if (is_idle && status == -ETIMEDOUT)
-            return MPX_SERVICE_LOOK;
+        uint32_t kicks = mpx_u32_fetch_add_acq_rel(&crew->kicks, 0); /* M7: with M6 */
+        bool has_jobs = mpx_u32_load_relaxed(&crew->unfinished) > 0;
+        todo = look_for_service(crew, has_jobs);
+        if (has_jobs) {
+            looks = 0;
+            is_idle = false;
+        }
+        if (todo == MPX_SERVICE_LOOK)
+            status =
+                mpx_os_futex_wait(&crew->kicks, kicks, mpx_os_deadline(is_idle ? IDLE_SLEEP : GAP));
     }
+    mpx_u32_store_relaxed(&crew->service_sleeps, AWAKE);
+    return todo;
 }
 
 int mpx_crew_serve(CrewObject *crew)
@@ -350,7 +401,7 @@ int mpx_crew_serve(CrewObject *crew)
     Py_END_ALLOW_THREADS
     if (todo == MPX_SERVICE_CALLBACKS || todo == MPX_SERVICE_END)
         return todo;
-    if (mpx_u32_load_relaxed(&crew->wanted) == 0 && mpx_crew_try_drive(crew)) {
+    if (mpx_u32_load_relaxed(&crew->wanted) == 0 && begin_to_drive(crew)) {
         int status = todo == MPX_SERVICE_DRIVE ? drive(crew, NULL, NULL, mpx_os_deadline(SHIFT))
                                                : tick(crew, mpx_os_now());
         mpx_crew_leave(crew);

@@ -361,10 +361,17 @@ static int never_grow(mpx_buffer_t *Py_UNUSED(buffer), size_t Py_UNUSED(needed))
     return -1;
 }
 
+/* A chunk of one item is sent as the item; the standard library sends a list. */
+static bool is_listed(const JobObject *job)
+{
+    return job->kind == MPX_JOB_ALL && !job->is_executor &&
+           (job->order == MPX_ORDER_CALL || job->order == MPX_ORDER_STAR);
+}
+
 static uint32_t kind_of(const JobObject *job)
 {
     return job->order | (job->function_number == GOES_ALONG ? MPX_ORDER_WITH_FUNCTION : 0) |
-           (job->timeout > 0 ? MPX_ORDER_TIMED : 0);
+           (job->timeout > 0 ? MPX_ORDER_TIMED : 0) | (is_listed(job) ? MPX_ORDER_LISTED : 0);
 }
 
 /* What cannot be pickled has in an executor the traceback of that as its cause. Steals it. */

@@ -35,10 +35,11 @@ enum mpx_order {
     MPX_ORDER_APPLY,     /* function(*args, **kwds) of (args, kwds) */
 };
 #define MPX_ORDER_MASK          UINT32_C(0xff)
-#define MPX_ORDER_WITH_FUNCTION 0x100 /* the payload is (function, payload) */
-#define MPX_ORDER_IN_BLOCK      0x200 /* the payload is an mpx_parcel_note_t */
-#define MPX_ORDER_TIMED         0x400 /* say when it is begun */
-#define MPX_ORDER_KEPT          0x800 /* the parent keeps the block */
+#define MPX_ORDER_WITH_FUNCTION 0x100  /* the payload is (function, payload) */
+#define MPX_ORDER_IN_BLOCK      0x200  /* the payload is an mpx_parcel_note_t */
+#define MPX_ORDER_TIMED         0x400  /* say when it is begun */
+#define MPX_ORDER_KEPT          0x800  /* the parent keeps the block */
+#define MPX_ORDER_LISTED        0x1000 /* a chunk of one: a result is shown as a list */
 
 /* What a worker answers. */
 enum mpx_answer {
@@ -179,6 +180,7 @@ typedef struct {
     bool is_stopped;       /* it was told to end, or is to be */
     bool is_untold;        /* there was no room to tell it so */
     bool is_damaged;       /* what it has answered makes no sense */
+    bool is_buried;        /* it has ended, and what it has left is still in the lane */
     uint32_t stage;        /* what it has said of that last, or 0 */
     uint32_t oldest, next; /* the numbers of its tasks: those that are not free, and the next one */
     uint32_t open;         /* tasks without a result */
@@ -222,6 +224,7 @@ struct CrewObject {
     mpx_atomic_u32 followers; /* who sleeps on it */
     mpx_atomic_u32 wanted;    /* threads that are to have their turn before the driver goes on */
     mpx_atomic_u32 is_asleep; /* the driver is */
+    mpx_atomic_u32 calls;     /* how often it was to look */
     mpx_atomic_u64 left_at;   /* when a driver left last */
     mpx_wait_mood_t mood;
 
@@ -231,6 +234,7 @@ struct CrewObject {
     mpx_atomic_u32 unfinished, settled; /* how many jobs are */
     mpx_atomic_u32 watched;             /* of those: whose results somebody is to be told */
     mpx_atomic_u32 is_closing;          /* the service thread is to end once there is no job */
+    mpx_atomic_u32 is_over;             /* the interpreter ends: nobody drives any more */
 
     mpx_worker_t **workers;
     mpx_lane_t **lanes; /* theirs */

@@ -143,6 +143,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(module_state(module)->scratch_type);
     Py_VISIT(module_state(module)->job_type);
     Py_VISIT(module_state(module)->crew_type);
+    Py_VISIT(module_state(module)->turn_type);
     Py_VISIT(module_state(module)->pool_timeout_error);
     Py_VISIT(module_state(module)->pool_failure);
     Py_VISIT(module_state(module)->pool_unsendable);
@@ -187,6 +188,7 @@ static int module_clear(PyObject *module)
     Py_CLEAR(module_state(module)->scratch_type);
     Py_CLEAR(module_state(module)->job_type);
     Py_CLEAR(module_state(module)->crew_type);
+    Py_CLEAR(module_state(module)->turn_type);
     Py_CLEAR(module_state(module)->pool_timeout_error);
     Py_CLEAR(module_state(module)->pool_failure);
     Py_CLEAR(module_state(module)->pool_unsendable);

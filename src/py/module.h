@@ -87,6 +87,7 @@ typedef struct {
     PyTypeObject *scratch_type;
     PyTypeObject *job_type;
     PyTypeObject *crew_type;
+    PyTypeObject *turn_type;      /* of what `with crew.turn()` holds */
     PyObject *pool_timeout_error; /* NULL before mproc_ext._engine is imported */
     PyObject *pool_failure;       /* these too: see serve_pools */
     PyObject *pool_unsendable;

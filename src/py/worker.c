@@ -195,14 +195,30 @@ static step_t answer_unsendable(desk_t *desk, uint32_t number, PyObject *object)
     return step;
 }
 
-static step_t answer_value(desk_t *desk, uint32_t number, PyObject *value)
+/* The same of the one result of a chunk. */
+static step_t answer_unsendable_list(desk_t *desk, uint32_t number, PyObject *value)
+{
+    PyObject *reason = mpx_take_exception(), *list = PyList_New(1);
+    if (list != NULL)
+        PyList_SET_ITEM(list, 0, Py_NewRef(value));
+    PyErr_SetObject((PyObject *)Py_TYPE(reason), reason);
+    Py_DECREF(reason);
+    step_t step = answer_unsendable(desk, number, list != NULL ? list : value);
+    Py_XDECREF(list);
+    return step;
+}
+
+static step_t answer_value(desk_t *desk, const mpx_spsc_header_t *header, PyObject *value)
 {
     bool written;
-    step_t step = answer_quickly(desk, number, value, &written);
+    step_t step = answer_quickly(desk, header->number, value, &written);
     if (MPX_LIKELY(written) || step != GO_ON)
         return step;
-    step = answer_slowly(desk, number, MPX_ANSWER_VALUE, value, &written);
-    return step == FAILED && !written ? answer_unsendable(desk, number, value) : step;
+    step = answer_slowly(desk, header->number, MPX_ANSWER_VALUE, value, &written);
+    if (step != FAILED || written)
+        return step;
+    return header->kind & MPX_ORDER_LISTED ? answer_unsendable_list(desk, header->number, value)
+                                           : answer_unsendable(desk, header->number, value);
 }
 
 /* The exception that is set is the answer, if it is an error of the task's: those that are not mean
@@ -507,7 +523,7 @@ static step_t do_numbers(desk_t *desk, const mpx_spsc_header_t *header, const vo
                    ? FAILED
                    : answer_error(desk, header->number);
     } else if (results.list != NULL) {
-        step = answer_value(desk, header->number, results.list);
+        step = answer_value(desk, header, results.list);
     } else {
         mpx_list_end(&results.out, results.count);
         step = answer_message(desk, header->number, &results.out);
@@ -531,7 +547,7 @@ static step_t do_any(desk_t *desk, const mpx_spsc_header_t *header, const void *
     read_record(desk, header->size);
     PyObject *result = payload == NULL ? NULL : call_task(desk, header, payload);
     step_t step = desk->is_puzzled && (desk->manners & ENDS_PUZZLED) ? FAILED
-                  : result != NULL ? answer_value(desk, header->number, result)
+                  : result != NULL ? answer_value(desk, header, result)
                                    : answer_error(desk, header->number);
     Py_XDECREF(payload);
     Py_XDECREF(result);

@@ -1,7 +1,9 @@
 """A worker has died, and what it has left runs Python code that uses the pool itself."""
 
+import gc
 import os
 import signal
+import sysconfig
 
 import pytest
 
@@ -36,6 +38,12 @@ def answer_or_die(number):
     return Asks(number)
 
 
+without_memory = pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
+    reason="pickle.loads alone crashes under set_nomemory in a free-threaded 3.13",
+)
+
+
 @pytest.fixture
 def pool():
     global _shared, _gate
@@ -47,10 +55,10 @@ def pool():
     _shared = _gate = None
 
 
-def begin_all(pool, numbers):
+def begin_all(pool, numbers, function=answer_or_die):
     """Have them done while nobody collects, until the worker has died."""
     pid = pool._pool[0].pid
-    results = [pool.apply_async(answer_or_die, (number,)) for number in numbers]
+    results = [pool.apply_async(function, (number,)) for number in numbers]
     _gate.set()
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # and leave it to the pool
     return results
@@ -67,6 +75,63 @@ def test_reading_what_the_dead_has_answered_may_use_the_pool(pool):
     # And the pool has a worker that it knows.
     assert pool.apply_async(abs, (-5,)).get(20) == 5
     assert len(pool._pool) == 1
+
+
+def answer_plainly_or_die(number):
+    _gate.wait()
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def bury_without_memory(pool):
+    """There is none to take what the dead worker has left out of its lane."""
+    nomemory = pytest.importorskip("_testcapi", reason="CPython's own tests are not there")
+    if not hasattr(nomemory, "set_nomemory"):
+        pytest.skip("this _testcapi cannot make allocations fail")
+    crew, bury = pool._crew, pool._crew._bury
+    (lane,) = lanes = [crew._lane(0)[0]]
+
+    def bury_so(*args):
+        gc.disable()
+        nomemory.set_nomemory(0, 1)
+        try:
+            return bury(*args)
+        finally:
+            nomemory.remove_mem_hooks()
+            gc.enable()
+            lanes.append(crew._lane(0)[0])
+
+    crew._bury = bury_so
+    pool._repopulate_pool()
+    crew._bury = bury
+    assert lanes == [lane, lane]  # else it had the memory
+
+
+@without_memory
+def test_without_memory(pool):
+    pool.map(abs, range(5_000), 1)
+    with pool._crew.turn():
+        answered, lost, waits = begin_all(pool, [1, 3, 4], answer_plainly_or_die)
+        bury_without_memory(pool)
+    assert answered.get() == 1
+    assert waits.get() == 4
+    with pytest.raises(pools.WorkerLostError):
+        lost.get()
+    assert pool.apply_async(abs, (-5,)).get(20) == 5
+    assert len(pool._pool) == 1
+
+
+@without_memory
+def test_without_memory_what_needs_the_lane_fails(pool):
+    """What is read asks the pool, whose one lane is not free yet."""
+    assert pool.apply(abs, (-1,)) == 1
+    with pool._crew.turn():
+        results = begin_all(pool, [1, 3])
+        bury_without_memory(pool)
+    for result in results:
+        with pytest.raises(pools.BrokenPoolError, match="no worker"):
+            result.get(20)
 
 
 def test_a_call_that_is_cancelled_meanwhile(pool):

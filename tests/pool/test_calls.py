@@ -12,6 +12,7 @@ import operator
 import pathlib
 import pickle
 import queue
+import re
 import threading
 import types
 import weakref
@@ -662,6 +663,27 @@ def test_results_of_maps_that_cannot_be_pickled(process_pool):
                 next(iterator)
         with pytest.raises(StopIteration):
             next(iterator)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, None])
+@pytest.mark.parametrize("count", [1, 5])
+def test_how_a_result_that_cannot_be_pickled_is_shown(process_pool, chunk, count):
+    """That of a map is in a list, whatever its chunks; so are those of an imap in chunks."""
+    module = importlib.import_module(type(process_pool).__module__)
+    one = re.compile(r"<function return_lambda\.<locals>\.<lambda> at 0x[0-9a-f]+>")
+
+    def shown(get):
+        with pytest.raises(module.MaybeEncodingError) as caught:
+            get()
+        return one.sub("X", caught.value.value)
+
+    some = ["[X]"] if chunk == 1 or count == 1 or chunk is None else ["[X]", "[X, X]"]
+    items, pairs = range(count), [(n,) for n in range(count)]
+    assert shown(lambda: process_pool.map(targets.return_lambda, items, chunk)) in some
+    assert shown(lambda: process_pool.starmap(targets.return_lambda, pairs, chunk)) in some
+    for call in (process_pool.imap, process_pool.imap_unordered):
+        found = shown(lambda call=call: next(call(targets.return_lambda, items, chunk or 1)))
+        assert found in (some if chunk == 2 else ["X"])
 
 
 def test_an_error_that_cannot_be_pickled(process_pool):

@@ -14,7 +14,7 @@ import pool_targets as targets
 import pytest
 from both_packages import PACKAGES
 from pool_helpers import LIMIT, is_gone, lines, wait_for_lines, wait_until_gone
-from sync_helpers import Task, run_program, wait_until
+from sync_helpers import Task, run_program, wait_until, wait_until_asleep
 
 NAMES = {"fork": "ForkPoolWorker", "spawn": "SpawnPoolWorker", "forkserver": "ForkServerPoolWorker"}
 
@@ -380,6 +380,110 @@ if __name__ == "__main__":
 def test_an_unclosed_pool_at_exit(package, method):
     code = AT_EXIT.format(package=package.__name__)
     assert run_program("-c", code, method) == "end\n"
+
+
+# ---- callbacks at the end ------------------------------------------------------------------------
+
+
+class Callback:
+    """It has begun, and goes on when it is told to."""
+
+    def __init__(self, then=lambda: None):
+        self.begun, self.go, self.ended = threading.Event(), threading.Event(), threading.Event()
+        self._then = then
+
+    def __call__(self, value):
+        self.begun.set()
+        assert self.go.wait(LIMIT)
+        self._then()
+        self.ended.set()
+
+    def begin(self, pool, call):
+        getattr(pool, call)(targets.identity, [1], callback=self)
+        assert self.begun.wait(LIMIT)
+
+
+def leave_with(pool):
+    with pool:
+        pass
+
+
+@pytest.mark.parametrize("end", [lambda pool: pool.terminate(), leave_with])
+@pytest.mark.parametrize("call", ["apply_async", "map_async"])
+def test_the_end_waits_for_a_callback(ctx, call, end):
+    pool, callback = ctx.Pool(2), Callback()
+    callback.begin(pool, call)
+    task = Task(end, pool)
+    wait_until_asleep(task)
+    assert not callback.ended.is_set()
+    callback.go.set()
+    task.get()
+    assert callback.ended.is_set()
+    pool.join()
+
+
+@pytest.mark.parametrize("end", [lambda pool: pool.terminate(), leave_with])
+def test_a_callback_may_end_the_pool(ctx, end):
+    pool = ctx.Pool(2)
+    everybody = pids(pool)
+    callback = Callback(lambda: end(pool))
+    callback.begin(pool, "apply_async")
+    callback.go.set()
+    assert callback.ended.wait(LIMIT)
+    wait_until_gone(*everybody)
+    pool.terminate()
+    pool.join()
+
+
+def test_a_callback_ends_a_pool_that_is_being_ended(ctx):
+    pool = ctx.Pool(2)
+    callback = Callback(pool.terminate)
+    callback.begin(pool, "apply_async")
+    task = Task(pool.terminate)
+    wait_until_asleep(task)
+    callback.go.set()
+    task.get()
+    assert callback.ended.is_set()
+    pool.join()
+
+
+# The callback is in the middle when the program ends, and long after: what cuts it off does so.
+CALLBACK_AT_EXIT = """
+import sys
+import threading
+import time
+from {package} import get_context
+
+begun, go = threading.Event(), threading.Event()
+
+def callback(value):
+    begun.set()
+    go.wait()
+    time.sleep(0.5)
+    {then}
+    print("ended", flush=True)
+
+if __name__ == "__main__":
+    import atexit
+    pool = get_context(sys.argv[1]).Pool(2)
+    getattr(pool, sys.argv[2])(abs, [-1], callback=callback)
+    begun.wait()
+    atexit.register(go.set)
+"""
+
+
+@pytest.mark.parametrize("call", ["apply_async", "map_async"])
+def test_a_callback_at_exit(package, method, call):
+    code = CALLBACK_AT_EXIT.format(package=package.__name__, then="pass")
+    assert run_program("-c", code, method, call) == "ended\n"
+
+
+@pytest.mark.parametrize(
+    "then", ["pool.terminate()", "pool.close()", "pool.apply_async(abs, (-1,))"]
+)
+def test_what_a_callback_does_at_exit(package, then):
+    code = CALLBACK_AT_EXIT.format(package=package.__name__, then=then)
+    assert run_program("-c", code, "fork", "apply_async") == "ended\n"
 
 
 # ---- forked copies -------------------------------------------------------------------------------

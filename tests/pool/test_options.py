@@ -1718,26 +1718,53 @@ def test_numbers_of_all_sizes(two):
 
 OPTIONS = [
     *((call, {name: 1}) for call in CALLS for name in ("timeout", "retries")),
+    *((call, {"timeout": 0}) for call in CALLS),
     *((call, {"progress": True}) for call in MAPS),
+    *((call, {"buffersize": size}) for call in ("imap", "imap_unordered") for size in (0, 3)),
 ]
 
 
 @pytest.mark.parametrize(("call", "names"), OPTIONS, ids=str)
-def test_pools_that_are_the_stdlibs_have_no_options(call, names):
-    """Rather than that they are passed over."""
+def test_a_thread_pool_has_no_options(call, names):
+    """Rather than that they are passed over; and what to do is said."""
     with pools.ThreadPool(1) as pool:
-        with pytest.raises(NotImplementedError, match=f"it has no {next(iter(names))}="):
+        with pytest.raises(
+            TypeError, match=rf"^a ThreadPool has no {next(iter(names))}=; .*use a Pool, or \w+"
+        ):
             calls(pool, targets.square, range(3), **names)[call]()
         assert calls(pool, targets.square, range(3))[call]() == [0, 1, 4]
 
 
-@pytest.mark.parametrize("kind", ["imap", "imap_unordered"])
-def test_a_thread_pool_has_no_buffersize(kind):
+def test_a_thread_pool_is_told_what_is_the_default():
     with pools.ThreadPool(1) as pool:
-        with pytest.raises(NotImplementedError, match="it has no buffersize="):
-            getattr(pool, kind)(targets.square, range(3), buffersize=3)
-        with pytest.raises(NotImplementedError):
+        names = {"timeout": None, "retries": 0, "progress": False}
+        assert pool.map(targets.square, [3], **names) == [9]
+        assert list(pool.imap(targets.square, [3], buffersize=None, **names)) == [9]
+
+
+def test_a_thread_pool_is_not_resized():
+    with pools.ThreadPool(1) as pool, pytest.raises(NotImplementedError, match="ThreadPool"):
+        pool.resize(3)
+
+
+class WithQueues(pools.Pool):
+    """What the engine has not is its own."""
+
+    def _setup_queues(self):
+        super()._setup_queues()
+
+
+def test_a_pool_that_is_the_stdlibs_says_why(fork):
+    with WithQueues(1, context=fork) as pool:
+        for call in (pool.map, pool.imap):
+            with pytest.raises(TypeError, match=r"WithQueues overrides .*: it has no timeout="):
+                call(targets.square, range(3), timeout=3)
+        with pytest.raises(NotImplementedError, match="WithQueues overrides"):
             pool.resize(3)
+        assert pool.map(targets.square, range(3)) == [0, 1, 4]
+    pool.join()
+    with pytest.raises(TypeError, match=r"WithQueues overrides .*: it has no max_memory="):
+        WithQueues(1, context=fork, max_memory=1 << 30)
 
 
 class Overriding(pools.Pool):
@@ -1811,5 +1838,55 @@ def test_bad_options(fork, names, kind):
     ids=str,
 )
 def test_a_pool_that_is_the_stdlibs_has_no_options(names):
-    with pytest.raises(NotImplementedError, match="it has no options"):
+    (name,) = names
+    match = f"its context is not one of this package: it has no {name}="
+    with pytest.raises(TypeError, match=match):
         pools.Pool(1, context=multiprocessing.get_context("fork"), **names)
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+# With the standard library's pools a callback must not wait for its own pool at all.
+WAITS_AT_EXIT = """
+import atexit
+import threading
+import time
+import mproc_ext
+
+begun, go = threading.Event(), threading.Event()
+
+def callback(value):
+    assert pool.apply(abs, (-1,)) == 1
+    begun.set()
+    go.wait()
+    time.sleep(0.5)
+    try:
+        {call}
+    except mproc_ext.pool.BrokenPoolError as error:
+        print(error, flush=True)
+
+if __name__ == "__main__":
+    pool = mproc_ext.get_context("fork").Pool(2)
+    pool.apply_async(abs, (-1,), callback=callback)
+    begun.wait()
+    atexit.register(go.set)
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "pool.apply(abs, (-1,))",
+        "pool.map(abs, range(10))",
+        "next(pool.imap(abs, [-1]))",
+        "pool.apply_async(abs, (-1,)).wait()",
+    ],
+)
+def test_a_callback_that_waits_for_its_pool_at_exit(call):
+    out = run_program("-c", WAITS_AT_EXIT.format(call=call))
+    assert out == "the pool does no task any more: the interpreter ends\n"
+
+
+def test_a_callback_that_cancels_at_exit():
+    call = "job = pool.apply_async(abs, (-1,)); assert job.cancel(); print('cancelled', flush=True)"
+    assert run_program("-c", WAITS_AT_EXIT.format(call=call)) == "cancelled\n"
