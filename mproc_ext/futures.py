@@ -701,6 +701,9 @@ class ProcessPoolExecutor(_StdExecutor):
                 crew.cancel_all()
             if wait and service is not None:
                 service.join()
+            elif wait and (self._broken or self._force_shutting_down):
+                # It was shut down before, without waiting: its workers end now.
+                crew._join_service()
         self._executor_manager_thread = None
         self._call_queue = None
         self._processes = None
@@ -717,7 +720,8 @@ class ProcessPoolExecutor(_StdExecutor):
         # From here on no worker is replaced, which would not be among these.
         with self._shutdown_lock:
             self._force_shutting_down = True
-        processes = list((self._processes or {}).values())
+        # Also where it was shut down before, and shows none any more.
+        processes = [] if self._crew is None else list(self._crew.by_pid.values())
         self.shutdown(wait=False, cancel_futures=True)
         for worker in processes:
             try:

@@ -246,6 +246,7 @@ bool mpx_crew_collect_from(CrewObject *crew, mpx_worker_t *worker)
     free_cells(worker);
     if (worker->answers >= worker->window / 2 || worker->open == 0)
         set_window(worker);
+    mpx_crew_note_end(crew, worker);
     return true;
 }
 

@@ -788,6 +788,34 @@ def test_force(ctx, tmp_path, operation):
         executor.submit(targets.square, 3)
 
 
+def are_reaped(processes):
+    """Without a look that would reap them."""
+    return [process._popen.returncode is not None for process in processes]
+
+
+@pytest.mark.parametrize("operation", ["terminate_workers", "kill_workers"])
+@pytest.mark.parametrize("is_shut_down", [False, True])
+def test_shutdown_waits_for_workers_that_were_ended(ctx, tmp_path, operation, is_shut_down):
+    with ProcessPoolExecutor(2, ctx) as executor:
+        block(executor, tmp_path)
+        executor.submit(targets.note_and_block, os.devnull)
+        processes = list(executor._processes.values())
+        if is_shut_down:
+            executor.shutdown(wait=False)
+        getattr(executor, operation)()
+    assert are_reaped(processes) == [True, True]
+
+
+def test_shutdown_waits_for_the_workers_of_a_broken_executor(ctx, tmp_path):
+    with ProcessPoolExecutor(2, ctx) as executor:
+        block(executor, tmp_path)
+        error = executor.submit(targets.die, "kill").exception(LIMIT)
+        assert type(error) is BrokenProcessPool
+        processes = list(executor._processes.values())
+        executor.shutdown(wait=False)
+    assert are_reaped(processes) == [True, True]
+
+
 def test_an_executor_that_is_collected(ctx):
     executor = ProcessPoolExecutor(2, ctx)
     todo = [executor.submit(targets.square, n) for n in range(100)]
