@@ -12,6 +12,7 @@ its errors are the standard library's own classes.
 
 import itertools
 import os
+import pickle
 import threading
 import time
 import weakref
@@ -19,7 +20,7 @@ from collections import deque
 from concurrent.futures import CancelledError, Executor, _base, process as _std
 from traceback import format_exception
 
-from mproc_ext import _core, _engine, context, process, util
+from mproc_ext import _core, _engine, context, process, reduction, util
 from mproc_ext._engine import TaskTimeoutError, WorkerLostError, current_worker
 
 __all__ = [
@@ -61,8 +62,27 @@ _TELLS_ALL = 1
 _ENDS_PUZZLED = 2
 
 
+class _Failure(_ExceptionWithTraceback):
+    """An exception as it is sent: with its traceback, which is there also where it cannot be
+    unpickled."""
+
+    def __reduce__(self):
+        return _rebuild, (bytes(reduction.ForkingPickler.dumps(self.exc)), self.tb)
+
+
+def _rebuild(data, traceback):
+    """In the parent."""
+    try:
+        error = pickle.loads(data)
+        error.__cause__ = _RemoteTraceback(traceback)
+    except BaseException as reason:  # a constructor with other arguments, mostly
+        reason.__cause__ = _RemoteTraceback(traceback)
+        raise
+    return error
+
+
 def _failure(error):
-    return _ExceptionWithTraceback(error, error.__traceback__)
+    return _Failure(error, error.__traceback__)
 
 
 def _unsendable(reason, _):
@@ -197,7 +217,7 @@ class _Crew(_engine.Crew):
         super().__init__(None, options)
         self.by_pid = {}
         self.breaks_on_death = options.max_restarts is None and executor._retries == 0
-        self._be_executor(self.breaks_on_death)
+        self._be_executor()
         self._manners = _TELLS_ALL | (_ENDS_PUZZLED if self.breaks_on_death else 0)
         self._timeout = executor._task_timeout
         this = weakref.ref(self)
@@ -332,6 +352,18 @@ class _Crew(_engine.Crew):
     def _explain(self, error):
         """An argument could not be pickled."""
         error.__cause__ = _RemoteTraceback('\n"""\n{}"""'.format("".join(format_exception(error))))
+        return error
+
+    def _explain_unread(self, job, index, is_error, reason):
+        """A result could not be unpickled; or an exception, whose traceback the reason has.
+
+        The standard library's executor breaks then, and so its class is what programs expect.
+        """
+        what = "exception" if is_error else "result"
+        error = BrokenProcessPool(
+            f"the {what} of {job._describe(index)} cannot be unpickled: {type(reason).__name__}"
+        )
+        error.__cause__ = reason
         return error
 
     # -- The end --

@@ -237,7 +237,6 @@ struct CrewObject {
     mpx_atomic_u32 ready;  /* workers that take tasks */
     mpx_atomic_u32 ending; /* workers that are about to end, at the last look */
     bool is_executor;      /* of one, not of a pool */
-    bool is_strict;        /* a result that cannot be unpickled breaks it */
     JobObject *jobs;       /* all unfinished ones */
     JobObject *first_to_send, *last_to_send;
     JobObject *first_settled, *last_settled;

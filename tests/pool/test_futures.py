@@ -962,18 +962,45 @@ def test_arguments_that_cannot_be_unpickled(ctx, kind):
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
 def test_results_that_cannot_be_unpickled(ctx, kind):
     with ProcessPoolExecutor(1, ctx) as executor:
+        pid = executor.submit(os.getpid).result(LIMIT)
         future = executor.submit(targets.make_unreadable, kind)
-        waiting = executor.submit(targets.note_and_block, os.devnull)
-        for error in (future.exception(LIMIT), waiting.exception(LIMIT)):
-            assert type(error) is BrokenProcessPool
-            assert "cannot be read" in str(error.__cause__)
+        waiting = executor.submit(os.getpid)
+        error = future.exception(LIMIT)
+        assert type(error) is BrokenProcessPool
+        assert "the result of make_unreadable cannot be unpickled" in str(error)
+        assert type(error.__cause__) is kind
+        assert error.__cause__.args == ("cannot be read",)
+        # It is that task's alone.
+        assert waiting.result(LIMIT) == pid
+        assert not executor._broken
+        with pytest.raises(BrokenProcessPool, match="task 0 of make_unreadable"):
+            list(executor.map(targets.make_unreadable, [kind, kind]))
+        assert executor.submit(os.getpid).result(LIMIT) == pid
 
 
 def test_an_exception_that_cannot_be_unpickled(ctx):
     with ProcessPoolExecutor(1, ctx) as executor:
-        error = executor.submit(targets.fail, targets.Unpicklable, 1, 2).exception(LIMIT)
+        future = executor.submit(targets.fail, targets.Unpicklable, 1, 2)
+        waiting = executor.submit(targets.square, 3)
+        error = future.exception(LIMIT)
         assert type(error) is BrokenProcessPool
-        assert "Unpicklable" in str(error.__cause__)
+        assert "the exception of fail cannot be unpickled" in str(error)
+        reason = error.__cause__
+        assert type(reason) is TypeError
+        assert "Unpicklable" in str(reason)
+        assert type(reason.__cause__) is concurrent.futures.process._RemoteTraceback
+        assert "raise kind(*args)" in str(reason.__cause__)
+        assert waiting.result(LIMIT) == 9
+        assert not executor._broken
+
+
+def test_a_callback_sees_an_exception_that_cannot_be_unpickled(one):
+    seen = queue.Queue()
+    future = one.submit(targets.fail, targets.Unpicklable, 1, 2)
+    future.add_done_callback(lambda done: seen.put(done.exception(0)))
+    error = seen.get(timeout=LIMIT)
+    assert error is future.exception(0)
+    assert "raise kind(*args)" in str(error.__cause__.__cause__)
 
 
 def test_an_initializer_that_fails(ctx):
@@ -1060,9 +1087,8 @@ def test_max_restarts(ctx):
                 futures.WorkerLostError
             )
         assert executor.submit(targets.square, 3).result(LIMIT) == 9
-        assert executor.submit(targets.make_unreadable, ValueError).exception(LIMIT).args == (
-            "cannot be read",
-        )
+        unread = executor.submit(targets.make_unreadable, ValueError).exception(LIMIT)
+        assert unread.__cause__.args == ("cannot be read",)
         executor.submit(targets.die, "exit").exception(LIMIT)
         wait_until(lambda: executor._broken, "that it is broken")
         with pytest.raises(BrokenProcessPool):
