@@ -384,10 +384,30 @@ class Crew(_core.Crew):
     def _start_worker(self, place):
         lane, _, _ = self._lane(place)
         process = self._make_process(work, (self, place, lane, self._options))
-        self._open(place, process.sentinel)
-        self._places[place] = process
-        self.processes.append(process)
+        try:
+            process.start()
+            self._open(place, process.sentinel)
+            self._places[place] = process
+            self.processes.append(process)
+        except BaseException:
+            self._undo_start(place, process)
+            raise
         util.debug("added worker")
+
+    def _undo_start(self, place, process):
+        """What has come between, Ctrl-C mostly, leaves no worker that nobody knows: the next one is
+        given its lane."""
+        pid = process.pid
+        if pid is None:  # it was not started
+            return
+        process.kill()
+        process.join()
+        self._places[place] = None
+        if process in self.processes:
+            self.processes.remove(process)
+        self._bury(
+            place, lambda job, index: self._make_lost(pid, process.exitcode, job._describe(index))
+        )
 
     def _maintain(self):
         """Bury the workers that have ended, and start others.  Whoever drives calls this."""

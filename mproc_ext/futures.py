@@ -249,8 +249,14 @@ class _Crew(_engine.Crew):
         if workers <= self._wanted_workers:
             return
         with self.turn():
-            if self._broken is None and not self._is_stopping:
-                self.start(max(workers, self._wanted_workers))
+            if self._broken is not None or self._is_stopping:
+                return
+            before = self._wanted_workers
+            try:
+                self.start(max(workers, before))
+            except BaseException:
+                self._wanted_workers = before  # the next call tries again
+                raise
 
     def _start_worker(self, place):
         executor = self._executor()
@@ -261,12 +267,17 @@ class _Crew(_engine.Crew):
         # It is killed when this process ends in whatever way, as a daemon, but may have children.
         is_daemon = worker.daemon
         worker.daemon = True
-        worker.start()
-        worker._config["daemon"] = is_daemon
-        self._open(place, worker.sentinel)
-        self._places[place] = worker
-        self.processes.append(worker)
-        self.by_pid[worker.pid] = worker
+        try:
+            worker.start()
+            worker._config["daemon"] = is_daemon
+            self._open(place, worker.sentinel)
+            self._places[place] = worker
+            self.processes.append(worker)
+            self.by_pid[worker.pid] = worker
+        except BaseException:
+            self.by_pid.pop(worker.pid, None)
+            self._undo_start(place, worker)
+            raise
 
     def _refill(self):
         if not any(place is None for place in self._places[: self._wanted_workers]):

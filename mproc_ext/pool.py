@@ -666,13 +666,12 @@ class _Results(queue.SimpleQueue):
 
 
 def _process_maker(process, ctx):
-    """What starts a worker: without a reference to the pool, which would never be collected."""
+    """What makes a worker: without a reference to the pool, which would never be collected."""
 
     def make(target, args):
         worker = process(ctx, target=target, args=args)
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
-        worker.start()
         return worker
 
     return make
