@@ -304,15 +304,14 @@ class _Crew(_engine.Crew):
         pid, exitcode = process.pid, process.exitcode
         was_killed_here = process in self._given_up or pid in self._too_large
         breaks = self.breaks_on_death and not was_killed_here
-        lost, errors = [], []
+        lost = []
 
         def make_error(job, index):
-            task = job._describe(index)
-            lost.append(task)
-            if not breaks:
-                return self._make_lost(pid, exitcode, task)
-            errors.append(BrokenProcessPool(_TERMINATED))
-            return errors[-1]
+            if breaks:
+                lost.append(BrokenProcessPool(_TERMINATED))
+            else:
+                lost.append(self._make_lost(pid, exitcode, job._describe(index)))
+            return lost[-1]
 
         self._places[place] = None
         self.processes.remove(process)
@@ -321,8 +320,9 @@ class _Crew(_engine.Crew):
         cause = f"Process {pid} terminated abruptly with exit code {exitcode}"
         if why is not None:
             cause = "".join(format_exception(why))
-        for error in errors:
-            error.__cause__ = _remote(cause)
+        if breaks:
+            for error in lost:
+                error.__cause__ = _remote(cause)
         if self._is_stopping or self._broken is not None:
             return
         is_due = is_ready and why is None and exitcode == 0 and not lost and self._may_end
@@ -332,7 +332,7 @@ class _Crew(_engine.Crew):
             self._break_down(cause)
         else:
             self.by_pid.pop(pid, None)
-            self._count_death(place, process, has_begun, is_ready, why)
+            self._count_death(place, process, has_begun, is_ready, lost[-1] if lost else why)
 
     @property
     def _may_end(self):

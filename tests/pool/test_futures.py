@@ -1095,6 +1095,17 @@ def test_max_restarts(ctx):
             executor.submit(targets.square, 3)
 
 
+def test_max_restarts_says_which_was_the_last(ctx, tmp_path):
+    with ProcessPoolExecutor(2, ctx, max_restarts=(0, LIMIT)) as executor:
+        waiting, _ = block(executor, tmp_path)
+        executor.submit(targets.die, "exit").exception(LIMIT)
+        error = waiting.exception(LIMIT)
+        assert type(error) is BrokenProcessPool
+        assert "1 workers have died" in str(error)
+        assert "WorkerLostError" in str(error.__cause__)
+        assert "exit code 3 in the middle of die" in str(error.__cause__)
+
+
 def test_max_memory(ctx):
     most = _engine._memory() + (200 << 20)  # a forked worker begins with what this one has
     with ProcessPoolExecutor(1, ctx, max_memory=most) as executor:
