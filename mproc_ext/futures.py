@@ -165,6 +165,14 @@ class Future(_core.JobFuture, _engine.Job, _base.Future):
                 self._tell_cancelled()
         return self.cancelled()
 
+    def set_result(self, result):
+        """Only its executor does so."""
+        raise _base.InvalidStateError(f"{self._state}: {self!r}")
+
+    def set_exception(self, exception):
+        """Only its executor does so."""
+        raise _base.InvalidStateError(f"{self._state}: {self!r}")
+
     def _tell_cancelled(self):
         with self._condition:
             self._state = _base.CANCELLED
@@ -617,14 +625,41 @@ class ProcessPoolExecutor(_StdExecutor):
 
     @property
     def _pending_work_items(self):
-        """What is not done, by number, in the order in which it was submitted."""
+        """What is not done, by number, in the order in which it was submitted.
+
+        Programs ask for its length, and cancel the future of each.
+        """
         if self._is_stdlib:
             return self.__dict__["_pending_work_items"]
-        return {} if self._crew is None else dict(enumerate(reversed(self._crew._jobs())))
+        jobs = [] if self._crew is None else reversed(self._crew._jobs())
+        return {n: _std._WorkItem(job, job._function, (), {}) for n, job in enumerate(jobs)}
 
     @_pending_work_items.setter
     def _pending_work_items(self, items):
         self.__dict__["_pending_work_items"] = items
+
+    # Programs that want workers before the first task (PyTorch's compiler) call the next two.
+
+    def _adjust_process_count(self):
+        """Have one worker more; all of them where they are forked."""
+        if self._is_stdlib:
+            super()._adjust_process_count()
+        else:
+            here = 0 if self._crew is None else len(self._crew.processes)
+            self._have(here + 1)
+
+    def _start_executor_manager_thread(self):
+        if self._is_stdlib:
+            super()._start_executor_manager_thread()
+        elif self._executor_manager_thread is None:
+            self._have(0)
+
+    def _have(self, workers):
+        if self._crew is None:
+            self._prepare(workers)
+        else:
+            self._refuse()
+            self._crew.have(min(workers, self._max_workers))
 
     # -- Calls --
 

@@ -1164,10 +1164,59 @@ def test_a_map_is_one_job(one, tmp_path):
     assert len(list(results)) == 10_000
 
 
+def test_what_is_pending_is_cancelled_by_its_items(one, tmp_path):
+    blocked, let_go = block(one, tmp_path)
+    waiting = [one.submit(targets.square, n) for n in range(5)]
+    for item in one._pending_work_items.values():
+        item.future.cancel()
+    let_go()
+    assert blocked.result(LIMIT) > 0
+    assert all(future.cancelled() for future in waiting)
+    assert one.submit(targets.square, 3).result(LIMIT) == 9
+
+
+def test_workers_before_the_first_task(ctx):
+    """As PyTorch's compiler has them."""
+    with ProcessPoolExecutor(3, ctx) as executor:
+        for _ in range(2):
+            executor._adjust_process_count()
+        executor._start_executor_manager_thread()
+        assert len(executor._processes) == (3 if ctx.get_start_method() == "fork" else 2)
+        assert executor._executor_manager_thread.is_alive()
+        executor._adjust_process_count()
+        executor._adjust_process_count()
+        assert len(executor._processes) == 3
+        assert executor.submit(targets.square, 3).result(LIMIT) == 9
+    with ProcessPoolExecutor(3, ctx) as executor:
+        executor._start_executor_manager_thread()
+        assert executor.submit(targets.square, 3).result(LIMIT) == 9
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+@pytest.mark.parametrize("call", ["set_result", "set_exception", "set_running_or_notify_cancel"])
+def test_somebody_else_settles_a_future(one, tmp_path, is_begun, call):
+    begun, let_go = block(one, tmp_path)
+    future = begun if is_begun else one.submit(targets.square, 3)
+    if call == "set_running_or_notify_cancel":
+        if is_begun:
+            with pytest.raises(RuntimeError, match="unexpected state"):
+                future.set_running_or_notify_cancel()
+        else:
+            assert future.set_running_or_notify_cancel()
+    else:
+        with pytest.raises(concurrent.futures.InvalidStateError):
+            getattr(future, call)(ValueError("theirs"))
+    let_go()
+    assert one.submit(targets.square, 4).result(LIMIT) == 16
+    assert concurrent.futures.wait([begun, future], LIMIT).not_done == set()
+    assert one._crew._unfinished == 0
+    assert not one._broken
+
+
 def test_pending_work_items(one, tmp_path):
     blocked, let_go = block(one, tmp_path)
     waiting = one.submit(targets.square, 3)
-    assert list(one._pending_work_items.values()) == [blocked, waiting]
+    assert [item.future for item in one._pending_work_items.values()] == [blocked, waiting]
     let_go()
     assert waiting.result(LIMIT) == 9
     assert len(one._pending_work_items) == 0
