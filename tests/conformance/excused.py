@@ -41,8 +41,8 @@ _CHILD_LEFT = (
 )
 _WORKER_LEFT = (
     (
-        "test_failed_worker_replacement_breaks_pool, which is excused below, fails while a worker is"
-        " still to start and to end: whether it ends just when the runner looks is a matter of time"
+        "test_failed_worker_replacement_breaks_pool, which is excused below, fails while a worker"
+        " is still to start and to end: whether it ends as the runner looks is a matter of time"
     ),
     {"modes": ("executor",), "pythons": ("3.14", "3.15")},
 )
