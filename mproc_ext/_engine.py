@@ -36,7 +36,7 @@ class WorkerLostError(RuntimeError):
     """A worker died in the middle of a task, or ended: the task has no result.
 
     pid, exitcode: of the worker; exitcode is negative where a signal has killed it, as that of a
-    Process.  task: what it was doing, as a string.
+    Process.  task: what it was doing, as a string; or None.
     """
 
     def __init__(self, message, pid=None, exitcode=None, task=None):
@@ -389,15 +389,19 @@ class Crew(_core.Crew):
         self.processes.append(process)
 
     def _undo_start(self, place, process):
-        """Ctrl-C may have come when it was there: it would share its lane with the next one."""
-        if getattr(process, "_popen", None) is None:
+        """What has come between, Ctrl-C mostly, leaves no worker that nobody knows: the next one is
+        given its lane."""
+        pid = process.pid
+        if pid is None:  # it was not started
             return
         process.kill()
         process.join()
         self._places[place] = None
         if process in self.processes:
             self.processes.remove(process)
-        self._bury(place, lambda job, index: self._make_lost(process.pid, process.exitcode, ""))
+        self._bury(
+            place, lambda job, index: self._make_lost(pid, process.exitcode, job._describe(index))
+        )
 
     def _maintain(self):
         """Bury the workers that have ended, and start others.  Whoever drives calls this."""
@@ -440,9 +444,10 @@ class Crew(_core.Crew):
         for error in lost:
             error.__cause__ = why
         if not self._is_stopping and self._broken is None:
-            self._count_death(place, process, has_begun, is_ready, why)
+            self._count_death(place, process, has_begun, is_ready, lost[-1] if lost else why)
 
     def _count_death(self, place, process, has_begun, is_ready, why):
+        """why: what tells most of it, an exception; or None."""
         pid, exitcode = process.pid, process.exitcode
         if is_ready:
             self._failed_to_begin = self._killed_at_start = 0
@@ -455,9 +460,11 @@ class Crew(_core.Crew):
                 self._fail(why, f"{message}, the last one with exit code {exitcode}")
                 return
         if exitcode != 0 and process not in self._given_up:
-            self._count_restart()
+            self._count_restart(
+                why or self._make_lost(pid, exitcode, None if is_ready else "its start")
+            )
 
-    def _count_restart(self):
+    def _count_restart(self, why):
         limit = self._options.max_restarts
         if limit is None:
             return
@@ -465,7 +472,7 @@ class Crew(_core.Crew):
         now = time.monotonic()
         self._restarted = [at for at in self._restarted if now - at < seconds] + [now]
         if len(self._restarted) > count:
-            self._fail(None, f"{len(self._restarted)} workers have died within {seconds} s")
+            self._fail(why, f"{len(self._restarted)} workers have died within {seconds} s")
 
     def _fail(self, cause, message):
         error = self.broken_error(f"{message}: the {self.name} does no task any more")
@@ -484,7 +491,8 @@ class Crew(_core.Crew):
         how += "" if exitcode < 0 else f" with exit code {exitcode}"
         if pid in self._too_large:
             how += f", as it had {self._too_large[pid]} bytes of memory,"
-        return WorkerLostError(f"worker {pid} {how} in the middle of {task}", pid, exitcode, task)
+        where = "between two tasks" if task is None else f"in the middle of {task}"
+        return WorkerLostError(f"worker {pid} {how} {where}", pid, exitcode, task)
 
     def _make_timeout(self, place, job, index):
         return TaskTimeoutError(

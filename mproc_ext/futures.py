@@ -12,6 +12,7 @@ its errors are the standard library's own classes.
 
 import itertools
 import os
+import pickle
 import threading
 import time
 import weakref
@@ -19,7 +20,7 @@ from collections import deque
 from concurrent.futures import CancelledError, Executor, _base, process as _std
 from traceback import format_exception
 
-from mproc_ext import _core, _engine, context, process, util
+from mproc_ext import _core, _engine, context, process, reduction, util
 from mproc_ext._engine import TaskTimeoutError, WorkerLostError, current_worker
 
 __all__ = [
@@ -61,8 +62,27 @@ _TELLS_ALL = 1
 _ENDS_PUZZLED = 2
 
 
+class _Failure(_ExceptionWithTraceback):
+    """An exception as it is sent: with its traceback, which is there also where it cannot be
+    unpickled."""
+
+    def __reduce__(self):
+        return _rebuild, (bytes(reduction.ForkingPickler.dumps(self.exc)), self.tb)
+
+
+def _rebuild(data, traceback):
+    """In the parent."""
+    try:
+        error = pickle.loads(data)
+        error.__cause__ = _RemoteTraceback(traceback)
+    except BaseException as reason:  # a constructor with other arguments, mostly
+        reason.__cause__ = _RemoteTraceback(traceback)
+        raise
+    return error
+
+
 def _failure(error):
-    return _ExceptionWithTraceback(error, error.__traceback__)
+    return _Failure(error, error.__traceback__)
 
 
 def _unsendable(reason, _):
@@ -145,6 +165,14 @@ class Future(_core.JobFuture, _engine.Job, _base.Future):
                 self._tell_cancelled()
         return self.cancelled()
 
+    def set_result(self, result):
+        """Only its executor does so."""
+        raise _base.InvalidStateError(f"{self._state}: {self!r}")
+
+    def set_exception(self, exception):
+        """Only its executor does so."""
+        raise _base.InvalidStateError(f"{self._state}: {self!r}")
+
     def _tell_cancelled(self):
         with self._condition:
             self._state = _base.CANCELLED
@@ -197,7 +225,7 @@ class _Crew(_engine.Crew):
         super().__init__(None, options)
         self.by_pid = {}
         self.breaks_on_death = options.max_restarts is None and executor._retries == 0
-        self._be_executor(self.breaks_on_death)
+        self._be_executor()
         self._manners = _TELLS_ALL | (_ENDS_PUZZLED if self.breaks_on_death else 0)
         self._timeout = executor._task_timeout
         this = weakref.ref(self)
@@ -229,8 +257,14 @@ class _Crew(_engine.Crew):
         if workers <= self._wanted_workers:
             return
         with self.turn():
-            if self._broken is None and not self._is_stopping:
-                self.start(max(workers, self._wanted_workers))
+            if self._broken is not None or self._is_stopping:
+                return
+            before = self._wanted_workers
+            try:
+                self.start(max(workers, before))
+            except BaseException:
+                self._wanted_workers = before  # the next call tries again
+                raise
 
     def _start_worker(self, place):
         executor = self._executor()
@@ -245,10 +279,11 @@ class _Crew(_engine.Crew):
             worker.start()
             worker._config["daemon"] = is_daemon
             self._seat(place, worker)
+            self.by_pid[worker.pid] = worker
         except BaseException:
+            self.by_pid.pop(worker.pid, None)
             self._undo_start(place, worker)
             raise
-        self.by_pid[worker.pid] = worker
 
     def _refill(self):
         if not any(place is None for place in self._places[: self._wanted_workers]):
@@ -275,15 +310,14 @@ class _Crew(_engine.Crew):
         pid, exitcode = process.pid, process.exitcode
         was_killed_here = process in self._given_up or pid in self._too_large
         breaks = self.breaks_on_death and not was_killed_here
-        lost, errors = [], []
+        lost = []
 
         def make_error(job, index):
-            task = job._describe(index)
-            lost.append(task)
-            if not breaks:
-                return self._make_lost(pid, exitcode, task)
-            errors.append(BrokenProcessPool(_TERMINATED))
-            return errors[-1]
+            if breaks:
+                lost.append(BrokenProcessPool(_TERMINATED))
+            else:
+                lost.append(self._make_lost(pid, exitcode, job._describe(index)))
+            return lost[-1]
 
         self._places[place] = None
         self.processes.remove(process)
@@ -292,8 +326,9 @@ class _Crew(_engine.Crew):
         cause = f"Process {pid} terminated abruptly with exit code {exitcode}"
         if why is not None:
             cause = "".join(format_exception(why))
-        for error in errors:
-            error.__cause__ = _remote(cause)
+        if breaks:
+            for error in lost:
+                error.__cause__ = _remote(cause)
         if self._is_stopping or self._broken is not None:
             return
         is_due = is_ready and why is None and exitcode == 0 and not lost and self._may_end
@@ -303,7 +338,7 @@ class _Crew(_engine.Crew):
             self._break_down(cause)
         else:
             self.by_pid.pop(pid, None)
-            self._count_death(place, process, has_begun, is_ready, why)
+            self._count_death(place, process, has_begun, is_ready, lost[-1] if lost else why)
 
     @property
     def _may_end(self):
@@ -334,6 +369,18 @@ class _Crew(_engine.Crew):
     def _explain(self, error):
         """An argument could not be pickled."""
         error.__cause__ = _RemoteTraceback('\n"""\n{}"""'.format("".join(format_exception(error))))
+        return error
+
+    def _explain_unread(self, job, index, is_error, reason):
+        """A result could not be unpickled; or an exception, whose traceback the reason has.
+
+        The standard library's executor breaks then, and so its class is what programs expect.
+        """
+        what = "exception" if is_error else "result"
+        error = BrokenProcessPool(
+            f"the {what} of {job._describe(index)} cannot be unpickled: {type(reason).__name__}"
+        )
+        error.__cause__ = reason
         return error
 
     # -- The end --
@@ -576,14 +623,41 @@ class ProcessPoolExecutor(_StdExecutor):
 
     @property
     def _pending_work_items(self):
-        """What is not done, by number, in the order in which it was submitted."""
+        """What is not done, by number, in the order in which it was submitted.
+
+        Programs ask for its length, and cancel the future of each.
+        """
         if self._is_stdlib:
             return self.__dict__["_pending_work_items"]
-        return {} if self._crew is None else dict(enumerate(reversed(self._crew._jobs())))
+        jobs = [] if self._crew is None else reversed(self._crew._jobs())
+        return {n: _std._WorkItem(job, job._function, (), {}) for n, job in enumerate(jobs)}
 
     @_pending_work_items.setter
     def _pending_work_items(self, items):
         self.__dict__["_pending_work_items"] = items
+
+    # Programs that want workers before the first task (PyTorch's compiler) call the next two.
+
+    def _adjust_process_count(self):
+        """Have one worker more; all of them where they are forked."""
+        if self._is_stdlib:
+            super()._adjust_process_count()
+        else:
+            here = 0 if self._crew is None else len(self._crew.processes)
+            self._have(here + 1)
+
+    def _start_executor_manager_thread(self):
+        if self._is_stdlib:
+            super()._start_executor_manager_thread()
+        elif self._executor_manager_thread is None:
+            self._have(0)
+
+    def _have(self, workers):
+        if self._crew is None:
+            self._prepare(workers)
+        else:
+            self._refuse()
+            self._crew.have(min(workers, self._max_workers))
 
     # -- Calls --
 
@@ -703,6 +777,9 @@ class ProcessPoolExecutor(_StdExecutor):
                 crew.cancel_all()
             if wait and service is not None:
                 service.join()
+            elif wait and (self._broken or self._force_shutting_down):
+                # It was shut down before, without waiting: its workers end now.
+                crew._join_service()
         self._executor_manager_thread = None
         self._call_queue = None
         self._processes = None
@@ -719,7 +796,8 @@ class ProcessPoolExecutor(_StdExecutor):
         # From here on no worker is replaced, which would not be among these.
         with self._shutdown_lock:
             self._force_shutting_down = True
-        processes = list((self._processes or {}).values())
+        # Also where it was shut down before, and shows none any more.
+        processes = [] if self._crew is None else list(self._crew.by_pid.values())
         self.shutdown(wait=False, cancel_futures=True)
         for worker in processes:
             try:

@@ -1037,15 +1037,11 @@ static PyObject *Crew_make(PyObject *self, PyObject *most_tasks)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(Crew_be_executor_doc,
-             "_be_executor($self, is_strict, /)\n--\n\n"
-             "Be an executor's. Strict: a result that cannot be unpickled damages the crew, and is "
-             "no error of\nits task.");
+PyDoc_STRVAR(Crew_be_executor_doc, "_be_executor($self, /)\n--\n\nBe an executor's.");
 
-static PyObject *Crew_be_executor(PyObject *self, PyObject *is_strict)
+static PyObject *Crew_be_executor(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     crew_of(self)->is_executor = true;
-    crew_of(self)->is_strict = is_strict == Py_True;
     Py_RETURN_NONE;
 }
 
@@ -1154,7 +1150,7 @@ PyDoc_STRVAR(Crew_doc, "The parent's side of a pool; the base of the one in _eng
 
 static PyMethodDef Crew_methods[] = {
     {"_make", Crew_make, METH_O, Crew_make_doc},
-    {"_be_executor", Crew_be_executor, METH_O, Crew_be_executor_doc},
+    {"_be_executor", Crew_be_executor, METH_NOARGS, Crew_be_executor_doc},
     {"_take", Crew_take, METH_VARARGS, Crew_take_doc},
     {"_begin", (PyCFunction)(void (*)(void))Crew_begin, METH_FASTCALL, Crew_begin_doc},
     {"_begin_call", (PyCFunction)(void (*)(void))Crew_begin_call, METH_FASTCALL,

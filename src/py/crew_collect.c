@@ -99,19 +99,40 @@ static JobObject *leave_lane(CrewObject *crew, mpx_worker_t *worker, mpx_task_t 
     return job;
 }
 
-static void deliver_read(CrewObject *crew, mpx_worker_t *worker, JobObject *job, Py_ssize_t index,
-                         bool is_error, PyObject *value)
+/* Ctrl-C may come while Python code reads a result: that is the program's, and not a result that
+ * cannot be read; whoever drives hears of it after this. Whether it has come. */
+static bool take_interrupt(CrewObject *crew)
 {
-    if (value == NULL && crew->is_strict) { /* the job stays open until the crew is broken for it */
-        Py_XSETREF(worker->note, mpx_take_exception());
-        worker->is_damaged = true;
-        crew->next_tick = 0;
-        Py_DECREF((PyObject *)job);
-        return;
+    if (!PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
+        return false;
+    Py_XSETREF(crew->interrupt, mpx_take_exception());
+    crew->interrupted = (uint64_t)PyThread_get_thread_ident();
+    return true;
+}
+
+/* What cannot be unpickled has in an executor an exception that says so. Steals the reason. */
+static PyObject *explain_unread(CrewObject *crew, JobObject *job, Py_ssize_t index, bool is_error,
+                                PyObject *reason)
+{
+    if (!crew->is_executor)
+        return reason;
+    PyObject *error = PyObject_CallMethod((PyObject *)crew, "_explain_unread", "OnOO", job, index,
+                                          is_error ? Py_True : Py_False, reason);
+    if (error == NULL) {
+        if (!take_interrupt(crew))
+            PyErr_Clear();
+        return reason;
     }
+    Py_DECREF(reason);
+    return error;
+}
+
+static void deliver_read(CrewObject *crew, JobObject *job, Py_ssize_t index, bool is_error,
+                         PyObject *value)
+{
     if (value == NULL) {
+        value = explain_unread(crew, job, index, is_error, mpx_take_exception());
         is_error = true;
-        value = mpx_take_exception();
     }
     if (mpx_job_state(job) != MPX_JOB_OPEN) { /* it was abandoned meanwhile */
         Py_DECREF(value);
@@ -123,17 +144,13 @@ static void deliver_read(CrewObject *crew, mpx_worker_t *worker, JobObject *job,
     Py_DECREF((PyObject *)job);
 }
 
-/* What Python code reads. Ctrl-C may come while it does: that is the program's, and not a result
- * that cannot be read; whoever drives hears of it after this. */
+/* What Python code reads. */
 static PyObject *load(CrewObject *crew, const char *data, size_t size)
 {
     mpx_namespace_t namespace = mpx_engine_namespace(crew->state);
     PyObject *value = mpx_loads(crew->state, &namespace, data, size, NULL);
-    if (value == NULL && PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
-        Py_XSETREF(crew->interrupt, mpx_take_exception());
-        crew->interrupted = (uint64_t)PyThread_get_thread_ident();
+    if (value == NULL && take_interrupt(crew))
         value = mpx_loads(crew->state, &namespace, data, size, NULL);
-    }
     return value;
 }
 
@@ -150,7 +167,7 @@ static void read_block(CrewObject *crew, mpx_worker_t *worker, mpx_task_t *task,
             PyErr_SetString(PyExc_OSError, "the shared memory of a pool's worker is damaged");
         else
             value = load(crew, data, note->size);
-        deliver_read(crew, worker, job, index, is_error, value);
+        deliver_read(crew, job, index, is_error, value);
     }
     if (data != NULL) {
         mpx_crew_free_block(&crew->crew, note->block);
@@ -167,7 +184,7 @@ static void read_copy(CrewObject *crew, mpx_worker_t *worker, mpx_task_t *task, 
     JobObject *job = leave_lane(crew, worker, task);
     if (bytes != NULL)
         value = load(crew, PyBytes_AS_STRING(bytes), (size_t)PyBytes_GET_SIZE(bytes));
-    deliver_read(crew, worker, job, index, is_error, value);
+    deliver_read(crew, job, index, is_error, value);
 }
 
 /* Something that is no answer to a task. */
@@ -245,6 +262,7 @@ bool mpx_crew_collect_from(CrewObject *crew, mpx_worker_t *worker)
     free_cells(worker);
     if (worker->answers >= worker->window / 2 || worker->open == 0)
         set_window(worker);
+    mpx_crew_note_end(crew, worker);
     return true;
 }
 

@@ -14,6 +14,10 @@
 #define TICK       (20 * MPX_NANOS_PER_MILLI)
 #define TICK_TIMED (5 * MPX_NANOS_PER_MILLI)
 
+/* The same while a worker is about to end that has no task any more: its place is another's then.
+ */
+#define TICK_ENDING (2 * MPX_NANOS_PER_MILLI)
+
 /* So long nobody has driven before the service thread does: who waits for one result after the
  * other comes back sooner. */
 #define GAP MPX_NANOS_PER_MILLI
@@ -195,6 +199,30 @@ static int look_at_time(CrewObject *crew, Py_ssize_t place, int64_t now)
     return done == NULL ? -1 : 0;
 }
 
+/* Whether it ends by itself: it was told so, or has done as many tasks as it may. */
+static bool is_ending(const CrewObject *crew, const mpx_worker_t *worker)
+{
+    return worker->sentinel >= 0 && worker->open == 0 &&
+           (worker->is_stopped ||
+            (crew->most_tasks > 0 && worker->sent >= (uint64_t)crew->most_tasks));
+}
+
+void mpx_crew_note_end(CrewObject *crew, const mpx_worker_t *worker)
+{
+    if (!is_ending(crew, worker) || mpx_u32_load_relaxed(&crew->ending) > 0)
+        return;
+    mpx_u32_store_relaxed(&crew->ending, 1);
+    crew->next_tick = Py_MIN(crew->next_tick, mpx_os_now() + TICK_ENDING);
+}
+
+static void count_ending(CrewObject *crew)
+{
+    uint32_t ending = 0;
+    for (Py_ssize_t i = 0; i < crew->count; i++)
+        ending += is_ending(crew, crew->workers[i]);
+    mpx_u32_store_relaxed(&crew->ending, ending);
+}
+
 /* Workers that have more than their limit are Python's to kill. */
 static int look_at_memory(CrewObject *crew)
 {
@@ -214,7 +242,10 @@ static int tick(CrewObject *crew, int64_t now)
         if (crew->workers[i]->timed > 0 && !crew->workers[i]->is_buried)
             status = look_at_time(crew, i, now);
     }
-    crew->next_tick = mpx_os_now() + (crew->timed > 0 ? TICK_TIMED : TICK);
+    count_ending(crew);
+    crew->next_tick = mpx_os_now() + (mpx_u32_load_relaxed(&crew->ending) > 0 ? TICK_ENDING
+                                      : crew->timed > 0                       ? TICK_TIMED
+                                                                              : TICK);
     Py_BEGIN_ALLOW_THREADS /* others may wait for the GIL while answers come and come */
     Py_END_ALLOW_THREADS
     return status;
@@ -372,21 +403,23 @@ static enum mpx_service look_for_service(CrewObject *crew, bool has_jobs)
 static enum mpx_service wait_for_service(CrewObject *crew)
 {
     enum mpx_service todo = MPX_SERVICE_LOOK;
-    bool is_idle = false;
+    bool is_idle = false, has_ending = false;
     int status = 0;
-    for (int looks = 0; todo == MPX_SERVICE_LOOK && !(is_idle && status == -ETIMEDOUT); looks++) {
-        is_idle = looks > IDLE_LOOKS;
+    for (int looks = 0;
+         todo == MPX_SERVICE_LOOK && !((is_idle || has_ending) && status == -ETIMEDOUT); looks++) {
+        has_ending = mpx_u32_load_relaxed(&crew->ending) > 0;
+        is_idle = looks > IDLE_LOOKS && !has_ending;
         mpx_u32_store_relaxed(&crew->service_sleeps, is_idle ? SLEEPS : NAPS);
         uint32_t kicks = mpx_u32_fetch_add_acq_rel(&crew->kicks, 0); /* M7: with M6 */
         bool has_jobs = mpx_u32_load_relaxed(&crew->unfinished) > 0;
         todo = look_for_service(crew, has_jobs);
         if (has_jobs) {
             looks = 0;
-            is_idle = false;
+            is_idle = has_ending = false;
         }
+        int64_t most = has_ending ? TICK_ENDING : is_idle ? IDLE_SLEEP : GAP;
         if (todo == MPX_SERVICE_LOOK)
-            status =
-                mpx_os_futex_wait(&crew->kicks, kicks, mpx_os_deadline(is_idle ? IDLE_SLEEP : GAP));
+            status = mpx_os_futex_wait(&crew->kicks, kicks, mpx_os_deadline(most));
     }
     mpx_u32_store_relaxed(&crew->service_sleeps, AWAKE);
     return todo;

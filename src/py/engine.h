@@ -244,8 +244,8 @@ struct CrewObject {
     Py_ssize_t most_tasks; /* of a worker; 0: any number */
     bool looks_at_memory;  /* Python code is to be called with each tick */
     mpx_atomic_u32 ready;  /* workers that take tasks */
+    mpx_atomic_u32 ending; /* workers that are about to end, at the last look */
     bool is_executor;      /* of one, not of a pool */
-    bool is_strict;        /* a result that cannot be unpickled breaks it */
     JobObject *jobs;       /* all unfinished ones */
     JobObject *first_to_send, *last_to_send;
     JobObject *first_settled, *last_settled;
@@ -300,6 +300,10 @@ void mpx_crew_take_from_queue(CrewObject *crew, JobObject *job);
 bool mpx_crew_try_drive(CrewObject *crew);
 void mpx_crew_leave(CrewObject *crew);
 int mpx_crew_take_turn(CrewObject *crew);
+
+/* crew_drive.c: the worker may have done its last task: has somebody look soon whether it has
+ * ended. */
+void mpx_crew_note_end(CrewObject *crew, const mpx_worker_t *worker);
 
 /* crew_drive.c: wakes who may wait for what has happened. */
 void mpx_crew_tell(CrewObject *crew);

@@ -788,6 +788,34 @@ def test_force(ctx, tmp_path, operation):
         executor.submit(targets.square, 3)
 
 
+def are_reaped(processes):
+    """Without a look that would reap them."""
+    return [process._popen.returncode is not None for process in processes]
+
+
+@pytest.mark.parametrize("operation", ["terminate_workers", "kill_workers"])
+@pytest.mark.parametrize("is_shut_down", [False, True])
+def test_shutdown_waits_for_workers_that_were_ended(ctx, tmp_path, operation, is_shut_down):
+    with ProcessPoolExecutor(2, ctx) as executor:
+        block(executor, tmp_path)
+        executor.submit(targets.note_and_block, os.devnull)
+        processes = list(executor._processes.values())
+        if is_shut_down:
+            executor.shutdown(wait=False)
+        getattr(executor, operation)()
+    assert are_reaped(processes) == [True, True]
+
+
+def test_shutdown_waits_for_the_workers_of_a_broken_executor(ctx, tmp_path):
+    with ProcessPoolExecutor(2, ctx) as executor:
+        block(executor, tmp_path)
+        error = executor.submit(targets.die, "kill").exception(LIMIT)
+        assert type(error) is BrokenProcessPool
+        processes = list(executor._processes.values())
+        executor.shutdown(wait=False)
+    assert are_reaped(processes) == [True, True]
+
+
 def test_an_executor_that_is_collected(ctx):
     executor = ProcessPoolExecutor(2, ctx)
     todo = [executor.submit(targets.square, n) for n in range(100)]
@@ -934,18 +962,45 @@ def test_arguments_that_cannot_be_unpickled(ctx, kind):
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
 def test_results_that_cannot_be_unpickled(ctx, kind):
     with ProcessPoolExecutor(1, ctx) as executor:
+        pid = executor.submit(os.getpid).result(LIMIT)
         future = executor.submit(targets.make_unreadable, kind)
-        waiting = executor.submit(targets.note_and_block, os.devnull)
-        for error in (future.exception(LIMIT), waiting.exception(LIMIT)):
-            assert type(error) is BrokenProcessPool
-            assert "cannot be read" in str(error.__cause__)
+        waiting = executor.submit(os.getpid)
+        error = future.exception(LIMIT)
+        assert type(error) is BrokenProcessPool
+        assert "the result of make_unreadable cannot be unpickled" in str(error)
+        assert type(error.__cause__) is kind
+        assert error.__cause__.args == ("cannot be read",)
+        # It is that task's alone.
+        assert waiting.result(LIMIT) == pid
+        assert not executor._broken
+        with pytest.raises(BrokenProcessPool, match="task 0 of make_unreadable"):
+            list(executor.map(targets.make_unreadable, [kind, kind]))
+        assert executor.submit(os.getpid).result(LIMIT) == pid
 
 
 def test_an_exception_that_cannot_be_unpickled(ctx):
     with ProcessPoolExecutor(1, ctx) as executor:
-        error = executor.submit(targets.fail, targets.Unpicklable, 1, 2).exception(LIMIT)
+        future = executor.submit(targets.fail, targets.Unpicklable, 1, 2)
+        waiting = executor.submit(targets.square, 3)
+        error = future.exception(LIMIT)
         assert type(error) is BrokenProcessPool
-        assert "Unpicklable" in str(error.__cause__)
+        assert "the exception of fail cannot be unpickled" in str(error)
+        reason = error.__cause__
+        assert type(reason) is TypeError
+        assert "Unpicklable" in str(reason)
+        assert type(reason.__cause__) is concurrent.futures.process._RemoteTraceback
+        assert "raise kind(*args)" in str(reason.__cause__)
+        assert waiting.result(LIMIT) == 9
+        assert not executor._broken
+
+
+def test_a_callback_sees_an_exception_that_cannot_be_unpickled(one):
+    seen = queue.Queue()
+    future = one.submit(targets.fail, targets.Unpicklable, 1, 2)
+    future.add_done_callback(lambda done: seen.put(done.exception(0)))
+    error = seen.get(timeout=LIMIT)
+    assert error is future.exception(0)
+    assert "raise kind(*args)" in str(error.__cause__.__cause__)
 
 
 def test_an_initializer_that_fails(ctx):
@@ -1032,13 +1087,23 @@ def test_max_restarts(ctx):
                 futures.WorkerLostError
             )
         assert executor.submit(targets.square, 3).result(LIMIT) == 9
-        assert executor.submit(targets.make_unreadable, ValueError).exception(LIMIT).args == (
-            "cannot be read",
-        )
+        unread = executor.submit(targets.make_unreadable, ValueError).exception(LIMIT)
+        assert unread.__cause__.args == ("cannot be read",)
         executor.submit(targets.die, "exit").exception(LIMIT)
         wait_until(lambda: executor._broken, "that it is broken")
         with pytest.raises(BrokenProcessPool):
             executor.submit(targets.square, 3)
+
+
+def test_max_restarts_says_which_was_the_last(ctx, tmp_path):
+    with ProcessPoolExecutor(2, ctx, max_restarts=(0, LIMIT)) as executor:
+        waiting, _ = block(executor, tmp_path)
+        executor.submit(targets.die, "exit").exception(LIMIT)
+        error = waiting.exception(LIMIT)
+        assert type(error) is BrokenProcessPool
+        assert "1 workers have died" in str(error)
+        assert "WorkerLostError" in str(error.__cause__)
+        assert "exit code 3 in the middle of die" in str(error.__cause__)
 
 
 def test_max_memory(ctx):
@@ -1099,10 +1164,59 @@ def test_a_map_is_one_job(one, tmp_path):
     assert len(list(results)) == 10_000
 
 
+def test_what_is_pending_is_cancelled_by_its_items(one, tmp_path):
+    blocked, let_go = block(one, tmp_path)
+    waiting = [one.submit(targets.square, n) for n in range(5)]
+    for item in one._pending_work_items.values():
+        item.future.cancel()
+    let_go()
+    assert blocked.result(LIMIT) > 0
+    assert all(future.cancelled() for future in waiting)
+    assert one.submit(targets.square, 3).result(LIMIT) == 9
+
+
+def test_workers_before_the_first_task(ctx):
+    """As PyTorch's compiler has them."""
+    with ProcessPoolExecutor(3, ctx) as executor:
+        for _ in range(2):
+            executor._adjust_process_count()
+        executor._start_executor_manager_thread()
+        assert len(executor._processes) == (3 if ctx.get_start_method() == "fork" else 2)
+        assert executor._executor_manager_thread.is_alive()
+        executor._adjust_process_count()
+        executor._adjust_process_count()
+        assert len(executor._processes) == 3
+        assert executor.submit(targets.square, 3).result(LIMIT) == 9
+    with ProcessPoolExecutor(3, ctx) as executor:
+        executor._start_executor_manager_thread()
+        assert executor.submit(targets.square, 3).result(LIMIT) == 9
+
+
+@pytest.mark.parametrize("is_begun", [True, False])
+@pytest.mark.parametrize("call", ["set_result", "set_exception", "set_running_or_notify_cancel"])
+def test_somebody_else_settles_a_future(one, tmp_path, is_begun, call):
+    begun, let_go = block(one, tmp_path)
+    future = begun if is_begun else one.submit(targets.square, 3)
+    if call == "set_running_or_notify_cancel":
+        if is_begun:
+            with pytest.raises(RuntimeError, match="unexpected state"):
+                future.set_running_or_notify_cancel()
+        else:
+            assert future.set_running_or_notify_cancel()
+    else:
+        with pytest.raises(concurrent.futures.InvalidStateError):
+            getattr(future, call)(ValueError("theirs"))
+    let_go()
+    assert one.submit(targets.square, 4).result(LIMIT) == 16
+    assert concurrent.futures.wait([begun, future], LIMIT).not_done == set()
+    assert one._crew._unfinished == 0
+    assert not one._broken
+
+
 def test_pending_work_items(one, tmp_path):
     blocked, let_go = block(one, tmp_path)
     waiting = one.submit(targets.square, 3)
-    assert list(one._pending_work_items.values()) == [blocked, waiting]
+    assert [item.future for item in one._pending_work_items.values()] == [blocked, waiting]
     let_go()
     assert waiting.result(LIMIT) == 9
     assert len(one._pending_work_items) == 0

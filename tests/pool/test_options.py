@@ -1109,6 +1109,33 @@ def test_max_restarts(ctx):
         assert all(map(is_gone, workers))
 
 
+def test_max_restarts_says_which_was_the_last(ctx):
+    with ctx.Pool(1, max_restarts=(1, LIMIT)) as pool:
+        for code in (3, 4):
+            with pytest.raises(pools.WorkerLostError):
+                pool.apply(targets.exit_hard, (code,))
+        with pytest.raises(pools.BrokenPoolError, match="2 workers have died") as caught:
+            pool.apply(targets.square, (1,))
+        last = caught.value.__cause__
+        assert type(last) is pools.WorkerLostError
+        assert last.exitcode == 4
+        assert "exit_hard" in last.task
+
+
+def test_max_restarts_says_which_was_the_last_that_had_no_task(ctx):
+    with ctx.Pool(1, max_restarts=(0, LIMIT)) as pool:
+        (pid,) = pids(pool)
+        pool.apply(targets.square, (1,))
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+        with pytest.raises(pools.BrokenPoolError, match="1 workers have died") as caught:
+            pool.map(targets.square, range(10))
+        last = caught.value.__cause__
+        assert type(last) is pools.WorkerLostError
+        assert (last.pid, last.exitcode, last.task) == (pid, -signal.SIGKILL, None)
+        assert str(last) == f"worker {pid} was killed by SIGKILL between two tasks"
+
+
 def test_max_restarts_ends_what_is_there(fork, notes):
     with fork.Pool(2, max_restarts=(0, LIMIT)) as pool:
         running, _ = begin_and_block(pool, notes)
