@@ -19,7 +19,7 @@
 #include <sys/types.h>
 
 /* Seconds; generous, since emulators and sanitizers are slow. */
-#define TIME_LIMIT 60
+#define TIME_LIMIT 240
 
 typedef struct test {
     const char *name;
