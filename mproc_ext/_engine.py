@@ -7,6 +7,7 @@ that takes too long.  A service thread is started with the first job that nobody
 """
 
 import contextlib
+import functools
 import os
 import pickle
 import signal
@@ -400,7 +401,8 @@ class Crew(_core.Crew):
         if process in self.processes:
             self.processes.remove(process)
         self._bury(
-            place, lambda job, index: self._make_lost(pid, process.exitcode, job._describe(index))
+            place,
+            lambda job, index, _: self._make_lost(pid, process.exitcode, job._describe(index)),
         )
 
     def _maintain(self):
@@ -432,17 +434,17 @@ class Crew(_core.Crew):
         pid, exitcode = process.pid, process.exitcode
         lost = []
 
-        def make_error(job, index):
-            lost.append(self._make_lost(pid, exitcode, job._describe(index)))
-            return lost[-1]
+        def make_error(job, index, why):
+            error = self._make_lost(pid, exitcode, job._describe(index))
+            error.__cause__ = why  # before anybody has it
+            lost.append(error)
+            return error
 
         self._places[place] = None
         if process in self.processes:
             self.processes.remove(process)
         process.join()
         has_begun, is_ready, why = self._bury(place, make_error)
-        for error in lost:
-            error.__cause__ = why
         if not self._is_stopping and self._broken is None:
             self._count_death(place, process, has_begun, is_ready, lost[-1] if lost else why)
 
@@ -506,6 +508,18 @@ class Crew(_core.Crew):
         if process is not None:
             self._given_up.add(process)
             process.kill()
+
+    def _is_interrupt(self, error):
+        """Whether a signal's handler has raised it: it came through the handler's code."""
+        if threading.get_ident() != threading.main_thread().ident:
+            return False
+        codes = set(map(_code_of, map(signal.getsignal, signal.valid_signals())))
+        traceback = error.__traceback__
+        while traceback is not None:
+            if traceback.tb_frame.f_code in codes:
+                return True
+            traceback = traceback.tb_next
+        return False
 
     # -- The service thread --
 
@@ -587,12 +601,13 @@ class Crew(_core.Crew):
             for place, process in enumerate(self._places):
                 if process is not None and not process.is_alive():
                     self._places[place] = None
-                    self._bury(place, lambda job, index: self._broken)
+                    self._bury(place, lambda job, index, why: self._broken)
 
     def _join_service(self):
         service = self._service
         if service is not None and service is not threading.current_thread():
-            service.join()
+            with self.aside():
+                service.join()
 
     def terminate(self, error=None):
         """End at once: jobs fail, workers are killed in the middle of what they do."""
@@ -651,6 +666,15 @@ def _join_all(processes):
         process.kill()
     for process in waiting.values():
         process.join()
+
+
+def _code_of(handler):
+    """That of a signal's handler, None where it has none in Python."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    if not hasattr(handler, "__code__") and not hasattr(handler, "__func__"):
+        handler = getattr(type(handler), "__call__", None)  # noqa: B004
+    return getattr(getattr(handler, "__func__", handler), "__code__", None)
 
 
 def _signal_name(number):

@@ -312,30 +312,31 @@ class _Crew(_engine.Crew):
         breaks = self.breaks_on_death and not was_killed_here
         lost = []
 
-        def make_error(job, index):
+        def story(why):
+            if why is not None:
+                return "".join(format_exception(why))
+            return f"Process {pid} terminated abruptly with exit code {exitcode}"
+
+        def make_error(job, index, why):
             if breaks:
-                lost.append(BrokenProcessPool(_TERMINATED))
+                error = _broken(story(why))
             else:
-                lost.append(self._make_lost(pid, exitcode, job._describe(index)))
-            return lost[-1]
+                error = self._make_lost(pid, exitcode, job._describe(index))
+                error.__cause__ = why
+            lost.append(error)
+            return error
 
         self._places[place] = None
         self.processes.remove(process)
         process.join()
         has_begun, is_ready, why = self._bury(place, make_error)
-        cause = f"Process {pid} terminated abruptly with exit code {exitcode}"
-        if why is not None:
-            cause = "".join(format_exception(why))
-        if breaks:
-            for error in lost:
-                error.__cause__ = _remote(cause)
         if self._is_stopping or self._broken is not None:
             return
         is_due = is_ready and why is None and exitcode == 0 and not lost and self._may_end
         if is_due:
             self.by_pid.pop(pid, None)
         elif breaks:
-            self._break_down(cause)
+            self._break_down(story(why))
         else:
             self.by_pid.pop(pid, None)
             self._count_death(place, process, has_begun, is_ready, lost[-1] if lost else why)
@@ -423,7 +424,7 @@ def _remote(cause):
     return _RemoteTraceback(f"\n'''\n{cause}'''")
 
 
-def _broken(cause, message):
+def _broken(cause, message=None):
     error = BrokenProcessPool(message or _TERMINATED)
     if cause is not None:
         error.__cause__ = _remote(cause)
@@ -776,7 +777,8 @@ class ProcessPoolExecutor(_StdExecutor):
             if cancel_futures:
                 crew.cancel_all()
             if wait and service is not None:
-                service.join()
+                with crew.aside():
+                    service.join()
             elif wait and (self._broken or self._force_shutting_down):
                 # It was shut down before, without waiting: its workers end now.
                 crew._join_service()

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <structmember.h>
+#include <unistd.h>
 
 static CrewObject *crew_of(PyObject *self)
 {
@@ -252,7 +253,8 @@ static bool begin(CrewObject *crew, JobObject *job)
     }
     start_job(crew);
     mpx_crew_kick(crew, false);
-    return true;
+    /* Of a job that is to be fed the caller has to hear. */
+    return job->is_fed || !mpx_crew_raise_interrupt(crew);
 }
 
 PyDoc_STRVAR(
@@ -643,14 +645,16 @@ static PyObject *Crew_be_over(PyObject *self, PyObject *Py_UNUSED(ignored))
  * looks for it, be it before the block is entered: then this is dropped, and leaves. */
 typedef struct {
     PyObject_HEAD CrewObject *crew;
+    bool is_aside; /* the other way round: not to drive, and then to go on */
     bool is_taken;
+    unsigned depth; /* how often it drove before it stood aside */
 } TurnObject;
 
 PyDoc_STRVAR(Crew_turn_doc, "turn($self, /)\n--\n\n"
                             "The right to drive, for a with statement: nobody else changes "
                             "anything meanwhile.");
 
-static PyObject *Crew_turn(PyObject *self, PyObject *Py_UNUSED(ignored))
+static PyObject *make_turn(PyObject *self, bool is_aside)
 {
     if (!is_made(self))
         return NULL;
@@ -658,15 +662,59 @@ static PyObject *Crew_turn(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (turn == NULL)
         return NULL;
     turn->crew = (CrewObject *)Py_NewRef(self);
+    turn->is_aside = is_aside;
     turn->is_taken = false;
+    turn->depth = 0;
     return (PyObject *)turn;
+}
+
+static PyObject *Crew_turn(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return make_turn(self, false);
+}
+
+PyDoc_STRVAR(Crew_aside_doc,
+             "aside($self, /)\n--\n\n"
+             "To wait for a thread that may want to drive, for a with statement: where this one "
+             "drives, and is\nin the handler of a signal, it goes on after that.");
+
+static PyObject *Crew_aside(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return make_turn(self, true);
+}
+
+static void stand_aside(TurnObject *turn)
+{
+    CrewObject *crew = turn->crew;
+    if (mpx_u64_load_relaxed(&crew->driver) != (uint64_t)PyThread_get_thread_ident())
+        return;
+    turn->depth = crew->depth;
+    turn->is_taken = true;
+    crew->depth = 1;
+    mpx_crew_leave(crew);
+}
+
+/* What handlers raise meanwhile is raised after it. */
+static void come_back(TurnObject *turn)
+{
+    CrewObject *crew = turn->crew;
+    while (mpx_crew_take_turn(crew) < 0) {
+        PyObject *raised = mpx_take_exception();
+        Py_XSETREF(crew->interrupt, raised);
+        crew->interrupted = (uint64_t)PyThread_get_thread_ident();
+    }
+    crew->depth = turn->depth;
 }
 
 static void leave_turn(TurnObject *turn)
 {
-    if (turn->is_taken)
-        mpx_crew_leave(turn->crew);
+    if (!turn->is_taken)
+        return;
     turn->is_taken = false;
+    if (turn->is_aside)
+        come_back(turn);
+    else
+        mpx_crew_leave(turn->crew);
 }
 
 static PyObject *Turn_enter(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -676,16 +724,22 @@ static PyObject *Turn_enter(PyObject *self, PyObject *Py_UNUSED(ignored))
         PyErr_SetString(PyExc_RuntimeError, "the turn has begun");
         return NULL;
     }
+    if (turn->is_aside) {
+        stand_aside(turn);
+        Py_RETURN_NONE;
+    }
     if (mpx_crew_take_turn(turn->crew) < 0)
         return NULL;
     turn->is_taken = true;
     Py_RETURN_NONE;
 }
 
-static PyObject *Turn_exit(PyObject *self, PyObject *const *Py_UNUSED(args),
-                           Py_ssize_t Py_UNUSED(nargs))
+static PyObject *Turn_exit(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    leave_turn((TurnObject *)self);
+    TurnObject *turn = (TurnObject *)self;
+    leave_turn(turn);
+    if ((nargs == 0 || args[0] == Py_None) && mpx_crew_raise_interrupt(turn->crew))
+        return NULL;
     Py_RETURN_NONE;
 }
 
@@ -693,7 +747,10 @@ static void Turn_dealloc(PyObject *self)
 {
     TurnObject *turn = (TurnObject *)self;
     PyTypeObject *type = Py_TYPE(self);
+    PyObject *kind, *error, *traceback;
+    PyErr_Fetch(&kind, &error, &traceback); /* which a handler has raised, mostly */
     leave_turn(turn);
+    PyErr_Restore(kind, error, traceback);
     Py_DECREF((PyObject *)turn->crew);
     type->tp_free(self);
     Py_DECREF(type);
@@ -901,7 +958,8 @@ static void end_task(CrewObject *crew, mpx_worker_t *worker, uint32_t number, Py
     if (state == MPX_CELL_DOOMED && worker->reason != NULL)
         error = Py_NewRef(worker->reason);
     else
-        error = PyObject_CallFunction(make_error, "On", task->job, task->index);
+        error = PyObject_CallFunction(make_error, "OnO", task->job, task->index,
+                                      worker->note != NULL ? worker->note : Py_None);
     if (error == NULL) { /* Ctrl-C, or no memory: which is the caller's too */
         error = mpx_take_exception();
         Py_XSETREF(*raised, Py_NewRef(error));
@@ -951,13 +1009,14 @@ static void bury_lane(CrewObject *crew, mpx_worker_t *worker, mpx_worker_t *dead
     renew_worker(worker, lane);
 }
 
-PyDoc_STRVAR(Crew_bury_doc,
-             "_bury($self, place, make_error, /)\n--\n\n"
-             "The worker of a lane has ended. What it has answered is taken; what it had not begun "
-             "is done by\nothers; what it was in the middle of has failed: make_error(job, index) "
-             "says with which exception.\nThe lane is new then. Returns whether the worker was "
-             "ready, and why "
-             "not, or None. Needs the\nright to drive.");
+PyDoc_STRVAR(
+    Crew_bury_doc,
+    "_bury($self, place, make_error, /)\n--\n\n"
+    "The worker of a lane has ended. What it has answered is taken; what it had not begun "
+    "is done by\nothers; what it was in the middle of has failed: make_error(job, index, why) "
+    "says with which exception.\nThe lane is new then. Returns whether the worker was "
+    "ready, and why "
+    "not, or None. Needs the\nright to drive.");
 
 static PyObject *Crew_bury(PyObject *self, PyObject *args)
 {
@@ -1030,6 +1089,10 @@ static PyObject *Crew_make(PyObject *self, PyObject *most_tasks)
     if (status < 0)
         return mpx_raise(status);
     crew->parent = mpx_os_own_word();
+    int pidfd = mpx_os_pidfd_open(getpid());
+    crew->is_blind = pidfd < 0;
+    if (pidfd >= 0)
+        close(pidfd);
     crew->functions = PyDict_New();
     crew->known = PyList_New(0);
     if (hold(self, made) < 0 || crew->functions == NULL || crew->known == NULL)
@@ -1168,6 +1231,7 @@ static PyMethodDef Crew_methods[] = {
     {"_close", Crew_close, METH_NOARGS, Crew_close_doc},
     {"_be_over", Crew_be_over, METH_NOARGS, Crew_be_over_doc},
     {"turn", Crew_turn, METH_NOARGS, Crew_turn_doc},
+    {"aside", Crew_aside, METH_NOARGS, Crew_aside_doc},
     {"_drain", Crew_drain, METH_O, Crew_drain_doc},
     {"_add_lane", Crew_add_lane, METH_NOARGS, Crew_add_lane_doc},
     {"_lane", Crew_lane, METH_O, Crew_lane_doc},

@@ -99,17 +99,6 @@ static JobObject *leave_lane(CrewObject *crew, mpx_worker_t *worker, mpx_task_t 
     return job;
 }
 
-/* Ctrl-C may come while Python code reads a result: that is the program's, and not a result that
- * cannot be read; whoever drives hears of it after this. Whether it has come. */
-static bool take_interrupt(CrewObject *crew)
-{
-    if (!PyErr_ExceptionMatches(PyExc_KeyboardInterrupt))
-        return false;
-    Py_XSETREF(crew->interrupt, mpx_take_exception());
-    crew->interrupted = (uint64_t)PyThread_get_thread_ident();
-    return true;
-}
-
 /* What cannot be unpickled has in an executor an exception that says so. Steals the reason. */
 static PyObject *explain_unread(CrewObject *crew, JobObject *job, Py_ssize_t index, bool is_error,
                                 PyObject *reason)
@@ -119,7 +108,7 @@ static PyObject *explain_unread(CrewObject *crew, JobObject *job, Py_ssize_t ind
     PyObject *error = PyObject_CallMethod((PyObject *)crew, "_explain_unread", "OnOO", job, index,
                                           is_error ? Py_True : Py_False, reason);
     if (error == NULL) {
-        if (!take_interrupt(crew))
+        if (!mpx_crew_take_interrupt(crew))
             PyErr_Clear();
         return reason;
     }
@@ -148,9 +137,14 @@ static void deliver_read(CrewObject *crew, JobObject *job, Py_ssize_t index, boo
 static PyObject *load(CrewObject *crew, const char *data, size_t size)
 {
     mpx_namespace_t namespace = mpx_engine_namespace(crew->state);
-    PyObject *value = mpx_loads(crew->state, &namespace, data, size, NULL);
-    if (value == NULL && take_interrupt(crew))
+    PyObject *value = NULL;
+    bool is_interrupted = true;
+    for (int tries = 0; is_interrupted && tries < MPX_CREW_ATTEMPTS; tries++) {
         value = mpx_loads(crew->state, &namespace, data, size, NULL);
+        is_interrupted = value == NULL && mpx_crew_take_interrupt(crew);
+    }
+    if (is_interrupted)
+        PyErr_SetObject((PyObject *)Py_TYPE(crew->interrupt), crew->interrupt);
     return value;
 }
 
@@ -191,7 +185,6 @@ static void read_copy(CrewObject *crew, mpx_worker_t *worker, mpx_task_t *task, 
 static int collect_note(CrewObject *crew, mpx_worker_t *worker, mpx_spsc_header_t header,
                         const void *data)
 {
-    mpx_namespace_t namespace = mpx_engine_namespace(crew->state);
     if ((header.kind & MPX_ORDER_MASK) != MPX_ANSWER_NOTE) {
         worker->stage = header.kind;
         if (header.kind == MPX_ANSWER_READY)
@@ -204,8 +197,7 @@ static int collect_note(CrewObject *crew, mpx_worker_t *worker, mpx_spsc_header_
     PyObject *bytes = PyBytes_FromStringAndSize(data, (Py_ssize_t)header.size), *note = NULL;
     mpx_spsc_pop(&worker->lane.results, header.size);
     if (bytes != NULL)
-        note = mpx_loads(crew->state, &namespace, PyBytes_AS_STRING(bytes),
-                         (size_t)PyBytes_GET_SIZE(bytes), NULL);
+        note = load(crew, PyBytes_AS_STRING(bytes), (size_t)PyBytes_GET_SIZE(bytes));
     Py_XDECREF(bytes);
     Py_XSETREF(worker->note, note != NULL ? note : mpx_take_exception());
     return 0;

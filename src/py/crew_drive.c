@@ -18,6 +18,9 @@
  */
 #define TICK_ENDING (2 * MPX_NANOS_PER_MILLI)
 
+/* Where sentinels may not tell, each worker is asked for with every so manyth look. */
+#define BLIND_LOOKS 10
+
 /* So long nobody has driven before the service thread does: who waits for one result after the
  * other comes back sooner. */
 #define GAP MPX_NANOS_PER_MILLI
@@ -111,6 +114,53 @@ int mpx_crew_take_turn(CrewObject *crew)
     return status;
 }
 
+/* ---- Interrupts ------------------------------------------------------------------------------ */
+
+/* Ctrl-C, and whatever a signal's handler raises, may come while this thread runs code of a task
+ * that it does not wait for: pickles arguments, or reads a result. It is the program's, no error of
+ * that task: the code is run again, and the thread hears of it after that. */
+
+static bool is_interrupt(CrewObject *crew, PyObject *error)
+{
+    if (PyErr_GivenExceptionMatches(error, PyExc_KeyboardInterrupt))
+        return true;
+    PyObject *answer = PyObject_CallMethod((PyObject *)crew, "_is_interrupt", "O", error);
+    if (answer == NULL) /* the next one has come, which counts, and the code will say itself */
+        Py_XSETREF(crew->interrupt, mpx_take_exception());
+    bool is = answer != Py_False;
+    Py_XDECREF(answer);
+    return is;
+}
+
+bool mpx_crew_take_interrupt(CrewObject *crew)
+{
+    if (!PyErr_Occurred())
+        return false;
+    PyObject *error = mpx_take_exception(), *before = crew->interrupt;
+    if (!is_interrupt(crew, error)) {
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+        return false;
+    }
+    if (crew->interrupt == before)
+        Py_XSETREF(crew->interrupt, Py_NewRef(error));
+    crew->interrupted = (uint64_t)PyThread_get_thread_ident();
+    Py_DECREF(error);
+    return true;
+}
+
+bool mpx_crew_raise_interrupt(CrewObject *crew)
+{
+    if (MPX_LIKELY(crew->interrupt == NULL) ||
+        crew->interrupted != (uint64_t)PyThread_get_thread_ident())
+        return false;
+    PyObject *interrupt = crew->interrupt;
+    crew->interrupt = NULL;
+    PyErr_SetObject((PyObject *)Py_TYPE(interrupt), interrupt);
+    Py_DECREF(interrupt);
+    return true;
+}
+
 /* ---- Driving --------------------------------------------------------------------------------- */
 
 static bool has_answer(CrewObject *crew)
@@ -161,7 +211,7 @@ static int maintain(CrewObject *crew)
 static int look_for_ended(CrewObject *crew)
 {
     struct pollfd fds[64];
-    if (crew->has_gap)
+    if (crew->has_gap || (crew->is_blind && ++crew->looks % BLIND_LOOKS == 0))
         return maintain(crew);
     for (Py_ssize_t from = 0; from < crew->count; from += (Py_ssize_t)MPX_ARRAY_LENGTH(fds)) {
         Py_ssize_t count = Py_MIN(crew->count - from, (Py_ssize_t)MPX_ARRAY_LENGTH(fds));
@@ -251,19 +301,7 @@ static int tick(CrewObject *crew, int64_t now)
     return status;
 }
 
-enum { TIMED_OUT, READY, LEFT };
-
-/* Of the thread that Ctrl-C came to while it read a result. */
-static bool raise_interrupt(CrewObject *crew)
-{
-    if (crew->interrupted != (uint64_t)PyThread_get_thread_ident())
-        return false;
-    PyObject *interrupt = crew->interrupt;
-    crew->interrupt = NULL;
-    PyErr_SetObject((PyObject *)Py_TYPE(interrupt), interrupt);
-    Py_DECREF(interrupt);
-    return true;
-}
+enum { TIMED_OUT, READY, LEFT, CHECK };
 
 /* Of the service thread, which has callbacks to call besides. */
 static bool has_nothing_to_drive(CrewObject *crew)
@@ -272,30 +310,34 @@ static bool has_nothing_to_drive(CrewObject *crew)
 }
 
 /* Until ready(job) (NULL: until there is nothing to drive), or the deadline, or somebody wants to
- * drive. -1 with an exception. */
-static int drive(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int64_t deadline)
+ * drive. CHECK: handlers of signals may be due, which are to run when others may drive, for whom
+ * they may wait; *checked: they have run. -1 with an exception. */
+static int drive(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int64_t deadline,
+                 bool *checked)
 {
     for (;;) {
         uint32_t calls = mpx_u32_load_acquire(&crew->calls); /* W7: with W6 */
         bool news = mpx_crew_collect(crew);
-        if (MPX_UNLIKELY(crew->interrupt != NULL) && raise_interrupt(crew))
-            return -1;
         news |= mpx_crew_send(crew);
+        if (mpx_crew_raise_interrupt(crew))
+            return -1;
         if (job != NULL ? ready(job) : has_nothing_to_drive(crew))
             return READY;
         if (mpx_u32_load_relaxed(&crew->wanted) > 0 && crew->depth == 1)
             return LEFT;
         int64_t now = mpx_os_now();
         if (now >= crew->next_tick) {
-            if (tick(crew, now) < 0 || PyErr_CheckSignals() < 0)
+            if (!*checked)
+                return CHECK;
+            *checked = false;
+            if (tick(crew, now) < 0)
                 return -1;
             continue;
         }
         if (now >= deadline)
             return TIMED_OUT;
-        if (!news && nap(crew, calls, Py_MIN(deadline, crew->next_tick)) == -EINTR &&
-            PyErr_CheckSignals() < 0)
-            return -1;
+        if (!news && nap(crew, calls, Py_MIN(deadline, crew->next_tick)) == -EINTR)
+            return CHECK;
     }
 }
 
@@ -343,8 +385,11 @@ int mpx_crew_wait(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int6
                         "Pool not running: it belongs to the process that has made it");
         return -1;
     }
+    bool checked = false;
     for (;;) {
         uint32_t turns = turns_now(crew);
+        if (mpx_crew_raise_interrupt(crew))
+            return -1;
         if (ready(job))
             return 1;
         if (run_settled(crew) < 0)
@@ -352,9 +397,13 @@ int mpx_crew_wait(CrewObject *crew, JobObject *job, mpx_job_ready_t *ready, int6
         if ((mpx_u32_load_relaxed(&crew->wanted) == 0 ||
              mpx_u64_load_relaxed(&crew->driver) == (uint64_t)PyThread_get_thread_ident()) &&
             begin_to_drive(crew)) {
-            int status = drive(crew, job, ready, deadline);
+            int status = drive(crew, job, ready, deadline, &checked);
             mpx_crew_leave(crew);
-            if (status != LEFT)
+            /* What Ctrl-C has done to the workers is a result too: it comes after Ctrl-C. */
+            checked |= status == CHECK;
+            if ((status == CHECK || status == READY) && PyErr_CheckSignals() < 0)
+                return -1;
+            if (status != LEFT && status != CHECK)
                 return status;
             continue;
         }
@@ -435,8 +484,10 @@ int mpx_crew_serve(CrewObject *crew)
     if (todo == MPX_SERVICE_CALLBACKS || todo == MPX_SERVICE_END)
         return todo;
     if (mpx_u32_load_relaxed(&crew->wanted) == 0 && begin_to_drive(crew)) {
-        int status = todo == MPX_SERVICE_DRIVE ? drive(crew, NULL, NULL, mpx_os_deadline(SHIFT))
-                                               : tick(crew, mpx_os_now());
+        bool checked = true; /* no handler runs in this thread */
+        int status = todo == MPX_SERVICE_DRIVE
+                         ? drive(crew, NULL, NULL, mpx_os_deadline(SHIFT), &checked)
+                         : tick(crew, mpx_os_now());
         mpx_crew_leave(crew);
         if (status < 0)
             return -1;

@@ -124,6 +124,8 @@ static int32_t ask_function(CrewObject *crew, PyObject *function)
                 PyErr_Clear(); /* it gets another number next time */
         }
     }
+    if (mpx_crew_take_interrupt(crew))
+        number = NOT_ASKED;
     PyErr_Clear(); /* what is wrong with it, each task will say */
     Py_XDECREF(value);
     Py_XDECREF(pair);
@@ -380,15 +382,33 @@ static PyObject *explain(CrewObject *crew, PyObject *error)
     if (!crew->is_executor || error == NULL)
         return error;
     PyObject *explained = PyObject_CallMethod((PyObject *)crew, "_explain", "O", error);
+    if (explained == NULL && mpx_crew_take_interrupt(crew))
+        return error;
     Py_DECREF(error);
     return explained != NULL ? explained : mpx_take_exception();
+}
+
+/* 0, or -1 with an exception; NULL: with the one that is set. The draft is begun. */
+static int dump(CrewObject *crew, PyObject *payload, mpx_draft_t *draft)
+{
+    mpx_namespace_t namespace = mpx_engine_namespace(crew->state);
+    bool is_interrupted = payload != NULL;
+    int status = -1;
+    mpx_draft_begin(draft, &crew->crew);
+    for (int tries = 0; is_interrupted && tries < MPX_CREW_ATTEMPTS; tries++) {
+        draft->buffer.size = 0;
+        status = mpx_dumps(crew->state, &namespace, payload, &draft->buffer, false);
+        is_interrupted = status < 0 && mpx_crew_take_interrupt(crew);
+    }
+    if (is_interrupted)
+        PyErr_SetObject((PyObject *)Py_TYPE(crew->interrupt), crew->interrupt);
+    return status;
 }
 
 /* A payload that needs Python code, or is long. */
 MPX_COLD static void send_slowly(CrewObject *crew, JobObject *job, PyObject *payload,
                                  Py_ssize_t index)
 {
-    mpx_namespace_t namespace = mpx_engine_namespace(crew->state);
     mpx_pending_t pending = {.job = job, .index = index, .kind = kind_of(job), .function = 0};
     mpx_draft_t draft;
     PyObject *pair = NULL;
@@ -396,10 +416,7 @@ MPX_COLD static void send_slowly(CrewObject *crew, JobObject *job, PyObject *pay
         pending.function = (uint32_t)job->function_number;
     else
         pair = PyTuple_Pack(2, job->function, payload);
-    mpx_draft_begin(&draft, &crew->crew);
-    bool failed =
-        (job->function_number < 0 && pair == NULL) ||
-        mpx_dumps(crew->state, &namespace, pair != NULL ? pair : payload, &draft.buffer, false) < 0;
+    bool failed = dump(crew, pair != NULL || job->function_number < 0 ? pair : payload, &draft) < 0;
     Py_XDECREF(pair);
     mpx_parcel_note_t note = {.block = draft.block, .size = draft.buffer.size};
     if (!failed && draft.block != 0) {

@@ -240,6 +240,8 @@ struct CrewObject {
     mpx_lane_t **lanes; /* theirs */
     Py_ssize_t count;
     uint32_t changes;      /* counts what makes a worker that was looked up another one */
+    bool is_blind;         /* without pidfds: a worker's child may keep its sentinel from telling */
+    unsigned looks;        /* at the sentinels */
     bool has_gap;          /* a lane may be without a worker, and nobody has looked since */
     Py_ssize_t most_tasks; /* of a worker; 0: any number */
     bool looks_at_memory;  /* Python code is to be called with each tick */
@@ -253,10 +255,11 @@ struct CrewObject {
     Py_ssize_t open; /* tasks in lanes */
     Py_ssize_t timed;
     int64_t next_tick;
-    PyObject *functions;  /* a dict: the address of a function, its number */
-    PyObject *known;      /* a list: (function, its pickle) */
-    PyObject *broken;     /* an exception: no job is done any more; or NULL */
-    PyObject *interrupt;  /* a KeyboardInterrupt that came while a result was read; or NULL */
+    PyObject *functions; /* a dict: the address of a function, its number */
+    PyObject *known;     /* a list: (function, its pickle) */
+    PyObject *broken;    /* an exception: no job is done any more; or NULL */
+    PyObject
+        *interrupt; /* what a signal's handler has raised in the middle of a task's code; or NULL */
     uint64_t interrupted; /* the thread that is to raise it */
 };
 
@@ -300,6 +303,15 @@ void mpx_crew_take_from_queue(CrewObject *crew, JobObject *job);
 bool mpx_crew_try_drive(CrewObject *crew);
 void mpx_crew_leave(CrewObject *crew);
 int mpx_crew_take_turn(CrewObject *crew);
+
+/* crew_drive.c: whether the exception that is set is no error of the code that it came out of, but
+ * was raised by a signal's handler in the middle of it. Then it is taken, and that code is to be
+ * run again; raised is it by the second one, if this is the thread that it came to. */
+bool mpx_crew_take_interrupt(CrewObject *crew);
+bool mpx_crew_raise_interrupt(CrewObject *crew);
+
+/* Attempts to run such code: a handler may raise each time. */
+#define MPX_CREW_ATTEMPTS 5
 
 /* crew_drive.c: the worker may have done its last task: has somebody look soon whether it has
  * ended. */

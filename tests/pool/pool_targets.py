@@ -485,3 +485,42 @@ def fork_and(x):
         os._exit(0)
     os.waitpid(pid, 0)
     return x + 0.5
+
+
+def sleep_a_moment(x):
+    time.sleep(0.02)
+    return x
+
+
+def _take_long():
+    """In the program's own process, where code that runs for others takes the time of its calls."""
+    if multiprocessing.parent_process() is None:
+        end = time.monotonic() + 0.25
+        while time.monotonic() < end:
+            pass
+
+
+def _read_slowly(number):
+    _take_long()
+    return SlowToRead(number)
+
+
+class SlowToRead:
+    def __init__(self, number):
+        self.number = number
+
+    def __reduce__(self):
+        return _read_slowly, (self.number,)
+
+
+class SlowToPickle:
+    def __init__(self, number):
+        self.number = number
+
+    def __getstate__(self):
+        _take_long()
+        return {"number": self.number}
+
+
+def number_of(x):
+    return x.number
