@@ -96,9 +96,10 @@ static inline bool is_payload(mpx_crew_t *crew, const mpx_spsc_header_t *header,
         return false;
     }
     memcpy(&note, data, sizeof(note));
-    const void *bytes = mpx_crew_parcel(crew, &note);
+    const char *bytes;
+    int status = mpx_crew_parcel(crew, &note, &bytes);
     *block = note.block;
-    return bytes != NULL && note.size == payload_size(number) &&
+    return status == 0 && note.size == payload_size(number) &&
            is_as_filled(bytes, number, (uint32_t)note.size);
 }
 
