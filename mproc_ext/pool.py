@@ -33,7 +33,7 @@ __all__ = [
     *("BrokenPoolError", "TaskTimeoutError", "WorkerLostError", "current_worker"),
 ]
 
-_RUN = _std.RUN
+_check_running = _std.Pool._check_running
 _new_result = object.__new__
 
 # Seconds.
@@ -210,6 +210,8 @@ class Pool(_std.Pool):
             )
             super().__init__(processes, initializer, initargs, maxtasksperchild, ctx)
             return
+        # The state in which a call need not ask; a subclass with a check of its own has none.
+        self._unchecked = _std.RUN if type(self)._check_running is _check_running else None
         # As the standard library does it, in its order.
         self._pool = []
         self._ctx = ctx
@@ -296,7 +298,7 @@ class Pool(_std.Pool):
 
     def _begin_call(self, func, args, kwds):
         """A call with nothing but its arguments, in as few steps as that takes."""
-        if self._state is not _RUN:
+        if self._state is not self._unchecked:
             self._check_running()
         result = _new_result(_results.ApplyResult)
         self._crew._begin_call(result, self, func, args, kwds)
