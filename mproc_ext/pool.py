@@ -455,8 +455,10 @@ class Pool(_std.Pool):
 
     def _imap(self, result, func, iterable, chunksize, buffersize, how):
         self._check_running()
+        ordered = type(result) is _results.IMapIterator
         if chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+            shown = format(chunksize, "n") if ordered else repr(chunksize)
+            raise ValueError(f"Chunksize must be 1+, not {shown}")
         if how.progress:
             if hasattr(iterable, "__len__"):
                 how.items = len(iterable)
@@ -473,7 +475,6 @@ class Pool(_std.Pool):
             size, items = 1, _iterate(iterable)
         else:
             size, items = _in_chunks(chunksize, iterable)
-        ordered = type(result) is _results.IMapIterator
         result._begin(
             self._crew,
             _core.JOB_ORDERED if ordered else _core.JOB_UNORDERED,
