@@ -5,7 +5,8 @@ tasks and collects results meanwhile: see src/py/engine.h and _engine.py.  A wor
 nobody along but the task that it was in, and is replaced.
 
 A pool whose class or context is one that the engine cannot serve (a subclass with queues of its
-own, a context that is a mock) has the stdlib's code, and so have the pools of threads.
+own, a context that is a mock) has the stdlib's code, and so have the pools of threads.  A context
+of the stdlib's own stands for this package's of its start method.
 """
 
 import importlib
@@ -33,6 +34,7 @@ __all__ = [
     *("BrokenPoolError", "TaskTimeoutError", "WorkerLostError", "current_worker"),
 ]
 
+_ours = context._ours
 _check_running = _std.Pool._check_running
 _new_result = object.__new__
 
@@ -131,7 +133,7 @@ def _not_with_the_stdlib(pool, **options):
 
 def _why_the_stdlibs(pool):
     """For people: where the pool is of the standard library."""
-    if isinstance(getattr(pool, "_ctx", None), context.BaseContext):
+    if isinstance(_ours(getattr(pool, "_ctx", None)), context.BaseContext):
         what = f"{type(pool).__name__} overrides what only the standard library's pool calls"
     else:
         what = "its context is not one of this package"
@@ -194,12 +196,12 @@ class Pool(_std.Pool):
         max_restarts=None,
         cloudpickle=False,
     ):
-        ctx = context or _default_context()
+        ctx = _ours(context) if context else _default_context()
         self._crew = None
         self._cloudpickle = False
         self._state = _std.INIT  # __del__ looks at it
         if not _is_served(type(self), ctx):
-            self._ctx = ctx
+            self._ctx = ctx = context or ctx
             _not_with_the_stdlib(
                 self,
                 worker_exit=worker_exit,
