@@ -11,6 +11,7 @@ its errors are the standard library's own classes.
 """
 
 import itertools
+import operator
 import os
 import pickle
 import threading
@@ -561,6 +562,7 @@ class ProcessPoolExecutor(_StdExecutor):
         self._cancel_pending_futures = False
         self._force_shutting_down = False
         self._call_queue = _CallQueue()
+        operator.index(max_workers)  # the standard library makes a semaphore of it
         # Beyond it.
         if timeout is not None and not timeout > 0:
             raise ValueError("timeout must be a positive number of seconds, or None")
@@ -711,6 +713,7 @@ class ProcessPoolExecutor(_StdExecutor):
         """
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
+        chunksize = _chunk_size(chunksize)
         if buffersize is not None and not isinstance(buffersize, int):
             raise TypeError("buffersize must be an integer or None")
         if buffersize is not None and buffersize < 1:
@@ -849,6 +852,16 @@ def _arguments(iterables):
     rest = iter(iterables[0]) if len(iterables) == 1 else zip(*iterables, strict=False)
     first = list(itertools.islice(rest, 1))
     return (itertools.chain(first, rest), -1) if first else (None, 0)
+
+
+def _chunk_size(chunksize):
+    """As an int; what is none is an error of what the standard library divides the items by."""
+    if type(chunksize) is not int:
+        if hasattr(_std, "_get_chunks"):
+            next(_std._get_chunks((), chunksize=chunksize), None)
+        else:
+            itertools.batched((), chunksize)
+    return operator.index(chunksize)
 
 
 def _take_all(job, end):

@@ -5,7 +5,8 @@ tasks and collects results meanwhile: see src/py/engine.h and _engine.py.  A wor
 nobody along but the task that it was in, and is replaced.
 
 A pool whose class or context is one that the engine cannot serve (a subclass with queues of its
-own, a context that is a mock) has the stdlib's code, and so have the pools of threads.
+own, a context that is a mock) has the stdlib's code, and so have the pools of threads.  A context
+of the stdlib's own stands for this package's of its start method.
 """
 
 import importlib
@@ -33,7 +34,8 @@ __all__ = [
     *("BrokenPoolError", "TaskTimeoutError", "WorkerLostError", "current_worker"),
 ]
 
-_RUN = _std.RUN
+_ours = context._ours
+_check_running = _std.Pool._check_running
 _new_result = object.__new__
 
 # Seconds.
@@ -131,7 +133,7 @@ def _not_with_the_stdlib(pool, **options):
 
 def _why_the_stdlibs(pool):
     """For people: where the pool is of the standard library."""
-    if isinstance(getattr(pool, "_ctx", None), context.BaseContext):
+    if isinstance(_ours(getattr(pool, "_ctx", None)), context.BaseContext):
         what = f"{type(pool).__name__} overrides what only the standard library's pool calls"
     else:
         what = "its context is not one of this package"
@@ -194,12 +196,12 @@ class Pool(_std.Pool):
         max_restarts=None,
         cloudpickle=False,
     ):
-        ctx = context or _default_context()
+        ctx = _ours(context) if context else _default_context()
         self._crew = None
         self._cloudpickle = False
         self._state = _std.INIT  # __del__ looks at it
         if not _is_served(type(self), ctx):
-            self._ctx = ctx
+            self._ctx = ctx = context or ctx
             _not_with_the_stdlib(
                 self,
                 worker_exit=worker_exit,
@@ -210,6 +212,8 @@ class Pool(_std.Pool):
             )
             super().__init__(processes, initializer, initargs, maxtasksperchild, ctx)
             return
+        # The state in which a call need not ask; a subclass with a check of its own has none.
+        self._unchecked = _std.RUN if type(self)._check_running is _check_running else None
         # As the standard library does it, in its order.
         self._pool = []
         self._ctx = ctx
@@ -296,7 +300,7 @@ class Pool(_std.Pool):
 
     def _begin_call(self, func, args, kwds):
         """A call with nothing but its arguments, in as few steps as that takes."""
-        if self._state is not _RUN:
+        if self._state is not self._unchecked:
             self._check_running()
         result = _new_result(_results.ApplyResult)
         self._crew._begin_call(result, self, func, args, kwds)
@@ -453,8 +457,10 @@ class Pool(_std.Pool):
 
     def _imap(self, result, func, iterable, chunksize, buffersize, how):
         self._check_running()
+        ordered = type(result) is _results.IMapIterator
         if chunksize < 1:
-            raise ValueError(f"Chunksize must be 1+, not {chunksize:n}")
+            shown = format(chunksize, "n") if ordered else repr(chunksize)
+            raise ValueError(f"Chunksize must be 1+, not {shown}")
         if how.progress:
             if hasattr(iterable, "__len__"):
                 how.items = len(iterable)
@@ -471,7 +477,6 @@ class Pool(_std.Pool):
             size, items = 1, _iterate(iterable)
         else:
             size, items = _in_chunks(chunksize, iterable)
-        ordered = type(result) is _results.IMapIterator
         result._begin(
             self._crew,
             _core.JOB_ORDERED if ordered else _core.JOB_UNORDERED,

@@ -116,8 +116,13 @@ int mpx_lane_open(mpx_lane_t *lane, mpx_crew_t *crew, mpx_block_t block)
 {
     size_t size;
     *lane = (mpx_lane_t){.crew = crew, .block = block};
-    mpx_lane_room_t *room = mpx_heap_at(crew->arena, block, &size);
-    if (room == NULL || size < sizeof(*room) || room->magic != MAGIC) {
+    void *address;
+    int status = mpx_heap_find(crew->arena, block, &address, &size);
+    if (status < 0) {
+        return status;
+    }
+    mpx_lane_room_t *room = address;
+    if (size < sizeof(*room) || room->magic != MAGIC) {
         return -EPROTO;
     }
     lane->room = room;
@@ -211,9 +216,14 @@ void mpx_lane_free_given(mpx_lane_t *lane)
     mpx_u64_store_relaxed(&lane->room->giving, 0);
 }
 
-const void *mpx_crew_parcel(mpx_crew_t *crew, const mpx_parcel_note_t *note)
+int mpx_crew_parcel(mpx_crew_t *crew, const mpx_parcel_note_t *note, const char **bytes)
 {
     size_t size;
-    const void *address = mpx_heap_at(crew->arena, note->block, &size);
-    return address != NULL && note->size <= size ? address : NULL;
+    void *address;
+    int status = mpx_heap_find(crew->arena, note->block, &address, &size);
+    if (status == 0 && note->size > size) {
+        status = -EPROTO;
+    }
+    *bytes = status < 0 ? NULL : address;
+    return status;
 }

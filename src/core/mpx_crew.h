@@ -197,7 +197,9 @@ static inline void mpx_lane_note_giving(mpx_lane_t *lane, mpx_block_t block)
     mpx_compiler_barrier();
 }
 
-/* The bytes of a long payload; NULL: there are none such, the memory is damaged. */
-const void *mpx_crew_parcel(mpx_crew_t *crew, const mpx_parcel_note_t *note);
+/* The bytes of a long payload. -EPROTO: there are none such, the memory is damaged; -ENOMEM: this
+ * process has no address space for them. */
+MPX_NODISCARD int mpx_crew_parcel(mpx_crew_t *crew, const mpx_parcel_note_t *note,
+                                  const char **bytes);
 
 #endif

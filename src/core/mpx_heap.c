@@ -106,6 +106,20 @@ void *mpx_heap_at(mpx_arena_t *arena, mpx_block_t block, size_t *size)
     return place.length == 0 ? NULL : mpx_place_address(arena, &place);
 }
 
+int mpx_heap_find(mpx_arena_t *arena, mpx_block_t block, void **address, size_t *size)
+{
+    *address = mpx_heap_at(arena, block, size);
+    if (*address != NULL) {
+        return 0;
+    }
+    int status = mpx_segment_refresh(&arena->segment);
+    if (status == 0) { /* nothing is missing, or not any more */
+        *address = mpx_heap_at(arena, block, size);
+        status = *address == NULL ? -EPROTO : 0;
+    }
+    return status;
+}
+
 /* ---- Owners ---------------------------------------------------------------------------------- */
 
 static int make_owner(mpx_arena_t *arena, mpx_slot_t slot, mpx_heap_owner_t *owner)

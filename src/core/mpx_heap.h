@@ -66,6 +66,11 @@ bool mpx_heap_free(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner
  * cannot be mapped. Maps it if need be. */
 void *mpx_heap_at(mpx_arena_t *arena, mpx_block_t block, size_t *size);
 
+/* The same, and why there is none: -EPROTO: there is no such block; -ENOMEM: this process has no
+ * address space for it. */
+MPX_NODISCARD int mpx_heap_find(mpx_arena_t *arena, mpx_block_t block, void **address,
+                                size_t *size);
+
 /* After a drop of the owner's slot: frees that block of its blocks, unless somebody else holds the
  * slot; or all: how many bytes. */
 void mpx_heap_free_left(mpx_arena_t *arena, mpx_block_t block, mpx_heap_owner_t owner);

@@ -136,7 +136,8 @@ int mpx_heap_extend(mpx_arena_t *arena, mpx_heap_shared_t *heap, uint32_t units)
     if (number > 0) {
         mpx_extent_t last;
         if (!mpx_extent_at(arena, heap, number - 1, &last)) {
-            return -EPROTO; /* or it cannot be mapped: then no other one could be */
+            int status = mpx_segment_refresh(&arena->segment);
+            return status < 0 ? status : -EPROTO; /* where one cannot be mapped, no other could */
         }
         first = last.first + last.length;
         wanted = last.length > MPX_RUN_LENGTH / 2 ? (uint32_t)MPX_RUN_LENGTH : 2 * last.length;

@@ -152,18 +152,19 @@ static PyObject *load(CrewObject *crew, const char *data, size_t size)
 static void read_block(CrewObject *crew, mpx_worker_t *worker, mpx_task_t *task, bool is_error,
                        const mpx_parcel_note_t *note)
 {
-    const char *data = mpx_crew_parcel(&crew->crew, note);
+    const char *data;
+    int status = mpx_crew_parcel(&crew->crew, note, &data);
     PyObject *value = NULL;
     Py_ssize_t index = task->index;
     if (task->job != NULL) {
         JobObject *job = leave_lane(crew, worker, task);
-        if (data == NULL)
-            PyErr_SetString(PyExc_OSError, "the shared memory of a pool's worker is damaged");
-        else
+        if (status == 0)
             value = load(crew, data, note->size);
+        else
+            mpx_raise_unread(status, "the shared memory of a pool's worker is damaged");
         deliver_read(crew, job, index, is_error, value);
     }
-    if (data != NULL) {
+    if (status != -EPROTO) { /* one that cannot be mapped is freed nevertheless */
         mpx_crew_free_block(&crew->crew, note->block);
         mpx_heap_flow(crew->crew.arena, note->size);
     }

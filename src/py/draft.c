@@ -69,3 +69,13 @@ PyObject *mpx_take_exception(void)
     Py_XDECREF(traceback);
     return error;
 }
+
+void mpx_raise_unread(int status, const char *damage)
+{
+    if (status == -EPROTO)
+        PyErr_SetString(PyExc_OSError, damage);
+    else if (status == -ENOMEM)
+        PyErr_SetString(PyExc_MemoryError, "no address space for the shared memory of a pool");
+    else
+        mpx_raise(status);
+}

@@ -353,4 +353,7 @@ mpx_namespace_t mpx_engine_namespace(module_state_t *state);
 /* The exception that is set, normalised, with its traceback: a new reference. */
 PyObject *mpx_take_exception(void);
 
+/* Why a long payload cannot be read, which mpx_crew_parcel says; `damage` is for -EPROTO. */
+void mpx_raise_unread(int status, const char *damage);
+
 #endif

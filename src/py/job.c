@@ -950,9 +950,24 @@ static PyMethodDef JobIterator_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* Some programs look at it. */
+static PyObject *Iterator_get_length(PyObject *self, void *Py_UNUSED(closure))
+{
+    JobObject *job = job_of(self);
+    if (job->length < 0 || job->chunk < 1)
+        Py_RETURN_NONE;
+    return PyLong_FromSsize_t(job->length / job->chunk + (job->length % job->chunk > 0));
+}
+
+static PyGetSetDef JobIterator_getset[] = {
+    {"_length", Iterator_get_length, NULL, "how many tasks; None: that is not known yet", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot JobIterator_slots[] = {
     {Py_tp_doc, (void *)JobIterator_doc},
     {Py_tp_methods, JobIterator_methods},
+    {Py_tp_getset, JobIterator_getset},
     {Py_tp_iter, PyObject_SelfIter},
     {Py_tp_iternext, Job_iternext},
     {0, NULL},

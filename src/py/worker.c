@@ -276,9 +276,10 @@ static const char *find_payload(desk_t *desk, const mpx_spsc_header_t *header, c
     }
     memcpy(&note, data, sizeof(note));
     *size = note.size;
-    const char *bytes = mpx_crew_parcel(desk->lane.crew, &note);
-    if (bytes == NULL)
-        PyErr_SetString(PyExc_OSError, "the memory of a task is not to be had");
+    const char *bytes;
+    int status = mpx_crew_parcel(desk->lane.crew, &note, &bytes);
+    if (status < 0)
+        mpx_raise_unread(status, "the pool's shared memory is damaged");
     return bytes;
 }
 

@@ -96,10 +96,11 @@ static inline bool is_payload(mpx_crew_t *crew, const mpx_spsc_header_t *header,
         return false;
     }
     memcpy(&note, data, sizeof(note));
-    const void *bytes = mpx_crew_parcel(crew, &note);
+    const char *bytes;
+    int status = mpx_crew_parcel(crew, &note, &bytes);
     *block = note.block;
-    return bytes != NULL && note.size == payload_size(number) &&
-           is_as_filled(bytes, number, (uint32_t)note.size);
+    return status == 0 && note.size == payload_size(number) &&
+           is_as_filled((const unsigned char *)bytes, number, (uint32_t)note.size);
 }
 
 /* A block of this process's own with the payload of that number; 0: it needs none. */

@@ -354,6 +354,7 @@ TEST(a_block_goes_to_the_crew_and_is_freed)
     mpx_crew_t crew;
     mpx_block_t block, other;
     void *address;
+    const char *bytes;
     mpx_arena_t *arena = home();
     CHECK_EQ(mpx_crew_create(&crew, arena), 0);
     CHECK_EQ(mpx_crew_new_block(&crew, 100000, &block, &address, much_later()), 0);
@@ -364,26 +365,29 @@ TEST(a_block_goes_to_the_crew_and_is_freed)
     CHECK_EQ(mpx_heap_owned_by(arena, crew.owner), 2 * UNIT);
     mpx_crew_free_own(&crew, block); /* nor this */
     mpx_parcel_note_t note = {.block = block, .size = 100000};
-    CHECK(mpx_crew_parcel(&crew, &note) == address);
+    CHECK_EQ(mpx_crew_parcel(&crew, &note, &bytes), 0);
+    CHECK(bytes == address);
     note.size = 2 * UNIT;
-    CHECK(mpx_crew_parcel(&crew, &note) == address);
+    CHECK_EQ(mpx_crew_parcel(&crew, &note, &bytes), 0);
+    CHECK(bytes == address);
     note.size = 2 * UNIT + 1;
-    CHECK(mpx_crew_parcel(&crew, &note) == NULL);
+    CHECK_EQ(mpx_crew_parcel(&crew, &note, &bytes), -EPROTO);
     note.size = UINT64_MAX;
-    CHECK(mpx_crew_parcel(&crew, &note) == NULL);
+    CHECK_EQ(mpx_crew_parcel(&crew, &note, &bytes), -EPROTO);
     note = (mpx_parcel_note_t){.block = 0, .size = 0};
-    CHECK(mpx_crew_parcel(&crew, &note) == NULL);
+    CHECK_EQ(mpx_crew_parcel(&crew, &note, &bytes), -EPROTO);
     mpx_crew_free_block(&crew, block);
     mpx_crew_free_block(&crew, block); /* somebody else's block may be there now */
     CHECK_EQ(mpx_crew_new_block(&crew, 100000, &other, &address, much_later()), 0);
     mpx_crew_free_block(&crew, block);
     mpx_crew_free_block(&crew, other); /* it is not the crew's */
     note = (mpx_parcel_note_t){.block = block, .size = 1};
-    CHECK(mpx_crew_parcel(&crew, &note) == NULL);
+    CHECK_EQ(mpx_crew_parcel(&crew, &note, &bytes), -EPROTO);
     note.block = other;
-    CHECK(mpx_crew_parcel(&crew, &note) == address);
+    CHECK_EQ(mpx_crew_parcel(&crew, &note, &bytes), 0);
+    CHECK(bytes == address);
     mpx_crew_free_own(&crew, other);
-    CHECK(mpx_crew_parcel(&crew, &note) == NULL);
+    CHECK_EQ(mpx_crew_parcel(&crew, &note, &bytes), -EPROTO);
     CHECK_EQ(stats_of(arena).owned, 0);
     CHECK_EQ(mpx_crew_drop(&crew), 0);
 }

@@ -275,6 +275,28 @@ def test_a_chunk_size_below_one(pool, chunk):
     assert pool.map(abs, [-1]) == [1]
 
 
+def test_how_a_chunk_size_below_one_is_shown(pool):
+    for call, shown in ((pool.imap, "0"), (pool.imap_unordered, "False")):
+        with pytest.raises(ValueError, match=rf"^Chunksize must be 1\+, not {shown}$"):
+            call(abs, [1, 2, 3], False)
+
+
+def test_how_many_results_an_iterator_has(pool):
+    items = queue.SimpleQueue()
+    for call in (pool.imap, pool.imap_unordered):
+        results = call(abs, iter(items.get, None))
+        items.put(-1)
+        first, length = results.next(LIMIT), getattr(results, "_length", "no attribute")
+        items.put(-2)
+        items.put(None)
+        assert (first, length) == (1, None)
+        assert list(results) == [2]
+        assert results._length == 2
+        results = call(abs, [])
+        assert list(results) == []
+        assert results._length == 0
+
+
 def test_a_chunk_size_that_is_no_number(pools, mp):
     # A pool of its own: the stdlib's waits for such a map for ever once it is closed.
     with pools.Pool(1, context=mp) as pool:

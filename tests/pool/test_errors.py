@@ -12,7 +12,7 @@ import pool_targets as targets
 import pytest
 from both_packages import PACKAGES
 from pool_helpers import LIMIT, METHODS
-from sync_helpers import outcome
+from sync_helpers import outcome, run_program
 
 CALLS = {
     "apply": lambda pool: pool.apply(abs, (1,)),
@@ -318,3 +318,101 @@ def test_results_are_not_pickled(make):
         for result in (pool.apply_async(abs, (1,)), pool.imap(abs, [1])):
             with pytest.raises((TypeError, NotImplementedError)):
                 pickle.dumps(result)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+# The standard library's pools stop doing anything then.
+NO_ADDRESS_SPACE = """
+import contextlib
+import os
+import resource
+import mproc_ext
+from mproc_ext.futures import BrokenProcessPool, ProcessPoolExecutor
+
+HARD = resource.getrlimit(resource.RLIMIT_AS)[1]
+
+def limit(room):
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (size + room, HARD))
+
+def unlimit():
+    resource.setrlimit(resource.RLIMIT_AS, (HARD, HARD))
+
+@contextlib.contextmanager
+def limited():
+    limit(2 << 20)
+    try:
+        yield
+    finally:
+        unlimit()
+
+def big(size):
+    return b"x" * size
+
+def fails(call, *args):
+    try:
+        call(*args)
+    except MemoryError:
+        return
+    raise AssertionError("there was memory for it")
+
+def works(pool):
+    assert pool.apply(len, (bytes(1 << 20),)) == len(pool.apply(big, (1 << 20,))) == 1 << 20
+
+ctx = mproc_ext.get_context("fork")
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        # The worker has made the memory larger: in this process it is to be mapped.
+        """
+with ctx.Pool(2) as pool:
+    pool.map(abs, range(10))
+    with limited():
+        fails(pool.map, big, [1 << 20] * 3)
+        assert pool.apply(abs, (-1,)) == 1
+    works(pool)
+""",
+        # The same for what this process sends then.
+        """
+long = bytes(200 << 20)
+with ctx.Pool(2) as pool:
+    pool.map(abs, range(10))
+    with limited():
+        fails(pool.map, big, [1 << 20] * 3)
+        fails(pool.apply, len, (long,))
+        assert pool.apply(abs, (-1,)) == 1
+    assert pool.apply(len, (long,)) == len(long)
+    works(pool)
+""",
+        # A worker cannot map what it is sent.
+        """
+long = bytes(200 << 20)
+with ctx.Pool(1) as pool:
+    pool.apply(limit, (1 << 20,))
+    fails(pool.apply, len, (long,))
+    assert pool.apply(abs, (-1,)) == 1
+    pool.apply(unlimit)
+    assert pool.apply(len, (long,)) == len(long)
+    works(pool)
+""",
+        """
+with ProcessPoolExecutor(2, ctx) as executor:
+    executor.submit(abs, -1).result()
+    with limited():
+        error = executor.submit(big, 40 << 20).exception()
+        assert executor.submit(abs, -1).result() == 1
+    assert type(error) is BrokenProcessPool and type(error.__cause__) is MemoryError, error
+    assert str(error) == "the result of big cannot be unpickled: MemoryError"
+    assert len(executor.submit(big, 40 << 20).result()) == 40 << 20
+""",
+    ],
+    ids=["result", "argument", "worker", "executor"],
+)
+def test_no_address_space(code):
+    """MemoryError, and the pool goes on."""
+    assert run_program("-c", f"{NO_ADDRESS_SPACE}{code}print('done')") == "done\n"

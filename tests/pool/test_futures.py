@@ -692,6 +692,9 @@ def test_subclasses(fork):
         ({"max_tasks_per_child": 1.5}, TypeError),
         ({"max_tasks_per_child": 1, "mp_context": mproc_ext.get_context("fork")}, ValueError),
         ({"max_workers": "2"}, TypeError),
+        ({"max_workers": 1.5}, TypeError),
+        ({"max_workers": 2.0}, TypeError),
+        ({"max_workers": 1.5, "initializer": 5}, TypeError),
     ],
 )
 def test_wrong_arguments_as_the_stdlib_says_it(arguments, kind):
@@ -700,6 +703,25 @@ def test_wrong_arguments_as_the_stdlib_says_it(arguments, kind):
     with pytest.raises(kind) as ours:
         ProcessPoolExecutor(**arguments)
     assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("chunksize", [0, 0.5, 1.0, 1.5, 2.0, "2", None])
+@pytest.mark.parametrize("items", [[], [1, 2, 3]])
+def test_what_is_no_chunk_size_as_the_stdlib_says_it(one, chunksize, items):
+    kinds = (TypeError, ValueError)
+    with concurrent.futures.ProcessPoolExecutor(1) as executor, pytest.raises(kinds) as theirs:
+        executor.map(targets.square, items, chunksize=chunksize)
+    with pytest.raises(kinds) as ours:
+        one.map(targets.square, items, chunksize=chunksize)
+    assert (type(ours.value), str(ours.value)) == (type(theirs.value), str(theirs.value))
+
+
+def test_a_chunk_size_is_what_has_an_index(one):
+    class Two(int):
+        pass
+
+    for chunksize in (True, Two(2)):
+        assert list(one.map(targets.square, range(5), chunksize=chunksize)) == [0, 1, 4, 9, 16]
 
 
 @pytest.mark.parametrize(

@@ -740,6 +740,30 @@ def test_a_subclass_that_changes_little(pools, ctx):
     assert type(pool).__name__ in repr(pool)
 
 
+def test_a_subclass_with_a_check_of_its_own(pools, ctx):
+    class Pool(pools.Pool):
+        checks = 0
+
+        def _check_running(self):
+            self.checks += 1
+            super()._check_running()
+
+    with Pool(1, context=ctx) as pool:
+        for call in (
+            lambda: pool.apply(abs, (-1,)),
+            lambda: pool.apply_async(abs, (-1,)).get(),
+            lambda: pool.apply_async(abs, (-1,), callback=id).get(),
+            lambda: pool.map(abs, [-1]),
+            lambda: next(pool.imap(abs, [-1])),
+        ):
+            before = pool.checks
+            call()
+            assert pool.checks == before + 1
+        pool.close()
+        with pytest.raises(ValueError, match="^Pool not running$"):
+            pool.apply(abs, (-1,))
+
+
 def test_methods_of_the_class_are_there(pools):
     """What subclasses and programs call or patch."""
     for name in (

@@ -1865,10 +1865,31 @@ def test_bad_options(fork, names, kind):
     ids=str,
 )
 def test_a_pool_that_is_the_stdlibs_has_no_options(names):
+    class Context(multiprocessing.context.ForkContext):
+        """No context of this package."""
+
     (name,) = names
     match = f"its context is not one of this package: it has no {name}="
     with pytest.raises(TypeError, match=match):
-        pools.Pool(1, context=multiprocessing.get_context("fork"), **names)
+        pools.Pool(1, context=Context(), **names)
+
+
+def test_a_stdlibs_context(method):
+    """It stands for ours of the same start method."""
+    given = multiprocessing.get_context(method)
+    with pools.Pool(1, context=given, max_memory=PLENTY) as pool:
+        assert all(type(worker) is mproc_ext.get_context(method).Process for worker in pool._pool)
+        assert pool.map(targets.square, range(5), 1, timeout=LIMIT) == [0, 1, 4, 9, 16]
+        assert pool.apply(abs, (-1,)) == 1
+
+
+def test_a_stdlibs_context_where_the_pool_is_the_stdlibs_too():
+    given = multiprocessing.get_context("fork")
+    with WithQueues(1, context=given) as pool:
+        assert pool._ctx is given
+        assert pool.map(targets.square, range(3)) == [0, 1, 4]
+        with pytest.raises(TypeError, match=r"WithQueues overrides .*: it has no timeout="):
+            pool.map(targets.square, range(3), timeout=3)
 
 
 # ---- the end -------------------------------------------------------------------------------------
