@@ -760,7 +760,7 @@ def test_a_subclass_with_a_check_of_its_own(pools, ctx):
             call()
             assert pool.checks == before + 1
         pool.close()
-        with pytest.raises(ValueError, match="^Pool not running$"):
+        with pytest.raises(ValueError, match=r"^Pool not running$"):
             pool.apply(abs, (-1,))
 
 
