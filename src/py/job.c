@@ -965,12 +965,9 @@ static PyGetSetDef JobIterator_getset[] = {
 };
 
 static PyType_Slot JobIterator_slots[] = {
-    {Py_tp_doc, (void *)JobIterator_doc},
-    {Py_tp_methods, JobIterator_methods},
-    {Py_tp_getset, JobIterator_getset},
-    {Py_tp_iter, PyObject_SelfIter},
-    {Py_tp_iternext, Job_iternext},
-    {0, NULL},
+    {Py_tp_doc, (void *)JobIterator_doc}, {Py_tp_methods, JobIterator_methods},
+    {Py_tp_getset, JobIterator_getset},   {Py_tp_iter, PyObject_SelfIter},
+    {Py_tp_iternext, Job_iternext},       {0, NULL},
 };
 
 static PyType_Spec JobIterator_spec = {
