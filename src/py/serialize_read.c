@@ -498,12 +498,10 @@ static PyObject *read_dict(reader_t *reader, bool is_numbered)
     return numbered(reader, dict, is_numbered);
 }
 
-static PyObject *read_value(reader_t *reader)
+/* The rest of a value with this tag. That of a number needs no more of the reader than where it is.
+ */
+static inline PyObject *read_tagged(reader_t *reader, uint8_t tag)
 {
-    uint8_t tag;
-    if (!take(reader, &tag, 1))
-        return damaged();
-    MPX_READ_ONCE(tag);
     bool is_numbered = (tag & MPX_TAG_NUMBERED) != 0 && tag >= (MPX_TAG_FIRST | MPX_TAG_NUMBERED);
     PyObject *object;
     switch (is_numbered ? tag & ~MPX_TAG_NUMBERED : tag) {
@@ -552,6 +550,15 @@ static PyObject *read_value(reader_t *reader)
         return damaged();
     }
     return numbered(reader, object, is_numbered);
+}
+
+static PyObject *read_value(reader_t *reader)
+{
+    uint8_t tag;
+    if (!take(reader, &tag, 1))
+        return damaged();
+    MPX_READ_ONCE(tag);
+    return read_tagged(reader, tag);
 }
 
 static PyObject *read_tree(mpx_keys_t *keys, const char *data, size_t size, bool is_shared)
@@ -642,29 +649,13 @@ bool mpx_numbers_open(mpx_numbers_t *numbers, const char *data, size_t size)
 
 PyObject *mpx_numbers_next(mpx_numbers_t *numbers)
 {
-    reader_t reader;
+    reader_t reader; /* the same */
     reader.at = numbers->at;
     reader.end = numbers->end;
     uint8_t tag = 0;
     (void)take(&reader, &tag, 1);
     MPX_READ_ONCE(tag);
-    numbers->at += Py_MIN(number_size(tag), left(&reader) + 1);
-    switch (tag) {
-    case MPX_TAG_NONE:
-        return Py_NewRef(Py_None);
-    case MPX_TAG_FALSE:
-        return Py_NewRef(Py_False);
-    case MPX_TAG_TRUE:
-        return Py_NewRef(Py_True);
-    case MPX_TAG_INT8:
-        return read_int8(&reader);
-    case MPX_TAG_INT32:
-        return read_int32(&reader);
-    case MPX_TAG_INT64:
-        return read_int64(&reader);
-    case MPX_TAG_FLOAT:
-        return read_float(&reader);
-    default:
-        return damaged();
-    }
+    PyObject *number = number_size(tag) > 0 ? read_tagged(&reader, tag) : damaged();
+    numbers->at = reader.at;
+    return number;
 }
