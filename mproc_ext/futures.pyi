@@ -1,8 +1,14 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import process as _std
 from concurrent.futures.process import BrokenProcessPool as BrokenProcessPool
-from multiprocessing.context import BaseContext, TimeoutError as _TimeoutError
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
+
+from mproc_ext.pool import (
+    TaskTimeoutError as TaskTimeoutError,
+    WorkerLostError as WorkerLostError,
+    current_worker as current_worker,
+)
 
 __all__ = [
     "BrokenProcessPool",
@@ -13,26 +19,6 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-
-class WorkerLostError(RuntimeError):
-    pid: int | None
-    exitcode: int | None
-    task: str | None
-    def __init__(
-        self,
-        message: str,
-        pid: int | None = None,
-        exitcode: int | None = None,
-        task: str | None = None,
-    ) -> None: ...
-
-class TaskTimeoutError(_TimeoutError): ...
-
-class _CurrentWorker:
-    id: int
-    state: dict[Any, Any]
-
-def current_worker() -> _CurrentWorker | None: ...
 
 class ProcessPoolExecutor(_std.ProcessPoolExecutor):
     def __init__(
