@@ -315,6 +315,7 @@ class Crew(_core.Crew):
     # What an executor has otherwise.
     broken_error = BrokenPoolError
     name = "pool"
+    service_is_daemon = True  # the interpreter does not wait for it
 
     def __init__(self, make_process, options):
         self._is_fork_ctx = True
@@ -375,13 +376,19 @@ class Crew(_core.Crew):
 
     def _start_worker(self, place):
         lane, _, _ = self._lane(place)
-        process = self._make_process(work, (self, place, lane, self._options))
+        process = self._new_process(place, lane)
         try:
-            process.start()
+            self._launch(process)
             self._seat(place, process)
         except BaseException:
             self._undo_start(place, process)
             raise
+
+    def _new_process(self, place, lane):
+        return self._make_process(work, (self, place, lane, self._options))
+
+    def _launch(self, process):
+        process.start()
         util.debug("added worker")
 
     def _seat(self, place, process):
@@ -529,10 +536,31 @@ class Crew(_core.Crew):
             with self._service_lock:
                 if self._service is None:
                     thread = threading.Thread(
-                        target=_serve, args=(self,), name=f"mproc_ext-{self.name}", daemon=True
+                        target=self._run_service,
+                        name=f"mproc_ext-{self.name}",
+                        daemon=self.service_is_daemon,
                     )
                     thread.start()
                     self._service = thread
+
+    def _run_service(self):
+        try:
+            while (todo := self._serve()) != _core.SERVICE_END:
+                if todo == _core.SERVICE_CALLBACKS:
+                    self._run_settled()
+        except BaseException as error:
+            # Nobody would look after the workers, nor after jobs that nobody waits for.
+            with self.turn():
+                self._fail_service(error)
+            self._run_settled()
+        self._end_service()
+
+    def _fail_service(self, error):
+        self._fail(error, f"the service thread has failed: {error!r}")
+
+    def _end_service(self):
+        if not self._is_stopping and self._broken is None:
+            self.stop_workers()
 
     def feed(self, job):
         """Have the items of the job drawn by a thread: they may take as long as they like."""
@@ -641,18 +669,17 @@ class Crew(_core.Crew):
         raise self.broken_error(f"the {self.name} does no task any more: the interpreter ends")
 
 
-def _serve(crew):
-    try:
-        while (todo := crew._serve()) != _core.SERVICE_END:
-            if todo == _core.SERVICE_CALLBACKS:
-                crew._run_settled()
-    except BaseException as error:
-        # Nobody would look after jobs that nobody waits for.
-        with crew.turn():
-            crew._fail(error, f"the service thread has failed: {error!r}")
-        crew._run_settled()
-    if not crew._is_stopping and crew._broken is None:
-        crew.stop_workers()
+def is_served(cls, own, not_honoured, ctx):
+    """Whether the engine can serve a class that is *own*, or derived from it, with that context:
+    not where it overrides something that there is only in the stdlib's."""
+    if not isinstance(ctx, context.BaseContext):
+        return False
+    for base in cls.__mro__:
+        if base is own:
+            return True
+        if not not_honoured.isdisjoint(base.__dict__):
+            return False
+    return False
 
 
 def _join_all(processes):

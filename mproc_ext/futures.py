@@ -221,6 +221,7 @@ class _Crew(_engine.Crew):
 
     broken_error = BrokenProcessPool
     name = "executor"
+    service_is_daemon = False
 
     def __init__(self, executor, options):
         super().__init__(None, options)
@@ -267,24 +268,26 @@ class _Crew(_engine.Crew):
                 self._wanted_workers = before  # the next call tries again
                 raise
 
-    def _start_worker(self, place):
+    def _new_process(self, place, lane):
         executor = self._executor()
-        lane, _, _ = self._lane(place)
-        worker = executor._context.Process(
+        return executor._context.Process(
             target=_work, args=(self, place, lane, executor._options, self._manners)
         )
+
+    def _launch(self, worker):
         # It is killed when this process ends in whatever way, as a daemon, but may have children.
         is_daemon = worker.daemon
         worker.daemon = True
-        try:
-            worker.start()
-            worker._config["daemon"] = is_daemon
-            self._seat(place, worker)
-            self.by_pid[worker.pid] = worker
-        except BaseException:
-            self.by_pid.pop(worker.pid, None)
-            self._undo_start(place, worker)
-            raise
+        worker.start()
+        worker._config["daemon"] = is_daemon
+
+    def _seat(self, place, worker):
+        super()._seat(place, worker)
+        self.by_pid[worker.pid] = worker
+
+    def _undo_start(self, place, worker):
+        self.by_pid.pop(worker.pid, None)
+        super()._undo_start(place, worker)
 
     def _refill(self):
         if not any(place is None for place in self._places[: self._wanted_workers]):
@@ -399,15 +402,10 @@ class _Crew(_engine.Crew):
         for job in reversed(self._jobs()):
             job.cancel()
 
-    def need_service(self):
-        if self._service is None:
-            # No daemon: the interpreter waits for it.
-            service = threading.Thread(target=_serve, args=(self,), name=f"mproc_ext-{self.name}")
-            service.daemon = False
-            service.start()
-            self._service = service
+    def _fail_service(self, error):
+        self._break_down("".join(format_exception(error)))
 
-    def end_workers(self):
+    def _end_service(self):
         """In the service thread, when all is done."""
         was_broken = self._broken is not None
         if not was_broken:
@@ -432,20 +430,6 @@ def _broken(cause, message=None):
     return error
 
 
-def _serve(crew):
-    """The service thread."""
-    try:
-        while (todo := crew._serve()) != _core.SERVICE_END:
-            if todo == _core.SERVICE_CALLBACKS:
-                crew._run_settled()
-    except BaseException as error:
-        # Nobody would look after the workers.
-        with crew.turn():
-            crew._break_down("".join(format_exception(error)))
-        crew._run_settled()
-    crew.end_workers()
-
-
 class _CallQueue:
     """What programs find as the executor's queue."""
 
@@ -456,18 +440,6 @@ class _CallQueue:
 _NOT_HONOURED = frozenset(
     "_start_executor_manager_thread _adjust_process_count _launch_processes _spawn_process".split()
 )
-
-
-def _is_served(cls, ctx):
-    """Whether the engine can serve an executor of that class, with that context."""
-    if not isinstance(ctx, context.BaseContext):
-        return False
-    for base in cls.__mro__:
-        if base is ProcessPoolExecutor:
-            return True
-        if not _NOT_HONOURED.isdisjoint(base.__dict__):
-            return False
-    return False
 
 
 class ProcessPoolExecutor(_StdExecutor):
@@ -516,7 +488,9 @@ class ProcessPoolExecutor(_StdExecutor):
         self._context = context._ours(mp_context)
         self._crew = None
         self._is_quick = False  # a submit() needs to look at nothing
-        self._is_stdlib = not _is_served(type(self), self._context)
+        self._is_stdlib = not _engine.is_served(
+            type(self), ProcessPoolExecutor, _NOT_HONOURED, self._context
+        )
         beyond = (worker_exit, max_memory, cpus, max_restarts, cloudpickle or None, timeout)
         if self._is_stdlib:
             if retries or any(option is not None for option in beyond):

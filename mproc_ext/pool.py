@@ -55,18 +55,6 @@ _NOT_HONOURED = frozenset(
 _NO_NAMES = {}
 
 
-def _is_served(cls, ctx):
-    """Whether the engine can serve a pool of that class, with that context."""
-    if not isinstance(ctx, context.BaseContext):
-        return False
-    for base in cls.__mro__:
-        if base is Pool:
-            return True
-        if not _NOT_HONOURED.isdisjoint(base.__dict__):
-            return False
-    return False
-
-
 class _How:
     """How a call is to be done: the arguments that the stdlib's have not."""
 
@@ -200,7 +188,7 @@ class Pool(_std.Pool):
         self._crew = None
         self._cloudpickle = False
         self._state = _std.INIT  # __del__ looks at it
-        if not _is_served(type(self), ctx):
+        if not _engine.is_served(type(self), Pool, _NOT_HONOURED, ctx):
             self._ctx = ctx = context or ctx
             _not_with_the_stdlib(
                 self,
